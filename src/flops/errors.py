@@ -1,0 +1,397 @@
+"""Every failure of the product: a stable code, an exit code, a message and a hint.
+
+    FlopsError                     exit
+    |-- UsageError                    2
+    |-- SourceError                   3   checkout: URL, ref, limits, links
+    |-- StructureError                4   the ML repository contract
+    |-- DependencyError               5   requirements and locks
+    |-- BuildError                    6   wheels, base, layers
+    |-- RegistryError                 7   reaching, pushing, pulling
+    |-- VerificationError             8   a proof about an image failed
+    |-- OrchestratorError             9   containers and orchestrators
+    |-- InternalError                70   a bug of ours
+    `-- Cancelled                   130
+
+Raised deep, caught once at the edge. A message says what and where, a hint what to do; neither ever holds the
+content of a file or a credential.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Finding:
+    """Something wrong in the repository, at a line (1-based; 0 where the whole file is meant)."""
+
+    path: str
+    """Relative to the repository (or its subdirectory), with forward slashes."""
+    line: int
+    code: str
+    message: str
+    hint: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else self.path
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("code", "path", "line", "message", "hint")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjustment:
+    """A change that the builder made to what the repository asked for; always reported."""
+
+    code: str
+    package: str
+    before: str
+    after: str
+    where: str
+    """`conda.yaml:12`, or the name of the file where no single line is meant."""
+    reason: str
+    platform: str | None = None
+    """None where it holds for every platform."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class FlopsError(Exception):
+    """Base of all failures: `code` is stable and documented, `exit_code` is what a command ends with."""
+
+    code: ClassVar[str] = "INTERNAL"
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, message: str, *, hint: str = "", findings: Iterable[Finding] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.findings = tuple(findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object under `error` that commands, events and the manager's API share."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+# --- 2: usage ---------------------------------------------------------------------------------------------------------
+class UsageError(FlopsError):
+    code, exit_code = "USAGE", 2
+
+
+class UnknownPlatform(UsageError):
+    code = "UNKNOWN_PLATFORM"
+
+
+class BadTarget(UsageError):
+    """A registry, repository or tag name that no registry could take."""
+
+    code = "BAD_TARGET"
+
+
+class BadSetting(UsageError):
+    code = "BAD_SETTING"
+
+
+# --- 3: source --------------------------------------------------------------------------------------------------------
+class SourceError(FlopsError):
+    code, exit_code = "SOURCE", 3
+
+
+class BadUrl(SourceError):
+    code = "BAD_URL"
+
+
+class BlockedAddress(SourceError):
+    code = "BLOCKED_ADDRESS"
+
+
+class CredentialInUrl(SourceError):
+    code = "CREDENTIAL_IN_URL"
+
+
+class BadRef(SourceError):
+    code = "BAD_REF"
+
+
+class RefNotFound(SourceError):
+    code = "REF_NOT_FOUND"
+
+
+class CloneFailed(SourceError):
+    """The repository can't be reached or read."""
+
+    code = "CLONE_FAILED"
+
+
+class CloneAuth(CloneFailed):
+    code = "CLONE_AUTH"
+
+
+class CloneTimeout(CloneFailed):
+    code = "CLONE_TIMEOUT"
+
+
+class CloneRedirect(SourceError):
+    code = "CLONE_REDIRECT"
+
+
+class CloneFsck(SourceError):
+    """Git's own object check refused what the server sent."""
+
+    code = "CLONE_FSCK"
+
+
+class SubdirNotFound(SourceError):
+    code = "SUBDIR_NOT_FOUND"
+
+
+class EmptyRepo(SourceError):
+    code = "EMPTY_REPO"
+
+
+class RepositoryLink(SourceError):
+    """A symbolic link that leaves the repository, or stands where a file of the contract is expected."""
+
+    code = "SYMLINK"
+
+
+class LfsUnsupported(SourceError):
+    code = "LFS_UNSUPPORTED"
+
+
+class RepositoryLimit(SourceError):
+    """Too many bytes, files or directory levels."""
+
+    code = "LIMIT_REPO"
+
+
+class FileLimit(SourceError):
+    code = "LIMIT_FILE"
+
+
+class SecretFound(SourceError):
+    """Likely secrets (`.env`, private keys) that would end up in an image."""
+
+    code = "SECRET_FOUND"
+
+
+# --- 4: structure -----------------------------------------------------------------------------------------------------
+class StructureError(FlopsError):
+    """The repository breaks the ML repository contract; `findings` holds every place."""
+
+    code, exit_code = "STRUCTURE", 4
+
+
+# --- 5: dependencies --------------------------------------------------------------------------------------------------
+class DependencyError(FlopsError):
+    code, exit_code = "DEPENDENCIES", 5
+
+
+class RequirementsMissing(DependencyError):
+    code = "REQUIREMENTS_MISSING"
+
+
+class RequirementSyntax(DependencyError):
+    """A dependency file or a line of it can't be read; `findings` holds every place."""
+
+    code = "REQUIREMENT_SYNTAX"
+
+
+class RequirementForbidden(DependencyError):
+    """Paths, URLs, options and variables in a dependency file; `findings` holds every place."""
+
+    code = "REQUIREMENT_FORBIDDEN"
+
+
+class NeedsBuild(DependencyError):
+    code = "NEEDS_BUILD"
+
+
+class PythonUnavailable(DependencyError):
+    """No provider has a Python that the repository's pins allow."""
+
+    code = "PYTHON_UNAVAILABLE"
+
+
+class PackageNotFound(DependencyError):
+    code = "PACKAGE_NOT_FOUND"
+
+
+class NoWheel(DependencyError):
+    code = "NO_WHEEL"
+
+
+class Unresolvable(DependencyError):
+    """The requirements contradict each other."""
+
+    code = "RESOLVE"
+
+
+class LockTimeout(DependencyError):
+    code = "LOCK_TIMEOUT"
+
+
+class IndexUnreachable(DependencyError):
+    """The package index does not answer: never the repository's fault."""
+
+    code = "INDEX_UNREACHABLE"
+
+
+class WheelHash(DependencyError):
+    code = "WHEEL_HASH"
+
+
+# --- 6: build ---------------------------------------------------------------------------------------------------------
+class BuildError(FlopsError):
+    code, exit_code = "BUILD", 6
+
+
+class WheelUnsafe(BuildError):
+    code = "WHEEL_UNSAFE"
+
+
+class WheelRecord(BuildError):
+    code = "WHEEL_RECORD"
+
+
+class WheelBomb(BuildError):
+    code = "WHEEL_BOMB"
+
+
+class LayerUnsafe(BuildError):
+    """A path or mode that the layer writer refuses."""
+
+    code = "LAYER_UNSAFE"
+
+
+class LayerConflict(BuildError):
+    code = "LAYER_CONFLICT"
+
+
+class BaseUnavailable(BuildError):
+    """No base file system can be had: no apt, no mirror, no such image."""
+
+    code = "BASE_UNAVAILABLE"
+
+
+class BaseUnsuitable(BuildError):
+    """A base image that lacks glibc, Python or the platform."""
+
+    code = "BASE_UNSUITABLE"
+
+
+class ToolMissing(BuildError):
+    """A program that the builder needs (git, apt-get, uv) is not on this machine."""
+
+    code = "TOOL_MISSING"
+
+
+class ToolFailed(BuildError):
+    """A program ended in a way that its caller has no better name for."""
+
+    code = "TOOL_FAILED"
+
+
+class ToolTimeout(BuildError):
+    code = "TOOL_TIMEOUT"
+
+
+class DiskFull(BuildError):
+    code = "DISK_FULL"
+
+
+class OutputError(BuildError):
+    """The place named by --output can't be written."""
+
+    code = "OUTPUT"
+
+
+# --- 7: registry ------------------------------------------------------------------------------------------------------
+class RegistryError(FlopsError):
+    code, exit_code = "REGISTRY", 7
+
+
+class RegistryUnreachable(RegistryError):
+    code = "REGISTRY_UNREACHABLE"
+
+
+class RegistryAuth(RegistryError):
+    code = "REGISTRY_AUTH"
+
+
+class AuthRealm(RegistryError):
+    """A registry sends its clients' credentials to another host."""
+
+    code = "AUTH_REALM"
+
+
+class RegistryRefused(RegistryError):
+    """The registry answered and said no."""
+
+    code = "REGISTRY_REFUSED"
+
+
+class RegistryTooLarge(RegistryError):
+    code = "REGISTRY_TOO_LARGE"
+
+
+class RegistryDigest(RegistryError):
+    """What the registry holds is not what was sent."""
+
+    code = "REGISTRY_DIGEST"
+
+
+class TagTaken(RegistryError):
+    """The tag holds an image of another recipe or source; `--force` moves it."""
+
+    code = "TAG_TAKEN"
+
+
+class ImageNotFound(RegistryError):
+    code = "IMAGE_NOT_FOUND"
+
+
+# --- 8, 9, 70, 130 ----------------------------------------------------------------------------------------------------
+class VerificationError(FlopsError):
+    code, exit_code = "VERIFY", 8
+
+
+class OrchestratorError(FlopsError):
+    code, exit_code = "ORCHESTRATOR", 9
+
+
+class EngineMissing(OrchestratorError):
+    """No container engine (podman or docker) that could run or load an image."""
+
+    code = "ENGINE_MISSING"
+
+
+class EngineFailed(OrchestratorError):
+    code = "ENGINE_FAILED"
+
+
+class TrainingFailed(OrchestratorError):
+    """A local federation (`flops try`) did not reach its last round."""
+
+    code = "TRAINING_FAILED"
+
+
+class InternalError(FlopsError):
+    """A bug of ours."""
+
+    code, exit_code = "INTERNAL", 70
+
+
+class Cancelled(FlopsError):
+    code, exit_code = "CANCELLED", 130

@@ -1,0 +1,110 @@
+"""The only place that starts a program: a deadline, a scrubbed environment, its own process group, bounded output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from flops.errors import ToolFailed, ToolMissing, ToolTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: What a child may see of our own environment; all else is given by name.
+INHERITED = (
+    "PATH",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "FLOPS_JOB_ID",
+)
+#: Bytes kept of each of a child's outputs; the rest stays in the temporary file and goes with it.
+OUTPUT_LIMIT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """How a program ended. `code` is its exit code, negative for a signal."""
+
+    arguments: tuple[str, ...]
+    code: int
+    stdout: str
+    stderr: str
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The allow-listed part of our environment, LANG=C.UTF-8, and what the caller adds."""
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {**kept, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def find(program: str) -> str:
+    """The program's path; ToolMissing where it is not on this machine."""
+    path = shutil.which(program)
+    if path is None:
+        raise ToolMissing(f"{program} is not installed", hint=f"install {program} and see that it is on PATH")
+    return path
+
+
+def run(
+    arguments: Sequence[str | Path],
+    *,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    check: bool = True,
+) -> Completed:
+    """Run a program to its end or its deadline (in seconds), in a process group of its own that is killed with it.
+
+    `env` is added to the allow-listed environment. ToolMissing, ToolTimeout; ToolFailed where `check` and the code is not 0.
+    """
+    words = tuple(str(argument) for argument in arguments)
+    words = (find(words[0]) if "/" not in words[0] else words[0], *words[1:])
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as feed:
+        feed.write((stdin or "").encode())
+        feed.seek(0)
+        try:
+            child = subprocess.Popen(
+                words, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd, start_new_session=True
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
+        try:
+            code = child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
+        finally:
+            _kill_group(child)
+        done = Completed(arguments=words, code=code, stdout=_text(out), stderr=_text(err))
+    if check and code != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ToolFailed(f"{Path(words[0]).name} ended with {code}: {last[0][:500]}")
+    return done
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    """Nothing that a program started outlives it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(OUTPUT_LIMIT).decode("utf-8", "replace")

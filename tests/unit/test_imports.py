@@ -1,0 +1,74 @@
+"""A room imports only rooms below it (ARCHITECTURE.md, "The house")."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+FOUNDATION = {
+    "flops.errors",
+    "flops.platforms",
+    "flops.recipe",
+    "flops.process",
+    "flops.progress",
+    "flops.settings",
+    "flops",
+}
+ROOMS = {  # room: the rooms of ours that it may import beside itself and the foundation
+    "flops.oci": set(),
+    "flops.builder": {"flops.oci"},
+    "flops.manager": {"flops_wire"},
+    "flops.observer": {"flops_wire"},
+    "flops.cli": {"flops.oci", "flops.builder", "flops.manager", "flops.observer", "flops_wire"},
+    "flops_wire": set(),
+    "flops_actor": {"flops_wire"},
+    "flops_worker": {"flops_wire", "flops_utils"},
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module(path):
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_file_imports_only_rooms_below_it(path):
+    name = module(path)
+    ours = {target for target in imported(path) if target.split(".")[0].startswith("flops")}
+    if name in FOUNDATION:
+        assert {
+            target
+            for target in ours
+            if not any(target == f or target.startswith(f + ".") for f in FOUNDATION - {"flops"})
+        } <= {"flops"}
+        return
+    room = next(room for room in ROOMS if name == room or name.startswith(room + "."))
+    below = ROOMS[room] | {room} | (FOUNDATION - {"flops"} if room.startswith("flops.") else set())
+    wrong = {
+        t for t in ours - {"flops", "flops.__version__"} if not any(t == b or t.startswith(b + ".") for b in below)
+    }
+    assert not wrong, f"{name} must not import {sorted(wrong)}"
+
+
+def test_there_are_files_to_check():
+    assert len(FILES) > 10
+
+
+def test_errors_import_the_standard_library_only():
+    assert {target.split(".")[0] for target in imported(SOURCE / "flops/errors.py")} <= {
+        "__future__",
+        "dataclasses",
+        "typing",
+        "collections",
+    }
