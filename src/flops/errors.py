@@ -342,6 +342,12 @@ class RegistryRefused(RegistryError):
     code = "REGISTRY_REFUSED"
 
 
+class ManifestIncomplete(RegistryRefused):
+    """A manifest was refused since the registry does not hold what it names."""
+
+    code = "MANIFEST_INCOMPLETE"
+
+
 class RegistryTooLarge(RegistryError):
     code = "REGISTRY_TOO_LARGE"
 
@@ -360,6 +366,12 @@ class TagTaken(RegistryError):
 
 class ImageNotFound(RegistryError):
     code = "IMAGE_NOT_FOUND"
+
+
+class BadImage(RegistryError):
+    """An index, manifest, config or digest that can't be read, or a blob that is not what its digest says."""
+
+    code = "BAD_IMAGE"
 
 
 # --- 8, 9, 70, 130 ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 from flops.errors import ToolFailed, ToolMissing, ToolTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 #: What a child may see of our own environment; all else is given by name.
 INHERITED = (
@@ -35,6 +36,8 @@ INHERITED = (
 )
 #: Bytes kept of each of a child's outputs; the rest stays in the temporary file and goes with it.
 OUTPUT_LIMIT = 16 * 1024 * 1024
+#: Bytes of one line of a program that is followed; a longer line arrives in pieces.
+LINE_LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,62 @@ def run(
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ToolFailed(f"{Path(words[0]).name} ended with {code}: {last[0][:500]}")
     return done
+
+
+class Running:
+    """A program that is followed while it runs: each line of its output (both streams) goes to `on_line`, from a thread.
+
+    Use as a context manager: at exit the program's whole process group is gone.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str | Path], *, on_line: Callable[[str], None], env: Mapping[str, str] | None = None
+    ) -> None:
+        words = [str(argument) for argument in arguments]
+        self._name = Path(words[0]).name
+        self._child = subprocess.Popen(
+            [find(words[0]), *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(env),
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _kill_group(self._child)
+        self._reader.join(timeout=5)
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._child.poll()
+
+    def wait(self, seconds: float) -> int:
+        """The exit code; ToolTimeout after that many seconds."""
+        try:
+            code = self._child.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise ToolTimeout(f"{self._name} did not end within {seconds:.0f} s") from None
+        self._reader.join(timeout=5)
+        return code
+
+    def interrupt(self) -> None:
+        """Ask the program to end (SIGTERM), without waiting."""
+        with contextlib.suppress(ProcessLookupError):
+            self._child.terminate()
+
+    def _read(self, on_line: Callable[[str], None]) -> None:
+        stream = self._child.stdout
+        while stream is not None and (line := stream.readline(LINE_LIMIT)):
+            on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ FOUNDATION = {
 }
 ROOMS = {  # room: the rooms of ours that it may import beside itself and the foundation
     "flops.oci": set(),
-    "flops.builder": {"flops.oci"},
+    "flops.builder": {"flops.oci", "flops_wire"},
     "flops.manager": {"flops_wire"},
     "flops.observer": {"flops_wire"},
     "flops.cli": {"flops.oci", "flops.builder", "flops.manager", "flops.observer", "flops_wire"},

@@ -1,0 +1,108 @@
+# ruff: noqa: INP001 - a command of its own, not a package
+"""Refresh the FL runtime's lists, src/flops/resources/runtime-MINOR.txt: exact versions and the hashes of wheels that fit.
+
+    .venv/bin/python scripts/runtime_lock.py
+
+One list serves both platforms. uv resolves linux/amd64 first, then linux/arm64 with those versions as constraints; where
+the two closures differ the command fails. Of each package's wheels only those are listed that the newest glibc we ship
+can load; for an older one a part of them remains. No address of an index gets into a list.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from packaging.utils import canonicalize_name
+from uv import find_uv_bin
+
+from flops.errors import FlopsError, Unresolvable
+from flops.platforms import Platform
+from flops.process import run
+from flops.settings import Settings
+
+RESOURCES = Path(__file__).parents[1] / "src" / "flops" / "resources"
+#: Flower 1.42.0 asks for a certifi that does not exist. Actors publish FLOps' messages over MQTT.
+WANTED = ("flwr==1.41.0", "paho-mqtt>=2,<3")
+#: Flower's own installer of app dependencies, which actors switch off: 38 MB.
+LEFT_OUT = frozenset({"uv"})
+#: Python as Debian's suites have it, with their glibc; uv knows manylinux up to 2_40.
+PYTHONS = (("3.11.2", (2, 36)), ("3.13.5", (2, 40)))
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Locked:
+    name: str
+    version: str
+
+
+def lock(python: str, platform: Platform, glibc: tuple[int, int], constraints: list[Locked]) -> dict[Locked, set[str]]:
+    """Resolve for one platform: the SHA-256 of every wheel that uv found fitting, by package."""
+    settings = Settings.read()
+    with tempfile.TemporaryDirectory() as directory:
+        room = Path(directory)
+        (room / "wanted.in").write_text("\n".join(WANTED) + "\n")
+        (room / "constraints.txt").write_text("".join(f"{item.name}=={item.version}\n" for item in constraints))
+        index = ["--default-index", settings.index_url] if settings.index_url else []
+        certificates = {"SSL_CERT_FILE": str(settings.ca_bundle)} if settings.ca_bundle else {}
+        fixed = "--quiet --no-config --no-sources --only-binary :all: --no-header --format pylock.toml"
+        files = "--constraints constraints.txt -o pylock.runtime.toml wanted.in"
+        target = f"--python-version {python} --python-platform {platform.uv_platform(glibc)}"
+        run(
+            [find_uv_bin(), "pip", "compile", *f"{fixed} {target} {files}".split(), *index],
+            seconds=300,
+            cwd=room,
+            env={"HOME": directory, "UV_CACHE_DIR": str(settings.cache_dir / "uv"), **certificates},
+        )
+        document = tomllib.loads((room / "pylock.runtime.toml").read_text())
+    return {
+        Locked(name=canonicalize_name(package["name"]), version=package["version"]): {
+            wheel["hashes"]["sha256"] for wheel in package["wheels"] if is_wheel(wheel)
+        }
+        for package in document["packages"]
+        if canonicalize_name(package["name"]) not in LEFT_OUT
+    }
+
+
+def is_wheel(entry: dict[str, str]) -> bool:
+    name = entry.get("name") or unquote(urlsplit(entry["url"]).path)
+    return name.endswith(".whl")
+
+
+def runtime(python: str, glibc: tuple[int, int]) -> str:
+    """The list's text for one Python."""
+    amd64 = lock(python, Platform.LINUX_AMD64, glibc, [])
+    arm64 = lock(python, Platform.LINUX_ARM64, glibc, sorted(amd64))
+    if set(amd64) != set(arm64):
+        odd = ", ".join(f"{item.name} {item.version}" for item in sorted(set(amd64) ^ set(arm64)))
+        raise Unresolvable(f"the platforms' closures differ for Python {python}: {odd}")
+    lines = [
+        f"# The FL runtime for Python {python.rpartition('.')[0]}, both platforms. Refresh: scripts/runtime_lock.py\n"
+    ]
+    for item in sorted(amd64):
+        hashes = sorted(amd64[item] | arm64[item])
+        lines.append(
+            " \\\n".join([f"{item.name}=={item.version}", *(f"    --hash=sha256:{value}" for value in hashes)])
+        )
+        lines.append("\n")
+    return "".join(lines)
+
+
+def main() -> int:
+    for python, glibc in PYTHONS:
+        target = RESOURCES / f"runtime-{python.rpartition('.')[0]}.txt"
+        text = runtime(python, glibc)
+        target.write_text(text)
+        sys.stderr.write(f"{target.name}: {text.count('==')} packages\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except FlopsError as error:
+        sys.exit(f"{error.code}: {error.message}")

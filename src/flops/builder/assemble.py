@@ -1,0 +1,250 @@
+"""Execute a plan: fetch the wheels that are needed, make each distinct layer once, hand it on as soon as it is there."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flops.builder import bytecode_layer
+from flops.builder.files import write_entries
+from flops.builder.layer_cache import layer_key
+from flops.builder.plan import BytecodeLayer, FilesLayer, WheelsLayer
+from flops.builder.wheel_layer import WheelFile, WheelLayer
+from flops.oci.layer import LayerWriter
+from flops.progress import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from flops.builder.bytecode import Interpreter
+    from flops.builder.lock import LockedWheel
+    from flops.builder.plan import PlannedLayer
+    from flops.builder.layer_cache import LayerCache
+    from flops.builder.wheels import WheelCache
+    from flops.oci.layer import Layer
+    from flops.oci.layout import BlobStore
+    from flops.progress import Reporter
+    from flops.recipe import Compression
+
+#: Wheels that are fetched at the same time.
+FETCHING = 8
+#: Layers that travel at the same time while others are made.
+TRAVELLING = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What layers are made with."""
+
+    wheels: WheelCache
+    layers: LayerCache
+    blobs: BlobStore
+    compression: Compression
+    interpreter: Callable[[], Interpreter]
+    """The base's own Python; called where bytecode is wanted."""
+    offer: Callable[[Layer], None]
+    """Told of each layer that is ready, from threads of its own."""
+    reporter: Reporter
+    workers: int = field(default_factory=lambda: max(2, os.cpu_count() or 2))
+
+
+class Assembly:
+    """One run over the layers of a plan. Work begins with the first `add`; `finish` waits for it; `with` cleans up."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._fetchers = ThreadPoolExecutor(FETCHING, thread_name_prefix="fetch")
+        self._makers = ThreadPoolExecutor(workshop.workers, thread_name_prefix="layer")
+        self._carriers = ThreadPoolExecutor(TRAVELLING, thread_name_prefix="offer")
+        self._wheels: dict[str, Future[Path]] = {}
+        self._layers: dict[PlannedLayer, Future[Layer]] = {}
+        self._offers: list[Future[None]] = []
+        self._guard = threading.Lock()
+        self._bytes: dict[Stage, int] = defaultdict(int)
+        self._totals: dict[Stage, int] = defaultdict(int)
+        self.downloaded = 0
+        self.reused = 0
+
+    def __enter__(self) -> Assembly:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._fetchers, self._makers, self._carriers):
+            pool.shutdown(cancel_futures=True)
+
+    def add(self, layers: Iterable[PlannedLayer]) -> None:
+        """Begin with these layers: those that are remembered are there at once, the others fetch and make."""
+        fresh = [layer for layer in layers if layer not in self._layers]
+        bytecode = [layer for layer in fresh if isinstance(layer, BytecodeLayer)]
+        wanted = [layer for layer in fresh if not isinstance(layer, BytecodeLayer) and not self._recalled(layer)]
+        missing = [layer for layer in bytecode if not self._recalled(layer)]
+        for layer in wanted:
+            wheels = layer.wheels if isinstance(layer, WheelsLayer) else ()
+            self._when_fetched(wheels, (layer,), self._make)
+        if missing:
+            distinct = tuple({wheel: None for layer in missing for wheel in layer.wheels})
+            self._when_fetched(distinct, tuple(missing), self._make_bytecode)
+
+    def offer(self, layer: Layer) -> None:
+        """A layer that was made elsewhere (the base's) may travel."""
+        self._offers.append(self._carriers.submit(self._workshop.offer, layer))
+
+    def wait_for_wheels(self) -> None:
+        _first_failure([*self._wheels.values(), *self._layers.values()], until=list(self._wheels.values()))
+
+    def finish(self) -> dict[PlannedLayer, Layer]:
+        """Every layer that was added; the first failure is raised and the rest is given up."""
+        _first_failure([*self._wheels.values(), *self._layers.values()])
+        return {layer: future.result() for layer, future in self._layers.items()}
+
+    def wait_for_offers(self) -> None:
+        _first_failure(self._offers)
+
+    # --- pieces -------------------------------------------------------------------------------------------------------
+    def _recalled(self, layer: PlannedLayer) -> bool:
+        key = self._key(layer)
+        known = self._workshop.layers.get(key) if key else None
+        if known is None:
+            return False
+        future: Future[Layer] = Future()
+        future.set_result(known)
+        self._layers[layer] = future
+        self.reused += known.size
+        self.offer(known)
+        return True
+
+    def _key(self, layer: PlannedLayer) -> str | None:
+        compression = self._workshop.compression
+        match layer:
+            case WheelsLayer():
+                hashes = [wheel.sha256 for wheel in layer.wheels]
+                return layer_key(hashes, prefix=layer.prefix, python=layer.python, compression=compression)
+            case BytecodeLayer():
+                return bytecode_layer.key(layer, compression)
+            case _:
+                return None
+
+    def _when_fetched(
+        self,
+        wheels: Sequence[LockedWheel],
+        layers: tuple[PlannedLayer, ...],
+        make: Callable[[tuple[PlannedLayer, ...]], list[Layer]],
+    ) -> None:
+        """Make layers once their wheels are here; no maker waits for a wheel."""
+        futures: list[Future[Layer]] = [Future() for _ in layers]
+        self._layers |= dict(zip(layers, futures, strict=True))
+        sources = [self._fetch(wheel) for wheel in wheels]
+        left = [len(sources)]
+
+        def start() -> None:
+            def work() -> None:
+                try:
+                    made = make(layers)
+                except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                    for future in futures:
+                        future.set_exception(error)
+                else:
+                    for future, layer in zip(futures, made, strict=True):
+                        self.offer(layer)
+                        future.set_result(layer)
+
+            self._makers.submit(work)
+
+        def fetched(source: Future[Path]) -> None:
+            if source.cancelled() or source.exception() is not None:
+                return  # told through the wheel's own future
+            with self._guard:
+                left[0] -= 1
+                ready = left[0] == 0
+            if ready:
+                start()
+
+        if not sources:
+            start()
+        for source in sources:
+            source.add_done_callback(fetched)
+
+    def _fetch(self, wheel: LockedWheel) -> Future[Path]:
+        if wheel.sha256 not in self._wheels:
+            self._totals[Stage.FETCH] += wheel.size or 0
+            self._wheels[wheel.sha256] = self._fetchers.submit(self._fetch_now, wheel)
+        return self._wheels[wheel.sha256]
+
+    def _fetch_now(self, wheel: LockedWheel) -> Path:
+        if self._workshop.wheels.has(wheel):
+            self._count(Stage.FETCH, wheel.size or 0)
+            return self._workshop.wheels.path(wheel)
+
+        def count(number: int) -> None:
+            with self._guard:
+                self.downloaded += number
+            self._count(Stage.FETCH, number)
+
+        return self._workshop.wheels.fetch(wheel, on_bytes=count)
+
+    def _make(self, layers: tuple[PlannedLayer, ...]) -> list[Layer]:
+        (layer,) = layers
+        match layer:
+            case WheelsLayer():
+                made: Layer = self._workshop.layers.layer_for(
+                    [
+                        WheelFile(
+                            path=self._wheels[wheel.sha256].result(), sha256=wheel.sha256, filename=wheel.filename
+                        )
+                        for wheel in layer.wheels
+                    ],
+                    prefix=layer.prefix,
+                    python=layer.python,
+                    compression=self._workshop.compression,
+                )
+            case FilesLayer():
+                made = self._make_files(layer)
+            case _:
+                raise TypeError(f"a {type(layer).__name__} is not made here")
+        return [made]
+
+    def _make_files(self, layer: FilesLayer) -> Layer:
+        with self._workshop.blobs.writer() as blob:
+            writer = LayerWriter(blob, compression=self._workshop.compression)
+            write_entries(layer.entries, writer)
+            made = writer.close(comment=layer.title)
+            blob.commit(made.digest)
+        return made
+
+    def _make_bytecode(self, layers: tuple[PlannedLayer, ...]) -> list[Layer]:
+        wanted = [layer for layer in layers if isinstance(layer, BytecodeLayer)]
+        paths = {wheel.sha256: self._wheels[wheel.sha256].result() for layer in wanted for wheel in layer.wheels}
+        made = bytecode_layer.make(
+            wanted,
+            paths,
+            interpreter=self._workshop.interpreter(),
+            blobs=self._workshop.blobs,
+            compression=self._workshop.compression,
+            workers=self._workshop.workers,
+        )
+        for layer in wanted:
+            key = bytecode_layer.key(layer, self._workshop.compression)
+            self._workshop.layers.put(key, WheelLayer(**made[layer].to_json()))
+        return [made[layer] for layer in wanted]
+
+    def _count(self, stage: Stage, number: int) -> None:
+        with self._guard:
+            self._bytes[stage] += number
+            done, total = self._bytes[stage], self._totals[stage]
+        self._workshop.reporter.progress(stage, done=done, total=max(done, total))
+
+
+def _first_failure(futures: Sequence[Future[Any]], *, until: Sequence[Future[Any]] | None = None) -> None:
+    """Wait for `until` (or for all), or for the first failure among `futures`, which is raised."""
+    left = set(until if until is not None else futures)
+    while left:
+        wait(futures, timeout=0.05 if until is not None else None, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future.done() and not future.cancelled() and (error := future.exception()) is not None:
+                raise error
+        left = {future for future in left if not future.done()}

@@ -1,0 +1,423 @@
+"""The main job: one commit of an ML repository becomes a learner and an aggregator image in their place.
+
+`inspect` reads, `resolve` decides (Python, locks, base), `plan` lays out, `Assembly` makes, a Target publishes. Work
+overlaps: the base is made and the FL runtime's layers are begun while the user's requirements are still being locked, and
+layers travel while others are made.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flops.builder import actors, compose, doctor, runtime, verify
+from flops.builder.actors import Actor
+from flops.builder.assemble import Assembly, Workshop
+from flops.builder.clock import Clock
+from flops.builder.compose import Identity
+from flops.builder.foundation import Foundation
+from flops.builder.inspection import Inspection, inspect
+from flops.builder.lock import Locker
+from flops.builder.layer_cache import LayerCache
+from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
+from flops.builder.publish import Delivery, Existing, Published, Summary, Target
+from flops.builder.pythons import Wish, order
+from flops.builder.result import ActorImage, PythonUsed, Report, Result
+from flops.builder.wheels import WheelCache
+from flops.errors import InternalError
+from flops.oci.blobs import BlobStore
+from flops.progress import Reporter, Silent, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flops.builder.bytecode import Interpreter
+    from flops.builder.doctor import PythonChoice, Resolution
+    from flops.builder.lock import Lock
+    from flops.builder.rootfs import Base
+    from flops.builder.source import Source
+    from flops.oci.image import Image
+    from flops.oci.layer import Layer
+    from flops.platforms import Platform
+    from flops.recipe import Recipe
+    from flops.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command or a project asks for."""
+
+    source: Source
+    platforms: tuple[Platform, ...]
+    recipe: Recipe
+    ref: str | None = None
+    upgrade: bool = False
+    """Lock and resolve the base anew, whatever was kept."""
+    force: bool = False
+    """Build although a matching image exists, and move a tag that holds another recipe."""
+    verify: bool = True
+
+
+def check(request: Request, *, settings: Settings, reporter: Reporter | None = None) -> Report:
+    """Everything up to the locks; no layers. The same errors as `build` up to there."""
+    with ExitStack() as stack:
+        job = _Job(request, settings, reporter or Silent(), stack)
+        seen = job.inspect()
+        with job.clock.stage(Stage.RESOLVE, "locks"):
+            found = job.resolve(seen)
+        return Report(
+            repository=seen.checkout.source,
+            commit=seen.checkout.commit,
+            recipe=request.recipe.digest,
+            python=_python_used(request, seen, found.python),
+            adjustments=(*seen.requirements.adjustments, *found.adjustments),
+            findings=(*seen.structure.notes, *seen.requirements.notes),
+            locks=found.locks,
+            seconds=job.clock.seconds(),
+        )
+
+
+def build(
+    request: Request,
+    target: Target,
+    *,
+    settings: Settings,
+    reporter: Reporter | None = None,
+    before_tags: Callable[[], None] = lambda: None,
+) -> Result:
+    """Build both actors' images and put them in place; names move last, after `before_tags`.
+
+    Any FlopsError; then what stood under the names before still stands there.
+    """
+    with ExitStack() as stack:
+        job = _Job(request, settings, reporter or Silent(), stack)
+        target.check()
+        seen = job.inspect()
+        tags = _tags(request, seen)
+        standing = {} if request.force or request.upgrade else _standing(request, seen, target, tags)
+        if standing:
+            return _reused(request, seen, standing, target, tags, job.clock)
+        assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
+        provision = job.provision(seen, assembly)
+        images = job.assemble(seen, provision, assembly)
+        with job.clock.stage(Stage.PUSH, target.registry or "writing"):
+            assembly.wait_for_offers()
+            published = target.publish(
+                Delivery(
+                    repository=seen.checkout.repository,
+                    images=images,
+                    annotations={actor: _annotations(job, seen, provision, actor) for actor in Actor},
+                    tags=_free_tags(request, seen, target, tags, job.reporter),
+                    store=job.blobs,
+                    before_tags=before_tags,
+                    on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
+                )
+            )
+        return _result(job, seen, provision, images, published, target, assembly)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provision:
+    """What images are made of, decided."""
+
+    resolution: Resolution
+    bases: Mapping[Platform, Base]
+    runtime: Mapping[Platform, Lock]
+    bytecode: bool
+    """Whether the base's interpreter can compile here."""
+
+    def locks(self, platform: Platform) -> tuple[Lock, Lock]:
+        return self.runtime[platform], self.resolution.locks[platform]
+
+
+class _Job:
+    """The parts that one run works with; what `stack` closes is gone afterwards."""
+
+    def __init__(self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack) -> None:
+        self.request = request
+        self.settings = settings
+        self.reporter = reporter
+        self.clock = Clock(reporter)
+        self.blobs = BlobStore(settings.cache_dir)
+        self.room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
+        self.foundation = stack.enter_context(
+            Foundation(
+                request.recipe,
+                request.platforms,
+                settings=settings,
+                blobs=self.blobs,
+                reporter=reporter,
+                upgrade=request.upgrade,
+            )
+        )
+        self.locker = Locker(
+            settings.cache_dir,
+            index_url=settings.index_url,
+            torch_index=settings.torch_index,
+            ca_bundle=settings.ca_bundle,
+            upgrade=request.upgrade,
+        )
+        self.wheels = stack.enter_context(
+            WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
+        )
+        self._python: PythonChoice | None = None
+
+    def inspect(self) -> Inspection:
+        return inspect(self.request, self.room, settings=self.settings, clock=self.clock, reporter=self.reporter)
+
+    def resolve(self, seen: Inspection) -> Resolution:
+        return doctor.resolve(
+            seen.requirements,
+            self.request.platforms,
+            self.foundation.choices(),
+            locker=self.locker,
+            policy=self.request.recipe.policy,
+            python_flag=self.request.recipe.python,
+            reporter=self.reporter,
+        )
+
+    def workshop(self, target: Target, seen: Inspection) -> Workshop:
+        return Workshop(
+            wheels=self.wheels,
+            layers=LayerCache(self.settings.cache_dir / "layers", self.blobs),
+            blobs=self.blobs,
+            compression=self.request.recipe.compression,
+            interpreter=self.interpreter,
+            offer=lambda layer: target.offer(seen.checkout.repository, layer, self.blobs),
+            reporter=self.reporter,
+        )
+
+    def interpreter(self) -> Interpreter:
+        """Of the base that was chosen; there is one wherever a plan has bytecode in it."""
+        interpreter = self.foundation.interpreter(self._python) if self._python else None
+        if interpreter is None:
+            raise InternalError("bytecode was planned without an interpreter that could make it")
+        return interpreter
+
+    def provision(self, seen: Inspection, assembly: Assembly) -> Provision:
+        """Python, base and locks. What does not depend on the user's requirements is begun before they are locked."""
+        names = ", ".join(map(str, self.request.platforms))
+        with self.clock.stage(Stage.RESOLVE, f"base and locks for {names}"), ThreadPoolExecutor(1) as pool:
+            wish = Wish.read(seen.requirements.python, self.request.recipe.python)
+            likely = order(wish, self.foundation.choices())[0]
+            early = pool.submit(self._begin, likely, assembly)
+            found = self.resolve(seen)
+            for platform in self.request.platforms:
+                assembly.add(ml_layers(found.locks[platform], found.python.minor))
+            runtime_locks, bytecode = early.result()
+            if found.python != likely:
+                runtime_locks, bytecode = self._begin(found.python, assembly)
+            bases = self.foundation.bases(found.python)
+            for layer in {layer.digest: layer for base in bases.values() for layer in base.layers}.values():
+                assembly.offer(layer)
+        return Provision(resolution=found, bases=bases, runtime=runtime_locks, bytecode=bytecode)
+
+    def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
+        """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""
+        self._python = python
+        self.foundation.start(python)
+        platforms = self.request.platforms
+        with ThreadPoolExecutor(len(platforms)) as pool:
+            found = pool.map(
+                lambda platform: runtime.lock(
+                    self.locker, platform=platform, python=python.version, glibc=python.glibc
+                ),
+                platforms,
+            )
+            locks = dict(zip(platforms, found, strict=True))
+        bytecode = bool(python.suite) or self.foundation.interpreter(python) is not None
+        if not bytecode:
+            self.reporter.warning(
+                Stage.RESOLVE,
+                "the base image is not offered for this machine, so the FL runtime gets no bytecode: actors start slower",
+            )
+        assembly.add(
+            [layer for lock in locks.values() for layer in runtime_layers(lock, python.minor, bytecode=bytecode)]
+        )
+        return locks, bytecode
+
+    def assemble(self, seen: Inspection, provision: Provision, assembly: Assembly) -> dict[Actor, tuple[Image, ...]]:
+        """Every layer, then each actor's image for each platform; with the proofs that `verify` asks for."""
+        found = provision.resolution
+        layout = plan(
+            interpreter=next(iter(provision.bases.values())).interpreter,
+            python=found.python.minor,
+            bytecode=provision.bytecode,
+            base_layers={platform: len(base.layers) for platform, base in provision.bases.items()},
+            runtime=provision.runtime,
+            ml=found.locks,
+            repository=actors.repository(seen.checkout.path, seen.checkout.files),
+        )
+        assembly.add(layout.layers)
+        with self.clock.stage(Stage.FETCH, f"{len(layout.wheels)} wheels"):
+            assembly.wait_for_wheels()
+        with self.clock.stage(Stage.ASSEMBLE, f"{len(layout.layers)} layers"):
+            made = assembly.finish()
+        with self.clock.stage(Stage.VERIFY, "files of all packages"):
+            if self.request.verify:
+                verify.packages(layout, made, imports=seen.structure.imports, reporter=self.reporter)
+        identity = _identity(self.request, seen)
+        images: dict[Actor, tuple[Image, ...]] = {}
+        for actor in Actor:
+            images[actor] = tuple(
+                compose.compose_image(
+                    identity,
+                    actor,
+                    platform=platform,
+                    base=provision.bases[platform],
+                    locks=provision.locks(platform),
+                    layers=[
+                        provision.bases[platform].layers[layer.number] if isinstance(layer, BaseLayer) else made[layer]
+                        for layer in layout.images[actor, platform]
+                    ],
+                )
+                for platform in self.request.platforms
+            )
+        return images
+
+
+def _identity(request: Request, seen: Inspection) -> Identity:
+    return Identity(
+        source=seen.checkout.source,
+        commit=seen.checkout.commit,
+        created=seen.checkout.created,
+        repository=seen.checkout.repository,
+        flavor=seen.flavor,
+        recipe=request.recipe.digest,
+    )
+
+
+def _annotations(job: _Job, seen: Inspection, provision: Provision, actor: Actor) -> dict[str, str]:
+    locks = {
+        platform: compose.locked([base.lock, *(lock.digest for lock in provision.locks(platform))])
+        for platform, base in provision.bases.items()
+    }
+    return compose.index_annotations(_identity(job.request, seen), actor, locks)
+
+
+def _python_used(request: Request, seen: Inspection, choice: PythonChoice, version: str | None = None) -> PythonUsed:
+    asked = seen.requirements.python
+    return PythonUsed(
+        requested=request.recipe.python or (asked.text if asked else None),
+        used=version or choice.version,
+        provider=choice.provider,
+    )
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+def _tags(request: Request, seen: Inspection) -> tuple[str, str]:
+    """COMMIT, as FLOps looks for it, and COMMIT-RECIPE12, which nodes deploy."""
+    return seen.checkout.commit, f"{seen.checkout.commit}-{request.recipe.short}"
+
+
+def _standing(request: Request, seen: Inspection, target: Target, tags: tuple[str, str]) -> dict[Actor, Existing]:
+    """Both actors' images as they stand, if they match: same source, commit, recipe, and all requested platforms."""
+    wanted = {
+        compose.SOURCE: seen.checkout.source,
+        compose.REVISION: seen.checkout.commit,
+        compose.RECIPE: request.recipe.digest,
+    }
+    standing: dict[Actor, Existing] = {}
+    for actor in Actor:
+        found = target.existing(seen.checkout.repository, actor, tags[1])
+        if found is None or not wanted.items() <= found.annotations.items():
+            return {}
+        if not set(request.platforms) <= found.summaries.keys():
+            return {}
+        standing[actor] = found
+    return standing
+
+
+def _free_tags(
+    request: Request, seen: Inspection, target: Target, tags: tuple[str, str], reporter: Reporter
+) -> tuple[str, ...]:
+    """The tags that may move: COMMIT stays where it holds another recipe's image, unless `force` says otherwise."""
+    if request.force:
+        return tags
+    for actor in Actor:
+        found = target.existing(seen.checkout.repository, actor, tags[0])
+        if found is not None and found.annotations.get(compose.RECIPE) != request.recipe.digest:
+            reporter.warning(
+                Stage.PUSH,
+                f"the tag {tags[0][:12]}... holds images of another recipe and stays; these are under {tags[1]}",
+                hint="--force moves it",
+            )
+            return tags[1:]
+    return tags
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+def _reused(
+    request: Request,
+    seen: Inspection,
+    standing: Mapping[Actor, Existing],
+    target: Target,
+    tags: tuple[str, str],
+    clock: Clock,
+) -> Result:
+    images = {
+        actor: ActorImage(
+            reference=target.reference(seen.checkout.repository, actor, tags[1]),
+            digest=found.digest,
+            platforms={platform: found.summaries[platform] for platform in request.platforms},
+        )
+        for actor, found in standing.items()
+    }
+    layers = {one.digest: one.bytes for image in images.values() for one in image.platforms.values()}
+    return Result(
+        repository=seen.checkout.source,
+        commit=seen.checkout.commit,
+        recipe=request.recipe.digest,
+        registry=target.registry,
+        images=images,
+        python=None,
+        adjustments=seen.requirements.adjustments,
+        findings=(*seen.structure.notes, *seen.requirements.notes),
+        seconds=clock.seconds(),
+        bytes={"downloaded": 0, "uploaded": 0, "reused": sum(layers.values())},
+    )
+
+
+def _result(
+    job: _Job,
+    seen: Inspection,
+    provision: Provision,
+    images: Mapping[Actor, tuple[Image, ...]],
+    published: Mapping[Actor, Published],
+    target: Target,
+    assembly: Assembly,
+) -> Result:
+    found = provision.resolution
+    used = next(iter(provision.bases.values())).python
+    return Result(
+        repository=seen.checkout.source,
+        commit=seen.checkout.commit,
+        recipe=job.request.recipe.digest,
+        registry=target.registry,
+        images={
+            actor: ActorImage(
+                reference=published[actor].reference,
+                digest=published[actor].digest,
+                platforms={image.platform: _summary(image) for image in images[actor]},
+            )
+            for actor in images
+        },
+        python=_python_used(job.request, seen, found.python, used),
+        adjustments=(*seen.requirements.adjustments, *found.adjustments),
+        findings=(*seen.structure.notes, *seen.requirements.notes),
+        seconds=job.clock.seconds(),
+        bytes={"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused},
+    )
+
+
+def _summary(image: Image) -> Summary:
+    return Summary(
+        digest=image.digest,
+        layers=len(image.layers),
+        bytes=image.size,
+        uncompressed_bytes=sum(layer.uncompressed_size for layer in image.layers),
+    )

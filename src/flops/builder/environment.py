@@ -1,0 +1,174 @@
+"""Conda environment files (`conda.yaml`, `environment.yml`): bytes in, requirements out, each with its line.
+
+YAML is composed to nodes, never constructed to objects; aliases are refused, since a small file of them unfolds to a large one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import yaml
+from packaging.utils import canonicalize_name
+
+from flops.builder import conda
+from flops.builder.requirement import PythonRequest
+from flops.builder.requirement_lines import Lines, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from flops.builder.requirement import Reading
+
+#: Channels whose packages the index has too, by one name or another.
+PUBLIC_CHANNELS = frozenset({"defaults", "conda-forge", "nodefaults", "pytorch", "nvidia", "anaconda", "main"})
+#: Keys that change nothing in an image.
+SILENT_KEYS = frozenset({"name", "prefix", "dependencies", "channels", "platforms"})
+FORM = "write a list of `- NAME=VERSION` under `dependencies:`"
+
+
+def read_environment(path: str, data: bytes, files: Mapping[str, bytes], reading: Reading) -> None:
+    """Read one environment file into `reading`; `files` holds what a `-r` in its pip section may follow."""
+    reading.seen.add(path)
+    root = _compose(path, data, reading)
+    if root is None:
+        return
+    fields = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
+    for key, _ in root.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value not in SILENT_KEYS:
+            message = "this key is for conda alone and has no effect in an image"
+            reading.note(path, _line(key), "KEY_IGNORED", message)
+    if (channels := fields.get("channels")) is not None:
+        _note_channels(path, channels, reading)
+    dependencies = fields.get("dependencies")
+    if isinstance(dependencies, yaml.SequenceNode):
+        for node in dependencies.value:
+            if isinstance(node, yaml.ScalarNode):
+                _read_entry(path, _line(node), node.value.strip(), reading)
+            else:
+                _read_section(path, node, files, reading)
+    elif dependencies is None or _is_not_empty(dependencies):
+        reading.wrong(path, _line(dependencies) if dependencies else 0, "the file lists no dependencies", FORM)
+
+
+def _compose(path: str, data: bytes, reading: Reading) -> yaml.MappingNode | None:
+    text = decode(data)
+    if text is None:
+        reading.wrong(path, 0, "the file is not UTF-8", "save it as UTF-8")
+        return None
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                reading.wrong(path, line, "YAML aliases are not supported", "write the entry itself")
+                return None
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        reading.wrong(path, line, f"not YAML: {error.problem}", "check its indentation")
+        return None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        reading.wrong(path, 0, "not YAML, or nested too deeply", FORM)
+        return None
+    if not isinstance(root, yaml.MappingNode):
+        reading.wrong(path, 0, "the file lists no dependencies", FORM)
+        return None
+    return root
+
+
+def _read_section(path: str, node: yaml.Node, files: Mapping[str, bytes], reading: Reading) -> None:
+    """`- pip:` and its list."""
+    sections = node.value if isinstance(node, yaml.MappingNode) else []
+    if not sections:
+        reading.wrong(path, _line(node), "this is not a dependency", FORM)
+    for key, value in sections:
+        if not isinstance(key, yaml.ScalarNode) or key.value != "pip":
+            reading.wrong(path, _line(key), "only `pip:` may hold a list of its own", FORM)
+        elif isinstance(value, yaml.SequenceNode):
+            lines = Lines(reading=reading, files=files)
+            for line, text in _texts(path, value, reading):
+                lines.read_line(path, line, text)
+        elif _is_not_empty(value):
+            reading.wrong(path, _line(value), "`pip:` holds no list", "write one `- NAME==VERSION` a line below it")
+
+
+def _texts(path: str, sequence: yaml.SequenceNode, reading: Reading) -> Iterator[tuple[int, str]]:
+    for node in sequence.value:
+        if not isinstance(node, yaml.ScalarNode):
+            reading.wrong(path, _line(node), "this is not a requirement", "write NAME==VERSION")
+            continue
+        text = re.sub(r"(^|\s+)#.*$", "", node.value).strip()
+        if text:
+            yield _line(node), text
+
+
+def _read_entry(path: str, line: int, text: str, reading: Reading) -> None:
+    """One conda-level entry."""
+    if "${" in text or "{{" in text:
+        reading.forbid(path, line, "variables are not filled in", "write the value itself")
+        return
+    try:
+        spec = conda.match_spec(text)
+        known = conda.names()
+        reason = None if spec.name in ("python", "pip") else known.reason(spec.name)
+        if reason is not None:
+            reading.adjust("CONDA_ONLY", spec.name, spec.version, "", where=f"{path}:{line}", reason=reason)
+            return
+        version, chosen = conda.highest(spec.version)
+    except ValueError:
+        reading.wrong(path, line, "this is not conda's NAME=VERSION", "for example numpy=1.26.4, or numpy>=1.26,<2")
+        return
+    where = f"{path}:{line}"
+    if chosen:
+        reason = "a requirement has no alternatives; the highest is taken"
+        reading.adjust("ALTERNATIVE_CHOSEN", spec.name, spec.version, version, where=where, reason=reason)
+    if spec.name == "python":
+        _read_python(path, line, spec, version, reading)
+        return
+    if re.search(r"cuda|gpu", spec.build, re.IGNORECASE):
+        message = f"the build of {spec.name} is conda's own and is left out"
+        reading.note(path, line, "BUILD_IGNORED", message, "--accelerator cuda chooses wheels for GPUs")
+    name = known.index.get(spec.name, spec.name)
+    if name in known.longer:
+        version = re.sub(r"==([0-9.]*[0-9])(?=,|$)", r"==\1.*", version)
+    if canonicalize_name(name) != canonicalize_name(spec.name):
+        reading.adjust(
+            "RENAMED",
+            spec.name,
+            spec.name + spec.version,
+            name + version,
+            where=where,
+            reason=f"the package index knows conda's {spec.name} as {name}",
+        )
+    reading.add(text, path=path, line=line, pep508=name + version)
+
+
+def _read_python(path: str, line: int, spec: conda.MatchSpec, version: str, reading: Reading) -> None:
+    if reading.python is not None:
+        reading.wrong(path, line, "python is named twice", f"keep one; the first is at line {reading.python.line}")
+    elif version:
+        text = re.sub(r"^=+", "", spec.version)
+        reading.python = PythonRequest(text=text, specifier=version, path=path, line=line)
+
+
+def _note_channels(path: str, node: yaml.Node, reading: Reading) -> None:
+    items = node.value if isinstance(node, yaml.SequenceNode) else []
+    for item in items:
+        name = item.value if isinstance(item, yaml.ScalarNode) else ""
+        if name not in PUBLIC_CHANNELS:
+            shown = name if re.fullmatch(r"[\w.-]{1,40}", name) else "this channel"
+            reading.note(
+                path,
+                _line(item),
+                "CHANNEL_IGNORED",
+                f"{shown} is not read: all packages come from the package index",
+                "packages that only this channel has will not be found",
+            )
+
+
+def _is_not_empty(node: yaml.Node) -> bool:
+    return not (isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~"))
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

@@ -1,0 +1,93 @@
+"""The package index (PEP 503, PEP 691), asked directly where uv's answer must be confirmed."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from flops.errors import BadSetting, IndexUnreachable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
+SECONDS = 20.0
+HINT = "nothing is wrong with the repository; try again, or set FLOPS_INDEX_URL to an index that answers"
+_USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
+
+
+def without_credentials(text: str) -> str:
+    """The text with the user names and passwords of all URLs in it taken out."""
+    return _USERINFO.sub("", text)
+
+
+def check_url(url: str) -> str:
+    """The index URL as it is; BadSetting where it is none of http or https."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadSetting("the package index is no URL", hint="correct FLOPS_INDEX_URL") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise BadSetting(
+            f"the package index {without_credentials(url)!r:.200} is not an http or https URL",
+            hint="set FLOPS_INDEX_URL to a simple index, https://HOST/simple",
+        )
+    return url
+
+
+def tls(ca_bundle: Path | None) -> ssl.SSLContext | bool:
+    """What httpx verifies servers with: the given certificates, or its default (SSL_CERT_FILE, SSL_CERT_DIR)."""
+    if ca_bundle is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(ca_bundle))
+    except (OSError, ssl.SSLError) as error:
+        raise BadSetting(
+            f"{ca_bundle} holds no certificates that can be used", hint="correct FLOPS_CA_BUNDLE"
+        ) from error
+
+
+class Index:
+    """A client of one index; `with` closes its connections."""
+
+    def __init__(
+        self, url: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.url = check_url(url).rstrip("/")
+        self._client = httpx.Client(
+            verify=tls(ca_bundle) if transport is None else True,
+            transport=transport,
+            timeout=SECONDS,
+            follow_redirects=True,
+            headers={"Accept": ACCEPT},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def knows(self, name: str) -> bool:
+        """Whether the index has a package of this name (PEP 503 form); IndexUnreachable where it does not say."""
+        shown = without_credentials(self.url)
+        try:
+            with self._client.stream("GET", f"{self.url}/{name}/") as response:
+                status = response.status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = without_credentials(str(error)) or type(error).__name__
+            raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error
+        if status in {httpx.codes.NOT_FOUND, httpx.codes.GONE}:
+            return False
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.PROXY_AUTHENTICATION_REQUIRED}:
+            raise IndexUnreachable(
+                f"the package index {shown} refuses us (status {status})",
+                hint="put the credentials into FLOPS_INDEX_URL, https://USER:TOKEN@HOST/simple",
+            )
+        if not response.is_success:
+            raise IndexUnreachable(f"the package index {shown} answers with status {status}", hint=HINT)
+        return True

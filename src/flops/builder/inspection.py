@@ -1,0 +1,86 @@
+"""What a repository is, before anything is resolved: its files at one commit, its structure, its requirements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from flops.builder import requirements as requirement_files
+from flops.builder import structure as contract
+from flops.builder.checkout import Checkout, checkout
+from flops.errors import DependencyError
+from flops.progress import Stage
+from flops.recipe import Flavor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flops.builder.build import Request
+    from flops.builder.clock import Clock
+    from flops.builder.requirements import Requirements
+    from flops.builder.structure import Structure
+    from flops.progress import Reporter
+    from flops.settings import Settings
+
+#: Which package stands for which flavor, where the code's imports do not tell; the first that is required counts.
+FLAVORS = {
+    "keras": Flavor.KERAS,
+    "tensorflow": Flavor.TENSORFLOW,
+    "torch": Flavor.PYTORCH,
+    "scikit-learn": Flavor.SKLEARN,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A repository that fulfils the contract, and what it asks for."""
+
+    checkout: Checkout
+    structure: Structure
+    requirements: Requirements
+    flavor: Flavor | None
+    """As requested, else told by the imports, else by the requirements; None where nothing tells."""
+
+
+def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, reporter: Reporter) -> Inspection:
+    """Check out into `room` and check; SourceError, StructureError or DependencyError with every finding at once."""
+    with clock.stage(Stage.CLONE, request.source.text):
+        files = checkout(
+            request.source,
+            room / "repository",
+            ref=request.ref,
+            subdir=request.recipe.subdir,
+            allow_secrets=[name.strip() for name in settings.allow_secrets.split(",") if name.strip()],
+            ca_bundle=settings.ca_bundle,
+            reporter=reporter,
+        )
+    with clock.stage(Stage.CHECK, "structure and requirements"):
+        structure, requirements = _check(files)
+    for note in (*structure.notes, *requirements.notes):
+        reporter.finding(note)
+    for adjustment in requirements.adjustments:
+        reporter.adjusted(adjustment)
+    flavor = request.recipe.flavor or structure.flavor or _flavor(requirements)
+    if flavor is None:
+        reporter.warning(
+            Stage.CHECK, "neither imports nor requirements tell the ML framework", hint="name it with --flavor"
+        )
+    return Inspection(checkout=files, structure=structure, requirements=requirements, flavor=flavor)
+
+
+def _check(files: Checkout) -> tuple[Structure, Requirements]:
+    """Both halves are read before either fails, so that one run tells everything that is wrong."""
+    structure = contract.check(files.path, files.files)
+    try:
+        requirements = requirement_files.read(files.read(requirement_files.is_candidate))
+    except DependencyError as error:
+        if structure.findings:
+            contract.require(replace(structure, findings=(*structure.findings, *error.findings)))
+        raise
+    contract.require(structure)
+    return structure, requirement_files.with_data_packages(requirements, structure)
+
+
+def _flavor(requirements: Requirements) -> Flavor | None:
+    required = {entry.name for entry in requirements.entries}
+    return next((flavor for name, flavor in FLAVORS.items() if name in required), None)

@@ -1,0 +1,92 @@
+"""Layers of wheels, remembered by what they are made of: a wheel is converted once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from flops.builder.wheel_layer import WheelFile, WheelLayer, write_layer
+from flops.oci.blobs import disk_errors
+from flops.oci.layer import FORMAT_VERSION, LayerWriter, compressor_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from flops.oci.blobs import BlobStore
+    from flops.recipe import Compression
+
+#: Raised whenever the same wheels would give another layer; beside the tar writer's own version.
+WHEEL_LAYER_VERSION = 1
+
+
+def layer_key(hashes: Iterable[str], *, prefix: str, python: str, compression: Compression) -> str:
+    """What a layer of wheels depends on, as 64 hexadecimal digits. `hashes` are the wheels' sha256, in any order."""
+    value = {
+        "wheels": sorted(hashes),
+        "prefix": prefix.strip("/"),
+        "python": python,
+        "format": [FORMAT_VERSION, WHEEL_LAYER_VERSION],
+        "compression": compressor_tag(compression, spliced=True),
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class LayerCache:
+    """Descriptions of layers under `root`, their bytes in `blobs`. Safe between threads and processes.
+
+    Two that miss at once both make the layer, and get the same bytes.
+    """
+
+    def __init__(self, root: Path, blobs: BlobStore) -> None:
+        self._root = root
+        self._blobs = blobs
+
+    def get(self, key: str) -> WheelLayer | None:
+        """A layer whose bytes are here, whole by their size; None otherwise."""
+        try:
+            layer = WheelLayer.from_json(json.loads(self._path(key).read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):  # another version of ours, or a torn file: made again
+            return None
+        return layer if self._blobs.size(layer.digest) == layer.size else None
+
+    def layer_for(
+        self, wheels: Sequence[WheelFile], *, prefix: str, python: str, compression: Compression
+    ) -> WheelLayer:
+        """The layer of these wheels, made where it is not remembered.
+
+        WheelUnsafe, WheelBomb, WheelRecord, LayerConflict, DiskFull: then nothing is left behind.
+        """
+        hashes = [wheel.sha256 for wheel in wheels]
+        key = layer_key(hashes, prefix=prefix, python=python, compression=compression)
+        known = self.get(key)
+        if known is not None:
+            return known
+        with self._blobs.writer() as blob:
+            writer = LayerWriter(blob, compression=compression)
+            layer = write_layer(wheels, prefix=prefix, python=python, writer=writer)
+            blob.commit(layer.digest)
+        self.put(key, layer)
+        return layer
+
+    def put(self, key: str, layer: WheelLayer) -> None:
+        """Remember a layer whose bytes were committed to the store."""
+        path = self._path(key)
+        temporary = path.with_name(f".{key}.{os.getpid()}-{secrets.token_hex(8)}")
+        with disk_errors(self._root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(json.dumps(layer.to_json()))
+                temporary.replace(path)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._root / f"{key}.json"

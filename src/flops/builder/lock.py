@@ -1,0 +1,270 @@
+"""Drives uv: plain requirements in, the exact wheels for one platform out.
+
+uv is not safe on a file that somebody else wrote (it expands variables, follows options and paths, runs setup.py), so it
+only ever sees a file that was written here, line by line, and an environment that was made here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uv
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from flops import process
+from flops.builder import pylock
+from flops.builder.index import Index, check_url, without_credentials
+from flops.builder.lock_store import LockStore
+from flops.builder.pylock import Lock, LockedWheel, Target
+from flops.errors import (
+    DiskFull,
+    FlopsError,
+    IndexUnreachable,
+    LockTimeout,
+    NoWheel,
+    RequirementForbidden,
+    RequirementSyntax,
+    ToolFailed,
+    ToolMissing,
+    ToolTimeout,
+    Unresolvable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flops.platforms import Platform
+
+__all__ = ["Lock", "LockedWheel", "Locker"]
+
+#: Seconds that one run of uv may take, downloads of metadata included.
+DEADLINE = 120.0
+#: Times that uv asks an index again that does not answer; three take it 10 s.
+RETRIES = 3
+#: uv's exit code for "there is no solution"; any other failure is not about the requirements.
+NO_SOLUTION = 1
+#: Characters of uv's explanation that a message keeps.
+EXPLANATION = 1500
+#: `find_uv_bin` reads sysconfig, whose first use by two threads at once fails in CPython 3.11.
+_FINDING_UV = threading.Lock()
+OPTIONS = (
+    "--no-config",
+    "--no-sources",
+    *("--only-binary", ":all:"),
+    "--no-progress",
+    *("--color", "never"),
+    *("--python", sys.executable),
+)
+
+
+class Locker:
+    """Locks requirements against one index. Safe to share between threads."""
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        *,
+        index_url: str | None = None,
+        torch_index: str | None = None,
+        ca_bundle: Path | None = None,
+        offline: bool = False,
+        upgrade: bool = False,
+        seconds: float = DEADLINE,
+        retries: int = RETRIES,
+    ) -> None:
+        self._cache = cache_dir / "uv"
+        self._store = LockStore(cache_dir / "locks")
+        self._index_url = check_url(index_url) if index_url else None
+        self._torch_index = check_url(torch_index) if torch_index else None
+        self._ca_bundle = ca_bundle
+        self._offline = offline
+        self._upgrade = upgrade
+        self._seconds = seconds
+        self._retries = retries
+        self._made: set[str] = set()
+        self._default_index: str | None = None
+
+    def lock(
+        self,
+        requirements: Sequence[str],
+        *,
+        platform: Platform,
+        python: str,
+        glibc: tuple[int, int],
+        prefer: Lock | None = None,
+        dependencies: bool = True,
+    ) -> Lock:
+        """Lock PEP 508 requirements for a platform, a full Python version and a glibc (major, minor); wheels only.
+
+        `prefer`: a lock whose versions are kept where they fit. Without `dependencies` the requirements are the whole.
+        A stored lock is used while it is fresh.
+        Unresolvable (with uv's explanation), IndexUnreachable, LockTimeout, RequirementForbidden.
+        """
+        target = Target(platform=platform, python=python, glibc=glibc)
+        lines = _plain(requirements)
+        request = {
+            "requirements": sorted(lines),
+            "target": [platform.value, python, target.uv_platform],
+            "prefer": prefer.digest if prefer else None,
+            "dependencies": dependencies,
+        }
+        stored = self._stored(request)
+        if stored is not None:
+            return stored
+        options = [*(["--refresh"] if self._upgrade else []), *([] if dependencies else ["--no-deps"])]
+        lock = self._compile(lines, target, prefer=prefer, options=options)
+        self.remember(request, lock.to_json())
+        return lock
+
+    def recall(self, request: Mapping[str, Any]) -> Any:
+        """What `remember` kept for this request on this index; None when it is old, absent, or to be made anew."""
+        key = self._key(request)
+        return self._store.get(key) if not self._upgrade or json.dumps(key) in self._made else None
+
+    def remember(self, request: Mapping[str, Any], content: Any) -> None:
+        """Keep something that locks made sure of, as long as a lock is kept."""
+        key = self._key(request)
+        self._store.put(key, content)
+        self._made.add(json.dumps(key))
+
+    def probe(self, requirement: str, *, target: Target, lowest: bool = False, alone: bool = True) -> str | None:
+        """The version that this one requirement gets on the target; "" where its marker excludes the target.
+
+        None: it has no wheel there. `lowest` picks the oldest instead of the newest; `alone` leaves out what it depends on.
+        """
+        options = ["--resolution", "lowest"] if lowest else []
+        options += ["--no-deps"] if alone else []
+        lines = _plain([requirement])
+        try:
+            versions = self._compile(lines, target, options=options).versions
+        except (Unresolvable, NoWheel):
+            return None
+        return versions.get(canonicalize_name(Requirement(lines[0]).name), "")
+
+    def index(self) -> Index:
+        """A client of the index that this locker uses; uv itself tells its default."""
+        if self._index_url is None and self._default_index is None:
+            self._default_index = self._ask_default_index()
+        return Index(self._index_url or self._default_index or "", ca_bundle=self._ca_bundle)
+
+    def _compile(
+        self, lines: Sequence[str], target: Target, *, prefer: Lock | None = None, options: Sequence[str] = ()
+    ) -> Lock:
+        with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
+            home = Path(name)
+            source, output = home / "requirements.in", home / "pylock.flops.toml"
+            source.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            if prefer is not None:
+                output.write_text(pylock.preferences(prefer), encoding="utf-8")
+            words = [*options, "--python-platform", target.uv_platform, "--python-version", target.python]
+            words += ["--offline"] if self._offline else []
+            done = self._run([*words, "--quiet", "--format", "pylock.toml", "-o", output, source], home)
+            if done.code == 0:
+                return pylock.parse(output.read_bytes(), target)
+        raise self._failure(done, lines)
+
+    def _run(self, words: Sequence[str | Path], home: Path) -> process.Completed:
+        """Start `uv pip compile`; addresses go by the environment, where a credential in them is not for all to read."""
+        env = {
+            "HOME": str(home),
+            "UV_CACHE_DIR": str(self._cache),
+            "UV_HTTP_RETRIES": str(self._retries),
+            "UV_PYTHON_DOWNLOADS": "never",
+        }
+        if self._ca_bundle is not None:
+            env["SSL_CERT_FILE"] = str(self._ca_bundle)
+        if self._index_url:
+            env["UV_DEFAULT_INDEX"] = self._index_url
+        if self._torch_index:
+            env["UV_INDEX"] = self._torch_index
+        try:
+            return process.run(
+                [_uv(), "pip", "compile", *OPTIONS, *words], seconds=self._seconds, env=env, cwd=home, check=False
+            )
+        except ToolTimeout as error:
+            raise LockTimeout(
+                f"no lock was found within {self._seconds:.0f} s",
+                hint="pin more versions, or see whether the package index answers slowly",
+            ) from error
+
+    def _failure(self, done: process.Completed, lines: Sequence[str]) -> Exception:
+        """What went wrong, told by uv's exit code and by asking the index, not by uv's prose."""
+        said = without_credentials(done.stderr).strip()
+        if "No space left on device" in said:
+            return DiskFull("the disk is full: uv could not write its cache", hint="free space or set FLOPS_CACHE_DIR")
+        if done.code == NO_SOLUTION and self._offline:
+            return IndexUnreachable("offline, and the cache does not hold what these requirements need")
+        if done.code == NO_SOLUTION:
+            return Unresolvable(_explanation(said), hint="change one of the requirements that are named")
+        if lines and not self._offline:
+            with self.index() as index:
+                index.knows(canonicalize_name(Requirement(lines[0]).name))
+        last = [line.strip() for line in said.splitlines() if line.strip()][-1:] or ["no message"]
+        if "Failed to fetch" in said or "error sending request" in said:
+            return IndexUnreachable(
+                f"the package index did not answer uv: {last[0][:300]}", hint="nothing is wrong with the repository"
+            )
+        return ToolFailed(f"uv ended with {done.code}: {last[0][:300]}")
+
+    def _stored(self, request: Mapping[str, Any]) -> Lock | None:
+        try:
+            content = self.recall(request)
+            return Lock.from_json(content) if content is not None else None
+        except (KeyError, TypeError, FlopsError):  # written by another version of this program
+            return None
+
+    def _key(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {**request, "indexes": [without_credentials(url or "") for url in (self._index_url, self._torch_index)]}
+
+    def _ask_default_index(self) -> str:
+        """uv writes the index it would use as the first line of a file without requirements; nothing is fetched."""
+        with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
+            source = Path(name, "requirements.in")
+            source.touch()
+            output = Path(name, "requirements.txt")
+            done = self._run(
+                ["--offline", "--quiet", "--no-header", "--emit-index-url", "-o", output, source], Path(name)
+            )
+            text = output.read_text(encoding="utf-8") if done.code == 0 else ""
+        for line in text.splitlines():
+            option, _, url = line.partition(" ")
+            if option == "--index-url" and url:
+                return url.strip()
+        raise IndexUnreachable("uv does not tell which package index it uses", hint="set FLOPS_INDEX_URL")
+
+
+def _uv() -> str:
+    try:
+        with _FINDING_UV:
+            return uv.find_uv_bin()
+    except FileNotFoundError as error:
+        raise ToolMissing("uv is not installed", hint="install the Python package uv beside flops") from error
+
+
+def _plain(requirements: Sequence[str]) -> list[str]:
+    """Each requirement written anew; whatever a requirements file could read as more than a package is refused."""
+    lines = []
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            raise RequirementSyntax(f"{text!r:.200} is no requirement", hint="write NAME==VERSION") from error
+        line = str(requirement)
+        if requirement.url or "$" in line or not line.isprintable():
+            raise RequirementForbidden(f"{requirement.name}: URLs, variables and control characters can't be locked")
+        lines.append(line)
+    return lines
+
+
+def _explanation(said: str) -> str:
+    """uv's reasons as one paragraph, without its labels and hints."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reasons = [line for line in lines if not line.startswith(("error:", "hint:", "warning:"))]
+    text = " ".join(reasons or lines).removeprefix("cause: ")
+    return text[:EXPLANATION] + ("..." if len(text) > EXPLANATION else "") or "the requirements have no solution"

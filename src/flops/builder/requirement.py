@@ -1,0 +1,161 @@
+"""One requirement of an ML repository, and what is gathered while its dependency files are read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from packaging.requirements import InvalidRequirement
+from packaging.requirements import Requirement as Pep508
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from flops.errors import Adjustment, Finding, RequirementForbidden, RequirementSyntax
+
+#: Taken out of every learner, and why.
+REMOVED = {
+    "mlflow": "tracking from learners would tell about their private data; the aggregator tracks the training",
+    "mlflow-skinny": "tracking from learners would tell about their private data; the aggregator tracks the training",
+    "mlflow-tracing": "tracking from learners would tell about their private data; the aggregator tracks the training",
+    "flops-utils": "the images bring their own flops_utils, with the same names to import",
+}
+#: Labels of builds that only other indexes have; the accelerator decides which build is taken.
+BUILD_LABEL = re.compile(r"\+(cpu|cu\d+|cuda[\d.]*|rocm[\d.]+|xpu)$")
+
+
+#: Lower bounds stand before upper ones, as people write them.
+OPERATORS = ("===", "==", "~=", ">", ">=", "!=", "<", "<=")
+
+
+def specifier_text(specifiers: SpecifierSet) -> str:
+    """PEP 440 in one spelling, whatever the order it was written in: `>=1.2,<2`."""
+    clauses = sorted((OPERATORS.index(clause.operator), clause.version, str(clause)) for clause in specifiers)
+    return ",".join(text for _, _, text in clauses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """A package that the repository asks for."""
+
+    name: str
+    """In PEP 503's normal form."""
+    specifier: str = ""
+    """PEP 440, as `>=1.2,<2`; may be empty."""
+    extras: tuple[str, ...] = ()
+    marker: str = ""
+    """PEP 508, as `python_version < "3.12"`; may be empty."""
+    path: str
+    line: int
+    """1-based; 0 where the builder added it."""
+    text: str
+    """As it was written."""
+
+    @property
+    def pep508(self) -> str:
+        extras = f"[{','.join(self.extras)}]" if self.extras else ""
+        marker = f" ; {self.marker}" if self.marker else ""
+        return f"{self.name}{extras}{self.specifier}{marker}"
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonRequest:
+    """The Python that a conda file asks for."""
+
+    text: str
+    """As it was written, without the name and a single `=`: `3.10.14`, `>=3.9,<3.12`."""
+    specifier: str
+    """PEP 440, as `==3.10.14`."""
+    path: str
+    line: int
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """Gathers everything before anything is raised."""
+
+    entries: list[Requirement] = field(default_factory=list)
+    python: PythonRequest | None = None
+    adjustments: list[Adjustment] = field(default_factory=list)
+    notes: dict[Finding, None] = field(default_factory=dict)
+    """In order, without repeats."""
+    problems: list[Finding] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    """Paths of the files that were read; each is read once."""
+
+    def forbid(self, path: str, line: int, message: str, hint: str) -> None:
+        """Something that would reach outside the repository and the package index."""
+        code = RequirementForbidden.code
+        self.problems.append(Finding(path=path, line=line, code=code, message=message, hint=hint))
+
+    def wrong(self, path: str, line: int, message: str, hint: str) -> None:
+        """Something that can't be read."""
+        code = RequirementSyntax.code
+        self.problems.append(Finding(path=path, line=line, code=code, message=message, hint=hint))
+
+    def note(self, path: str, line: int, code: str, message: str, hint: str = "") -> None:
+        """Something that was left out and changes no package."""
+        self.notes[Finding(path=path, line=line, code=code, message=message, hint=hint)] = None
+
+    def adjust(self, code: str, package: str, before: str, after: str, *, where: str, reason: str) -> None:
+        self.adjustments.append(
+            Adjustment(code=code, package=package, before=before, after=after, where=where, reason=reason)
+        )
+
+    def add(self, text: str, *, path: str, line: int, pep508: str | None = None) -> None:
+        """Take one requirement in PEP 508's form (`pep508`, or `text` itself), with the rules that hold for all."""
+        try:
+            parsed = Pep508(pep508 or text)
+        except (InvalidRequirement, RecursionError):
+            self.wrong(path, line, "this is not a requirement", "write NAME==VERSION (PEP 508), one on a line")
+            return
+        if parsed.url:
+            self.forbid(path, line, f"{parsed.name} comes from a URL", f"write {parsed.name}==VERSION from the index")
+            return
+        entry = Requirement(
+            name=canonicalize_name(parsed.name),
+            specifier=specifier_text(parsed.specifier),
+            extras=tuple(sorted(parsed.extras)),
+            marker=str(parsed.marker) if parsed.marker else "",
+            path=path,
+            line=line,
+            text=text,
+        )
+        if entry.name == "pip":
+            self.note(path, line, "PIP_DROPPED", "pip is left out: the builder installs without it")
+        elif entry.name in REMOVED:
+            reason = REMOVED[entry.name]
+            self.adjust("REMOVED", entry.name, entry.specifier, "", where=entry.where, reason=reason)
+        else:
+            self.entries.append(self._without_build_label(entry))
+
+    def _without_build_label(self, entry: Requirement) -> Requirement:
+        clauses = [str(clause) for clause in SpecifierSet(entry.specifier)]
+        if not any(BUILD_LABEL.search(clause) for clause in clauses):
+            return entry
+        specifier = specifier_text(SpecifierSet(",".join(BUILD_LABEL.sub("", clause) for clause in clauses)))
+        self.adjust(
+            "LOCAL_VERSION_DROPPED",
+            entry.name,
+            entry.specifier,
+            specifier,
+            where=entry.where,
+            reason="the package index has no builds with such a label; --accelerator chooses between cpu and cuda",
+        )
+        return Requirement(**{**entry.__dict__, "specifier": specifier})
+
+    def check(self, path: str) -> None:
+        """Raise all problems at once; RequirementForbidden where one is of its kind, else RequirementSyntax."""
+        if not self.problems:
+            return
+        findings = sorted(set(self.problems))
+        forbidden = any(finding.code == RequirementForbidden.code for finding in findings)
+        first = findings[0]
+        raise (RequirementForbidden if forbidden else RequirementSyntax)(
+            f"{path} holds {len(findings)} lines that can't be used; the first is {first.where}: {first.message}",
+            hint=first.hint,
+            findings=findings,
+        )

@@ -1,0 +1,161 @@
+"""What an ML repository asks for: its dependency files' bytes in, values out. Nothing is resolved, fetched or executed.
+
+The first of `FILES` that lies at the repository's root counts; others are noted. Codes of adjustments:
+
+    REMOVED                mlflow and flops-utils
+    CONDA_ONLY             a conda package that no wheel stands for
+    RENAMED                a conda name that the package index spells otherwise
+    ALTERNATIVE_CHOSEN     `a|b`, which PEP 440 does not have
+    LOCAL_VERSION_DROPPED  `+cu118` and the like
+    ADDED                  what `load_dataset` needs
+
+and of notes: PIP_DROPPED, HASHES_IGNORED, OPTION_IGNORED, KEY_IGNORED, CHANNEL_IGNORED, BUILD_IGNORED, MORE_THAN_ONE_FILE,
+MLFLOW_IMPORTED.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from flops.builder.environment import read_environment
+from flops.builder.requirement import PythonRequest, Reading, Requirement
+from flops.builder.requirement_lines import Lines
+from flops.errors import Adjustment, Finding, RequirementsMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flops.builder.structure import Structure
+
+__all__ = [
+    "FILES",
+    "PythonRequest",
+    "Requirement",
+    "Requirements",
+    "is_candidate",
+    "numpy_is_one",
+    "read",
+    "with_data_packages",
+    "with_pyarrow_bound",
+]
+
+#: In the order in which they count.
+FILES = ("conda.yaml", "conda.yml", "environment.yaml", "environment.yml", "requirements.txt")
+#: Bytes of one dependency file; YAML of this size is read in seconds.
+FILE_LIMIT = 256 * 1024
+DATASETS = ">=2.14.3,<3"
+PYARROW_WITH_NUMPY_1 = "<26"
+DATA_REASON = "the repository uses load_dataset, which needs it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """Everything that a repository's dependency files say."""
+
+    path: str
+    """The file that counts."""
+    python: PythonRequest | None
+    """None where any will do."""
+    entries: tuple[Requirement, ...]
+    """In the order of the file; a package may stand there more than once."""
+    adjustments: tuple[Adjustment, ...] = ()
+    notes: tuple[Finding, ...] = ()
+
+
+def is_candidate(path: str) -> bool:
+    """Whether `read` may need this file: a dependency file, or a text that one may include by `-r`."""
+    return path in FILES or re.search(r"\.(txt|in|pip|reqs?)$", path) is not None
+
+
+def read(files: Mapping[str, bytes]) -> Requirements:
+    """Read the dependency file out of a repository's files (by path; those that `is_candidate` takes suffice).
+
+    RequirementsMissing; RequirementForbidden and RequirementSyntax with all findings, each with its file and line.
+    """
+    present = [name for name in FILES if name in files]
+    if not present:
+        raise RequirementsMissing(
+            f"the repository has no dependency file ({', '.join(FILES)})",
+            hint="write a requirements.txt with one NAME==VERSION a line, or a conda.yaml",
+        )
+    path, *others = present
+    reading = Reading()
+    readable = {name: data for name, data in files.items() if len(data) <= FILE_LIMIT}
+    if path not in readable:
+        reading.wrong(path, 0, f"the file has more than {FILE_LIMIT} bytes", "keep only requirements in it")
+    elif path.endswith(".txt"):
+        Lines(reading=reading, files=readable).read_file(path, readable[path])
+    else:
+        read_environment(path, readable[path], readable, reading)
+    reading.check(path)
+    for name in others:
+        if name not in reading.seen:
+            reading.note(name, 0, "MORE_THAN_ONE_FILE", f"{name} is not read, since {path} counts", "keep one of them")
+    return Requirements(
+        path=path,
+        python=reading.python,
+        entries=tuple(reading.entries),
+        adjustments=tuple(reading.adjustments),
+        notes=tuple(reading.notes),
+    )
+
+
+def with_data_packages(requirements: Requirements, structure: Structure) -> Requirements:
+    """Add what `load_dataset` needs where the repository uses it and does not pin it; note mlflow that is still imported."""
+    noted = _with_mlflow_notes(requirements, structure)
+    if not structure.uses_load_dataset:
+        return noted
+    added = noted
+    if not any(entry.name == "datasets" and entry.specifier for entry in noted.entries):
+        added = _with(added, "datasets", DATASETS, DATA_REASON)
+    if not any(entry.name == "pillow" for entry in noted.entries):
+        added = _with(added, "pillow", "", DATA_REASON)
+    return with_pyarrow_bound(added) if numpy_is_one(added) else added
+
+
+def with_pyarrow_bound(requirements: Requirements) -> Requirements:
+    """Add the bound on pyarrow that NumPy 1 needs, unless the repository pins pyarrow; adding it twice changes nothing."""
+    if any(entry.name == "pyarrow" and entry.specifier for entry in requirements.entries):
+        return requirements
+    return _with(requirements, "pyarrow", PYARROW_WITH_NUMPY_1, "later versions are built for NumPy 2")
+
+
+def numpy_is_one(requirements: Requirements) -> bool:
+    """Whether the entries themselves exclude NumPy 2; without a pin the lock decides."""
+    specifiers = [SpecifierSet(entry.specifier) for entry in requirements.entries if entry.name == "numpy"]
+    named = {Version(clause.version.removesuffix(".*")) for one in specifiers for clause in one}
+    later = {Version(f"2.{minor}.{patch}") for minor in range(20) for patch in range(10)}
+    candidates = later | {version for version in named if version.major >= 2}  # noqa: PLR2004
+    return any(not any(one.contains(version, prereleases=True) for version in candidates) for one in specifiers)
+
+
+def _with(requirements: Requirements, name: str, specifier: str, reason: str) -> Requirements:
+    path = requirements.path
+    entry = Requirement(name=name, specifier=specifier, path=path, line=0, text=name + specifier)
+    adjustment = Adjustment(code="ADDED", package=name, before="", after=specifier, where=path, reason=reason)
+    return replace(
+        requirements,
+        entries=(*requirements.entries, entry),
+        adjustments=(*requirements.adjustments, adjustment),
+    )
+
+
+def _with_mlflow_notes(requirements: Requirements, structure: Structure) -> Requirements:
+    """MLflow is taken out of learners, so an import that nothing guards would end the training."""
+    notes = tuple(
+        Finding(
+            path=module.path,
+            line=module.line,
+            code="MLFLOW_IMPORTED",
+            message="mlflow is imported, and a learner has no mlflow",
+            hint="remove the import, or guard it with try/except ImportError",
+        )
+        for module in structure.imports
+        if module.name == "mlflow" and module.reached and not module.guarded
+    )
+    return replace(requirements, notes=(*requirements.notes, *notes))

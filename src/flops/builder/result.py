@@ -1,0 +1,108 @@
+"""What `flops build` and `flops check` tell, in the shape that their JSON has (DESIGN: "Command line")."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flops.builder.actors import Actor
+    from flops.builder.lock import Lock
+    from flops.builder.publish import Summary
+    from flops.errors import Adjustment, Finding
+    from flops.platforms import Platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonUsed:
+    requested: str | None
+    """As the repository or `--python` says; None where neither does."""
+    used: str
+    provider: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a check finds out."""
+
+    repository: str
+    """The source: a URL, or `local/DIRNAME`."""
+    commit: str
+    recipe: str
+    python: PythonUsed
+    adjustments: tuple[Adjustment, ...]
+    findings: tuple[Finding, ...]
+    locks: Mapping[Platform, Lock]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "repository": self.repository,
+            "commit": self.commit,
+            "recipe": self.recipe,
+            "python": asdict(self.python),
+            "adjustments": [one.to_json() for one in self.adjustments],
+            "findings": [one.to_json() for one in self.findings],
+            "locks": {
+                platform.value: [
+                    {"name": wheel.name, "version": wheel.version, "bytes": wheel.size} for wheel in lock.wheels
+                ]
+                for platform, lock in self.locks.items()
+            },
+            "seconds": dict(self.seconds),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorImage:
+    """One actor's image in its place."""
+
+    reference: str
+    digest: str
+    """Of the index."""
+    platforms: Mapping[Platform, Summary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a build made."""
+
+    repository: str
+    commit: str
+    recipe: str
+    registry: str | None
+    images: Mapping[Actor, ActorImage]
+    python: PythonUsed | None
+    """None where a matching image existed and nothing was resolved."""
+    adjustments: tuple[Adjustment, ...]
+    findings: tuple[Finding, ...]
+    seconds: Mapping[str, float]
+    bytes: Mapping[str, int]
+    """`downloaded` (wheels), `uploaded`, `reused` (layers that were not made or not uploaded)."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return tuple(image.reference for image in self.images.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "repository": self.repository,
+            "commit": self.commit,
+            "recipe": self.recipe,
+            "registry": self.registry,
+            "images": {
+                actor.value: {
+                    "reference": image.reference,
+                    "digest": image.digest,
+                    "platforms": {platform.value: asdict(one) for platform, one in image.platforms.items()},
+                }
+                for actor, image in self.images.items()
+            },
+            "python": asdict(self.python) if self.python else None,
+            "adjustments": [one.to_json() for one in self.adjustments],
+            "findings": [one.to_json() for one in self.findings],
+            "seconds": dict(self.seconds),
+            "bytes": dict(self.bytes),
+        }

@@ -1,0 +1,180 @@
+"""A base that is an image in a registry (`--base-image`): pulled, checked, and completed where FL actors need it."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flops.builder.rootfs import Base
+from flops.builder.rootfs.debian_tree import HOME, USER
+from flops.builder.rootfs.image_tree import ImageTree
+from flops.builder.rootfs.inspection import Inspection, inspect
+from flops.builder.rootfs.interpreter import unpack_interpreter
+from flops.errors import BaseUnavailable, BaseUnsuitable, ImageNotFound, RegistryError
+from flops.oci.blobs import disk_errors
+from flops.oci.layer import LayerWriter
+from flops.platforms import Platform
+from flops.progress import Reporter, Silent, Stage
+from flops.recipe import Compression
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flops.builder.bytecode import Interpreter
+    from flops.oci.blobs import BlobStore
+    from flops.oci.client import RegistryClient
+    from flops.oci.layer import Layer
+    from flops.oci.pull import PulledImage
+    from flops.oci.reference import Reference
+
+_MOST_LAYERS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    image: PulledImage
+    tree: ImageTree
+    inspection: Inspection
+
+
+class ImageBase:
+    """A BaseProvider. The image needs glibc 2.28, libstdc++, and a Python that the FL runtime is locked for.
+
+    No bytecode of the standard library is added: where the image has none, processes start slower, which is reported.
+    The runtime's bytecode is made by the image's own Python, where the image is also offered for this machine's platform.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        client: RegistryClient,
+        *,
+        cache_dir: Path,
+        blobs: BlobStore,
+        compression: Compression = Compression.GZIP,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._reference = reference
+        self._client = client
+        self._room = cache_dir / "bases"
+        self._blobs = blobs
+        self._compression = compression
+        self._reporter = reporter or Silent()
+        self._lock = threading.Lock()
+        self._found: dict[Platform, _Found] = {}
+
+    def prepare(self, platforms: Sequence[Platform]) -> Mapping[Platform, Base]:
+        """Pull and check each platform's image. BaseUnavailable, or BaseUnsuitable with what is missing."""
+        self._find(platforms)
+        found = {platform: self._found[platform] for platform in platforms}
+        versions = sorted({(one.inspection.python, str(platform)) for platform, one in found.items()})
+        if len({version for version, _ in versions}) > 1:
+            told = ", ".join(f"{version} on {platform}" for version, platform in versions)
+            raise BaseUnsuitable(f"the base image {self._reference} has different Pythons: {told}")
+        for platform, one in found.items():
+            if not one.inspection.has_bytecode:
+                self._reporter.warning(
+                    Stage.RESOLVE,
+                    f"the base image for {platform} holds no bytecode of its standard library",
+                    hint="processes start slower; compile it in the image with python -m compileall",
+                )
+        return {platform: self._base(platform, one) for platform, one in found.items()}
+
+    def interpreter(self) -> Interpreter | None:
+        """The image's own Python, startable on this machine; None where the image is not offered for its platform."""
+        host = Platform.host()
+        if host is None:
+            return None
+        try:
+            self._find([host])
+        except BaseUnsuitable:
+            return None
+        found = self._found[host]
+        with disk_errors(self._room):
+            return unpack_interpreter(
+                found.tree, program=found.inspection.program, platform=host, cache_dir=self._room / "interpreters"
+            )
+
+    def _find(self, platforms: Sequence[Platform]) -> None:
+        with self._lock:
+            todo = sorted(set(platforms) - self._found.keys())
+            with ThreadPoolExecutor(max(1, len(todo))) as pool:
+                self._found |= dict(zip(todo, pool.map(self._pulled, todo), strict=True))
+
+    def _pulled(self, platform: Platform) -> _Found:
+        try:
+            image = self._pull(platform)
+        except ImageNotFound as error:
+            raise BaseUnavailable(error.message, hint=error.hint or "check --base-image") from error
+        except RegistryError as error:
+            raise BaseUnavailable(
+                f"the base image {self._reference} can't be pulled: {error.message}", hint=error.hint
+            ) from error
+        if len(image.layers) > _MOST_LAYERS:
+            raise BaseUnsuitable(
+                f"the base image has {len(image.layers)} layers, {_MOST_LAYERS} at most leave room for ours",
+                hint="squash it",
+            )
+        tree = ImageTree.read(image.layers, self._blobs)
+        try:
+            inspection = inspect(tree, platform, image.parsed_config.environment)
+        except BaseUnsuitable as error:
+            raise BaseUnsuitable(f"{error.message} ({self._reference}, {platform})", hint=error.hint) from error
+        return _Found(image=image, tree=tree, inspection=inspection)
+
+    def _pull(self, platform: Platform) -> PulledImage:
+        offered = self._client.images(self._reference.repository, self._reference.selector)
+        if offered is None:
+            raise BaseUnavailable(f"there is no base image {self._reference}", hint="check --base-image")
+        if platform not in offered:
+            there = ", ".join(map(str, sorted(offered))) or "no platform of ours"
+            raise BaseUnsuitable(
+                f"the base image {self._reference} is not offered for {platform}",
+                hint=f"it is offered for {there}; name these with --platform",
+            )
+        return self._client.pull(self._reference, self._blobs, platform)
+
+    def _base(self, platform: Platform, found: _Found) -> Base:
+        return Base(
+            platform=platform,
+            python=found.inspection.python,
+            glibc=found.inspection.glibc,
+            interpreter=f"/{found.inspection.program}",
+            layers=(*found.image.layers, self._completion(found.tree)),
+            lock=found.image.digest,
+            environment=dict(found.image.parsed_config.environment),
+        )
+
+    def _completion(self, tree: ImageTree) -> Layer:
+        """A layer with the actors' user, its home and /tmp; the image's own users stay."""
+        texts = _texts(tree, ("etc/passwd", "etc/group"))
+        texts["etc/passwd"] = _with_line(texts["etc/passwd"], f"flops:x:{USER}:{USER}:flops:/{HOME}:/usr/sbin/nologin")
+        texts["etc/group"] = _with_line(texts["etc/group"], f"flops:x:{USER}:")
+        with self._blobs.writer() as blob:
+            writer = LayerWriter(blob, compression=self._compression)
+            for path, text in sorted(texts.items()):
+                writer.file(path, text)
+            writer.directory(HOME, uid=USER, gid=USER)
+            writer.directory("tmp", mode=0o1777)
+            layer = writer.close(comment="FLOps: user and home")
+            blob.commit(layer.digest)
+        return layer
+
+
+def _texts(tree: ImageTree, paths: Sequence[str]) -> dict[str, bytes]:
+    real = {path: tree.resolve(path) for path in paths}
+    with tempfile.TemporaryDirectory(prefix="flops-base-") as directory:
+        tree.extract([path for path in real.values() if path], Path(directory))
+        return {path: (Path(directory) / found).read_bytes() if found else b"" for path, found in real.items()}
+
+
+def _with_line(text: bytes, line: str) -> bytes:
+    """The file with this entry at its end, unless the id in the third field is taken already."""
+    taken = {entry.split(b":")[2] for entry in text.splitlines() if entry.count(b":") > 1}
+    if line.split(":")[2].encode() in taken:
+        return text
+    return (text if not text or text.endswith(b"\n") else text + b"\n") + line.encode() + b"\n"

@@ -1,0 +1,187 @@
+"""The file tree that an image's layers make together, and files out of it (image-spec, layer.md: changesets, whiteouts)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import posixpath
+import shutil
+import tarfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import zstandard
+from isal import igzip
+
+from flops.builder.rootfs.deb import Kind
+from flops.errors import BaseUnsuitable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from flops.oci.blobs import BlobStore
+    from flops.oci.layer import Layer
+
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
+_MOST_LINKS = 40
+_PIECE = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What lies at a path."""
+
+    kind: Kind
+    layer: int
+    """Number of the layer that brought it, from the bottom."""
+    mode: int = 0o755
+    size: int = 0
+    target: str = ""
+    """Of a symbolic link."""
+    stored_as: str = ""
+    """The path under which the layer holds a file's bytes: another one for a hard link."""
+
+
+class ImageTree:
+    """The merged view of layers that lie in a blob store. Paths are relative, with forward slashes."""
+
+    def __init__(self, nodes: dict[str, Node], layers: Sequence[Layer], blobs: BlobStore) -> None:
+        self.nodes = nodes
+        self._layers = tuple(layers)
+        self._blobs = blobs
+
+    @classmethod
+    def read(cls, layers: Sequence[Layer], blobs: BlobStore) -> ImageTree:
+        """Walk the layers bottom to top; BaseUnsuitable where one is no tar in a known compression."""
+        nodes: dict[str, Node] = {}
+        for number, layer in enumerate(layers):
+            added: dict[str, Node] = {}
+            with _opened(layer, blobs) as archive:
+                for member in archive:
+                    _note(member, number, nodes, added)
+                    cast("Any", archive).members = []  # tarfile keeps them all otherwise
+            for path, node in added.items():
+                if path in nodes and nodes[path].kind is Kind.DIRECTORY and node.kind is not Kind.DIRECTORY:
+                    _remove(nodes, path, itself=True)
+                nodes[path] = node
+        return cls(nodes, layers, blobs)
+
+    @property
+    def key(self) -> str:
+        """64 hexadecimal digits for this very tree."""
+        return hashlib.sha256("".join(layer.digest for layer in self._layers).encode()).hexdigest()
+
+    def resolve(self, path: str) -> str | None:
+        """Follow symbolic links, in every part of the path, as a process in the image would; None where it leads nowhere."""
+        done: list[str] = []
+        todo = path.strip("/").split("/")[::-1]
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                done = done[:-1]
+                continue
+            node = self.nodes.get("/".join([*done, part]))
+            if node is not None and node.kind is Kind.LINK:
+                links += 1
+                if links > _MOST_LINKS:
+                    return None
+                done = [] if node.target.startswith("/") else done
+                todo += node.target.split("/")[::-1]
+            else:
+                done.append(part)
+        found = "/".join(done)
+        return found if found in self.nodes else None
+
+    def extract(self, paths: Iterable[str], destination: Path) -> None:
+        """Write these files (not links) under a directory, each at its path; one pass over each layer that holds some."""
+        wanted: dict[int, dict[str, list[str]]] = {}
+        for path in paths:
+            node = self.nodes[path]
+            wanted.setdefault(node.layer, {}).setdefault(node.stored_as, []).append(path)
+        for number, sources in sorted(wanted.items()):
+            with _opened(self._layers[number], self._blobs) as archive:
+                for member in archive:
+                    cast("Any", archive).members = []
+                    targets = sources.pop(_clean(member.name), None) if member.isreg() else None
+                    if targets:
+                        mode = 0o755 if member.mode & 0o111 else 0o644
+                        _write(
+                            cast("IO[bytes]", archive.extractfile(member)),
+                            [destination / path for path in targets],
+                            mode,
+                        )
+                    if not sources:
+                        break
+
+    def files(self, accept: Callable[[str], bool]) -> list[str]:
+        """Paths of the files that a rule accepts, sorted."""
+        return sorted(path for path, node in self.nodes.items() if node.kind is Kind.FILE and accept(path))
+
+
+def _note(member: tarfile.TarInfo, number: int, below: dict[str, Node], added: dict[str, Node]) -> None:
+    """Take one member of a layer: a whiteout works on the layers below, at once; all else waits for the layer's end."""
+    path = _clean(member.name)
+    directory, _, name = path.rpartition("/")
+    if name == _OPAQUE:
+        _remove(below, directory, itself=False)
+    elif name.startswith(_WHITEOUT):
+        _remove(below, posixpath.join(directory, name.removeprefix(_WHITEOUT)), itself=True)
+    elif member.isdir():
+        if path:
+            added[path] = Node(kind=Kind.DIRECTORY, layer=number, mode=member.mode)
+    elif member.issym():
+        added[path] = Node(kind=Kind.LINK, layer=number, target=member.linkname)
+    elif member.isreg():
+        added[path] = Node(kind=Kind.FILE, layer=number, mode=member.mode, size=member.size, stored_as=path)
+    elif member.islnk():
+        original = added.get(_clean(member.linkname))
+        if original is not None:
+            added[path] = replace(original)
+
+
+def _remove(nodes: dict[str, Node], path: str, *, itself: bool) -> None:
+    prefix = f"{path}/" if path else ""
+    for name in [name for name in nodes if name.startswith(prefix)]:
+        del nodes[name]
+    if itself:
+        nodes.pop(path, None)
+
+
+def _clean(name: str) -> str:
+    """Relative and without `..`, whatever the layer says."""
+    path = posixpath.normpath("/" + name).lstrip("/")
+    return "" if path == "." else path
+
+
+def _write(content: IO[bytes], targets: Sequence[Path], mode: int) -> None:
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with targets[0].open("wb") as file:
+        shutil.copyfileobj(content, file, _PIECE)
+    targets[0].chmod(mode)
+    for other in targets[1:]:
+        shutil.copy(targets[0], other)
+
+
+@contextmanager
+def _opened(layer: Layer, blobs: BlobStore) -> Iterator[tarfile.TarFile]:
+    """A layer's tar as a stream, by the media type's suffix (also Docker's own types)."""
+    try:
+        with blobs.open(layer.digest) as blob:
+            if layer.media_type.endswith("gzip"):
+                stream = cast("IO[bytes]", igzip.IGzipFile(fileobj=blob, mode="rb"))  # type: ignore[no-untyped-call]
+            elif layer.media_type.endswith("zstd"):
+                stream = cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True))
+            else:
+                stream = blob
+            with stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                yield archive
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError) as error:
+        raise BaseUnsuitable(f"layer {layer.digest} of the base can't be read: {error}") from error

@@ -1,0 +1,170 @@
+"""A federation on this machine: one aggregator and some learners in containers, from images as they were pushed."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flops.cli.render import plain
+from flops.errors import TrainingFailed, UsageError
+from flops_wire import rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from flops.oci.engine import Engine
+    from flops.process import Running
+    from flops_wire.rounds import Round
+
+#: Seconds that a whole federation may take.
+DEADLINE = 6 * 3600.0
+#: Seconds that learners may take to end after their aggregator.
+FAREWELL = 90.0
+#: Lines of a failed actor that a message carries.
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What to run. Learner number i of n trains on every n-th row of the data, from row i on: disjoint parts."""
+
+    engine: Engine
+    learner: str
+    """Image references, as the engine knows them."""
+    aggregator: str
+    data: Path
+    """A directory of parquet files."""
+    learners: int
+    rounds: int
+    on_line: Callable[[str, str], None] = lambda _actor, _line: None
+    """Told of each line of each actor's output."""
+    on_round: Callable[[Round], None] = lambda _round: None
+    name: str = field(default_factory=lambda: f"flops-try-{secrets.token_hex(4)}")
+
+
+def federate(federation: Federation) -> list[Round]:
+    """Run to the last round and give all of them; TrainingFailed with the end of the log of whoever failed."""
+    check_data(federation.data)
+    engine = federation.engine
+    for image in dict.fromkeys((federation.aggregator, federation.learner)):
+        engine.probe(image)
+    seen: list[Round] = []
+    port = _free_port()
+    number = str(federation.learners)
+    words = ["try", "-", "-", "-", "CLASSIC_AGGREGATOR", str(federation.rounds), number, number, number]
+    with ExitStack() as stack:
+        aggregator = _Member(federation, "aggregator", seen)
+        aggregator.start(stack, federation.aggregator, [*words, "--port", str(port)])
+        learners = [_Member(federation, f"learner {i + 1}", seen) for i in range(federation.learners)]
+        for i, learner in enumerate(learners):
+            learner.start(
+                stack,
+                federation.learner,
+                ["try", "-", "-", f"127.0.0.1:{port}", "-"],
+                environment={"FLOPS_DATA": "/data", "FLOPS_DATA_SHARD": f"{i}/{federation.learners}"},
+                data=federation.data,
+            )
+        _follow(aggregator, learners)
+    if len(seen) != federation.rounds:
+        raise TrainingFailed(f"the aggregator ended after {len(seen)} of {federation.rounds} rounds")
+    return seen
+
+
+def check_data(directory: Path) -> None:
+    """UsageError where actors, which run as another user, could not read the data."""
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is no directory", hint="--data names a directory of parquet files")
+    files = sorted(directory.glob("*.parquet"))
+    if not files:
+        raise UsageError(f"{directory} holds no parquet file", hint="name them TAG.ANYTHING.parquet")
+    closed = [path.name for path in files if not path.stat().st_mode & 0o004]
+    if closed or not directory.stat().st_mode & 0o001:
+        raise UsageError(
+            f"actors run as another user and can't read {closed[0] if closed else directory}",
+            hint=f"chmod -R o+rX {directory}",
+        )
+
+
+class _Member:
+    """One actor in its container."""
+
+    def __init__(self, federation: Federation, title: str, seen: list[Round]) -> None:
+        self.title = title
+        self._federation = federation
+        self._seen = seen
+        self._name = f"{federation.name}-{title.replace(' ', '-')}"
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._guard = threading.Lock()
+        self.running: Running | None = None
+
+    def start(
+        self,
+        stack: ExitStack,
+        image: str,
+        words: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        data: Path | None = None,
+    ) -> None:
+        stack.callback(self._federation.engine.remove, self._name)
+        self.running = stack.enter_context(
+            self._federation.engine.start(
+                image,
+                words,
+                name=self._name,
+                on_line=self._hear,
+                environment=environment,
+                mounts={data.resolve(): "/data"} if data else None,
+            )
+        )
+
+    @property
+    def code(self) -> int | None:
+        return self.running.code if self.running else None
+
+    def failure(self) -> TrainingFailed:
+        with self._guard:
+            said = "\n".join(self._lines)
+        return TrainingFailed(f"the {self.title} ended with {self.code}:\n{plain(said)}")
+
+    def _hear(self, line: str) -> None:
+        with self._guard:
+            self._lines.append(line)
+        found = rounds.parse(line) if self.title == "aggregator" else None
+        if found is not None:
+            self._seen.append(found)
+            self._federation.on_round(found)
+        self._federation.on_line(self.title, line)
+
+
+def _follow(aggregator: _Member, learners: list[_Member]) -> None:
+    """Until the aggregator is done, then until the learners are; the first failure ends it."""
+    end = time.monotonic() + DEADLINE
+    while aggregator.code is None:
+        failed = next((learner for learner in learners if learner.code not in (None, 0)), None)
+        if failed is not None:
+            raise failed.failure()
+        if time.monotonic() > end:
+            raise TrainingFailed(f"the federation did not end within {DEADLINE:.0f} s")
+        time.sleep(0.1)
+    if aggregator.code != 0:
+        raise aggregator.failure()
+    end = time.monotonic() + FAREWELL
+    for learner in learners:
+        while learner.code is None and time.monotonic() < end:
+            time.sleep(0.1)
+        if learner.code != 0:
+            raise learner.failure()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,86 @@
+"""The command `flops`: the one place where failures are caught, shown, and turned into exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+import flops
+from flops.cli import build, check, demo, try_
+from flops.cli.render import error_lines, print_json
+from flops.errors import Cancelled, FlopsError, InternalError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(
+    name="flops",
+    help="From an ML Git repository to federated-learning images for every platform.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("build")(build.command)
+app.command("check")(check.command)
+app.command("try")(try_.command)
+app.command("demo")(demo.command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"flops {flops.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options before the command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code (DESIGN: "Command line")."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=words, prog_name="flops", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(Cancelled("interrupted"), as_json="--json" in words)
+    except BrokenPipeError:
+        return 1
+    except typer.TyperException as error:
+        return _fail(_usage(error), as_json="--json" in words)
+    except FlopsError as error:
+        return _fail(error, as_json="--json" in words)
+    except Exception as error:  # noqa: BLE001 - a bug of ours, told as one
+        traceback.print_exc(file=sys.stderr)
+        bug = InternalError(
+            f"{type(error).__name__}: {error}", hint="this is a bug of the image builder: please report the lines above"
+        )
+        return _fail(bug, as_json="--json" in words)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "flops"
+    told = getattr(error, "format_message", error.__str__)()
+    return UsageError(told, hint=f"{command} --help lists what there is")
+
+
+def _fail(error: FlopsError, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"error": error.to_json()})
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in error_lines(error):
+        console.print(line)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

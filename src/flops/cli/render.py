@@ -1,0 +1,183 @@
+"""How results, failures and progress look: data on stdout, everything else on stderr; foreign text always as text."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from flops.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from flops.errors import Adjustment, Finding, FlopsError
+    from flops.progress import Reporter, Stage
+
+MEGABYTE = 1e6
+
+
+def plain(text: str) -> str:
+    """Foreign text without terminal escapes: control characters other than a line feed become visible."""
+    return "".join(
+        c if c == "\n" or (c.isprintable() and not _is_bidi(c)) else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def _is_bidi(character: str) -> bool:
+    """Marks that reorder what is seen (the Trojan Source class)."""
+    return "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+
+
+def megabytes(count: float) -> str:
+    return f"{count / MEGABYTE:.1f} MB"
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def error_lines(error: FlopsError) -> list[Text]:
+    """A failure in the form that compilers have made familiar: code, place, what to write."""
+    lines: list[Text] = []
+    for finding in error.findings:
+        lines += finding_lines(finding, "error", "bold red")
+    lines.append(_headline("error", error.code, error.message, "bold red"))
+    if error.hint:
+        lines.append(_hint(error.hint))
+    return lines
+
+
+def finding_lines(finding: Finding, word: str, style: str) -> list[Text]:
+    lines = [
+        _headline(word, finding.code, finding.message, style),
+        Text.assemble(("  --> ", "blue"), plain(finding.where)),
+    ]
+    if finding.hint:
+        lines.append(_hint(finding.hint))
+    return lines
+
+
+def _headline(word: str, code: str, message: str, style: str) -> Text:
+    return Text.assemble((f"{word}[{code}]", style), ": ", (plain(message), "bold"))
+
+
+def _hint(hint: str) -> Text:
+    first, *rest = plain(hint).splitlines() or [""]
+    text = Text.assemble(("hint", "bold cyan"), ": ", first)
+    for line in rest:
+        text.append(f"\n      {line}")
+    return text
+
+
+def adjustment_table(adjustments: Iterable[Adjustment]) -> Table:
+    """Before, after and why; one row per adjustment."""
+    table = Table(title="adjustments", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in ("where", "package", "before", "after", "platform", "why"):
+        table.add_column(name, overflow="fold")
+    for one in adjustments:
+        cells = (one.where, one.package, one.before or "-", one.after or "-", one.platform or "all", one.reason)
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    return table
+
+
+class Lines:
+    """Plain lines on stderr: where it is no terminal, as in CI."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def stage(self, stage: Stage, message: str) -> Iterator[None]:
+        begun = time.monotonic()
+        self._say(f"{stage.value}: {message}")
+        yield
+        self._say(f"{stage.value}: done in {time.monotonic() - begun:.1f} s")
+
+    def progress(self, stage: Stage, *, done: int, total: int | None = None, platform: str | None = None) -> None:
+        """Lines do not move: the end of a stage tells enough."""
+
+    def adjusted(self, adjustment: Adjustment) -> None:
+        one = adjustment
+        where = f"{one.where}: " if one.where else ""
+        platform = f" on {one.platform}" if one.platform else ""
+        change = f"{one.before or 'nothing'} -> {one.after or 'nothing'}"
+        self._say(f"adjusted[{one.code}]: {where}{one.package} {change}{platform}: {one.reason}")
+
+    def finding(self, finding: Finding) -> None:
+        for line in finding_lines(finding, "note", "bold yellow"):
+            self._console.print(line)
+
+    def warning(self, stage: Stage, message: str, *, hint: str = "") -> None:
+        self._console.print(Text.assemble(("warning", "bold yellow"), f": {stage.value}: {plain(message)}"))
+        if hint:
+            self._console.print(_hint(hint))
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(plain(text)))
+
+
+class Bars(Lines):
+    """One live line per stage on a terminal; adjustments and warnings above them."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.fields[stage]:<9}", markup=False),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def stage(self, stage: Stage, message: str) -> Iterator[None]:
+        with self._lock:
+            task = self._tasks.get(stage.value)
+            if task is None:
+                task = self._progress.add_task(plain(message), total=None, stage=stage.value)
+                self._tasks[stage.value] = task
+        yield
+        with self._lock:
+            done = next(one.completed for one in self._progress.tasks if one.id == task)
+            self._progress.update(task, total=max(done, 1), completed=max(done, 1))
+            self._progress.stop_task(task)
+
+    def progress(self, stage: Stage, *, done: int, total: int | None = None, platform: str | None = None) -> None:  # noqa: ARG002
+        with self._lock:
+            task = self._tasks.get(stage.value)
+            if task is not None:
+                self._progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def reporter(*, quiet: bool) -> Iterator[Reporter]:
+    """Bars on a terminal, lines elsewhere, nothing where `quiet`."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if quiet:
+        yield Silent()
+    elif console.is_terminal:
+        with Bars(console) as bars:
+            yield bars
+    else:
+        yield Lines(console)

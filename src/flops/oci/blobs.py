@@ -1,0 +1,166 @@
+"""Blobs on disk: files named by their digest, written beside and moved into place when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from flops.errors import BadImage, DiskFull
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_COPY = 1024 * 1024
+
+
+def sha256(data: bytes) -> str:
+    """The digest of a document, `sha256:` and 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_hex(digest: str) -> str:
+    """The 64 digits of a sha256 digest; BadImage for anything else, so that no digest names another path."""
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise BadImage(f"not a sha256 digest: {digest[:100]!r}")
+    return match.group(1)
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Tell a full disk from other failures of the file system."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(f"no space left in {place}", hint="free space there, or name another directory") from error
+        raise
+
+
+class Writable(Protocol):
+    """The part of a binary file that writers of ours use."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class HashingOutput:
+    """Passes bytes on, counts them and digests them."""
+
+    def __init__(self, output: Writable) -> None:
+        self._output = output
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self._output.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+        return len(data)
+
+    @property
+    def digest(self) -> str:
+        """Of everything written so far."""
+        return "sha256:" + self._hash.hexdigest()
+
+
+class BlobWriter(HashingOutput):
+    """A blob in the making; nobody sees it before `commit`."""
+
+    def __init__(self, file: BinaryIO, temporary: Path, store: BlobStore) -> None:
+        super().__init__(file)
+        self._file = file
+        self._temporary = temporary
+        self._store = store
+
+    def write(self, data: bytes) -> int:
+        with disk_errors(self._store.root):
+            return super().write(data)
+
+    def commit(self, expected: str | None = None) -> str:
+        """Move the blob into place and return its digest; BadImage where it is not the expected one."""
+        if expected is not None and expected != self.digest:
+            raise BadImage(f"a blob that should be {expected} is {self.digest}")
+        target = self._store.path(self.digest)
+        with disk_errors(self._store.root):
+            self._file.close()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.replace(target)
+        return self.digest
+
+
+class BlobStore:
+    """A directory of blobs, `blobs/sha256/HEX` as an OCI image layout has them. Safe between processes and threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, digest: str) -> Path:
+        return self.root / "blobs" / "sha256" / digest_hex(digest)
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def size(self, digest: str) -> int | None:
+        """In bytes; None where there is no such blob."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def writer(self) -> Iterator[BlobWriter]:
+        """A temporary file in this store; removed unless it was committed."""
+        partial = self.root / ".partial"
+        temporary = partial / f"{os.getpid()}-{secrets.token_hex(8)}"
+        with disk_errors(self.root):
+            partial.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("xb")
+        try:
+            yield BlobWriter(file, temporary, self)
+        finally:
+            with contextlib.suppress(OSError):  # what could not be flushed is thrown away with the file
+                file.close()
+            temporary.unlink(missing_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Store a small document under its digest."""
+        with self.writer() as blob:
+            blob.write(data)
+            return blob.commit()
+
+    def read(self, digest: str) -> bytes:
+        """A small document; FileNotFoundError where there is none."""
+        return self.path(digest).read_bytes()
+
+    def open(self, digest: str) -> BinaryIO:
+        return self.path(digest).open("rb")
+
+    def take(self, digest: str, source: BlobStore) -> None:
+        """Have a blob of another store here too: a hard link where the file system can, else a checked copy."""
+        if self.has(digest):
+            return
+        target = self.path(digest)
+        with disk_errors(self.root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source.path(digest), target)
+            except FileExistsError:
+                return
+            except OSError:
+                if not source.has(digest):
+                    raise
+                self._copy(digest, source)
+
+    def _copy(self, digest: str, source: BlobStore) -> None:
+        with source.open(digest) as blob, self.writer() as copy:
+            while piece := blob.read(_COPY):
+                copy.write(piece)
+            copy.commit(digest)

@@ -1,0 +1,144 @@
+"""OCI image layouts (image-spec 1.1, image-layout.md): directories and archives of images that other programs read."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import secrets
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO
+
+from flops.errors import BadImage, OutputError
+from flops.oci import tar
+from flops.oci.blobs import BlobStore, disk_errors, sha256
+from flops.oci.image import REFERENCE_NAME, Descriptor, index_document, parse_index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from flops.oci.image import ImageIndex
+
+__all__ = ["BlobStore", "Layout", "write_archive"]
+
+MARKER = b'{"imageLayoutVersion":"1.0.0"}'
+_COPY = 1024 * 1024
+
+
+class Layout:
+    """A directory of images by name. Several processes may write to it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = BlobStore(root)
+
+    def write(self, reference_name: str, index: ImageIndex, source: BlobStore) -> None:
+        """Put an image under a name, in place of what had it; layers are linked or copied from `source`.
+
+        OutputError where the directory can't be written, DiskFull, BadImage for a layer that is not what it should be.
+        """
+        with _output_errors(self.root):
+            for layer in index.layers:
+                self.blobs.take(layer.digest, source)
+            for document in index.documents():
+                self.blobs.put(document)
+            with self._locked():
+                entries = self.references() | {reference_name: index.descriptor}
+                _replace(self.root / "index.json", _index_json(entries))
+
+    def references(self) -> dict[str, Descriptor]:
+        """The images by name; empty where there is no layout yet."""
+        try:
+            document = (self.root / "index.json").read_bytes()
+        except FileNotFoundError:
+            return {}
+        named = parse_index(document).manifests
+        return {entry.annotations.get(REFERENCE_NAME, ""): entry for entry in named}
+
+    def read(self, reference_name: str) -> Descriptor | None:
+        """What a name stands for; the documents lie in `blobs`."""
+        return self.references().get(reference_name)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of index.json at a time; the marker file, which never changes, carries the lock."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "oci-layout").open("ab") as marker:
+            fcntl.flock(marker, fcntl.LOCK_EX)
+            if marker.tell() == 0:
+                marker.write(MARKER)
+                marker.flush()
+            yield
+
+
+def write_archive(path: Path, images: Mapping[str, ImageIndex], source: BlobStore) -> None:
+    """Write a layout as one tar file, the same bytes for the same images; streamed, and in place only when whole.
+
+    OutputError where the file can't be written, DiskFull, BadImage for a layer whose size is wrong.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with _output_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                _write_entries(file, images, source)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_entries(file: BinaryIO, images: Mapping[str, ImageIndex], source: BlobStore) -> None:
+    documents = {sha256(document): document for index in images.values() for document in index.documents()}
+    layers = {layer.digest: layer.size for index in images.values() for layer in index.layers}
+    directories = ("blobs", "blobs/sha256")
+    file.writelines(tar.header(name, kind=tar.Kind.DIRECTORY, mode=0o755, mtime=0) for name in directories)
+    for digest in sorted(documents.keys() | layers.keys()):
+        name = "blobs/" + digest.replace(":", "/")
+        if digest in documents:
+            _write_file(file, name, io.BytesIO(documents[digest]), len(documents[digest]))
+        else:
+            with source.open(digest) as blob:
+                _write_file(file, name, blob, layers[digest])
+    index_json = _index_json({name: index.descriptor for name, index in images.items()})
+    _write_file(file, "index.json", io.BytesIO(index_json), len(index_json))
+    _write_file(file, "oci-layout", io.BytesIO(MARKER), len(MARKER))
+    file.write(tar.END)
+
+
+def _write_file(file: BinaryIO, name: str, content: BinaryIO, size: int) -> None:
+    file.write(tar.header(name, kind=tar.Kind.FILE, mode=0o644, mtime=0, size=size))
+    left = size
+    while piece := content.read(_COPY):
+        left -= len(piece)
+        file.write(piece)
+    if left:
+        raise BadImage(f"the blob {name} does not have the {size} bytes that its manifest says")
+    file.write(tar.padding(size))
+
+
+def _index_json(entries: Mapping[str, Descriptor]) -> bytes:
+    return index_document(
+        replace(entry, annotations={**entry.annotations, REFERENCE_NAME: name} if name else entry.annotations)
+        for name, entry in sorted(entries.items())
+    )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _output_errors(place: Path) -> Iterator[None]:
+    try:
+        with disk_errors(place):
+            yield
+    except OSError as error:
+        raise OutputError(
+            f"can't write {place}: {error.strerror or error}", hint="name a place that can be written"
+        ) from error

@@ -1,0 +1,196 @@
+"""Whole images into a registry: blobs, configs, manifests, index, tags, in this order, so that a tag is never half."""
+
+from __future__ import annotations
+
+import io
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from flops.errors import Cancelled, ManifestIncomplete
+from flops.oci.descriptor import INDEX, MANIFEST
+from flops.oci.upload import PushedBlob
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from flops.oci.blobs import BlobStore
+    from flops.oci.client import RegistryClient
+    from flops.oci.image import Image, ImageIndex
+    from flops.oci.layer import Layer
+
+    #: Hears of bytes done and their total, from any thread, one call at a time.
+    Progress = Callable[[int, int], None]
+
+#: Tries for a manifest of which the registry says that it lacks a part.
+_TRIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushReport:
+    """What a push did, in bytes and in number of blobs (layers and configs), as this client first found each blob."""
+
+    uploaded: int = 0
+    reused: int = 0
+    """Not uploaded: the repository held it, or it was mounted from another one."""
+    mounted: int = 0
+    """The part of `reused` that was mounted."""
+    uploaded_blobs: int = 0
+    reused_blobs: int = 0
+    mounted_blobs: int = 0
+    digest: str = ""
+    """Of the index; empty where only blobs were pushed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Blob:
+    digest: str
+    size: int
+    opener: Callable[[], BinaryIO]
+
+
+def push_blobs(
+    client: RegistryClient,
+    repository: str,
+    layers: Iterable[Layer],
+    store: BlobStore,
+    *,
+    mount_from: Sequence[str],
+    progress: Progress | None,
+) -> PushReport:
+    """Layers alone, in parallel."""
+    blobs = _distinct(_layer(layer, store) for layer in layers)
+    meter = _Meter(progress, sum(blob.size for blob in blobs))
+    return _report(blobs, _transfer(client, repository, blobs, mount_from, meter), "")
+
+
+def push_index(
+    client: RegistryClient,
+    repository: str,
+    index: ImageIndex,
+    store: BlobStore,
+    tags: Sequence[str],
+    *,
+    mount_from: Sequence[str],
+    progress: Progress | None,
+    before_tags: Callable[[], None] | None,
+) -> PushReport:
+    """An image over platforms, whole; see RegistryClient.push_index."""
+    layers = _distinct(_layer(layer, store) for image in index.images for layer in image.layers)
+    configs = _distinct(_config(image) for image in index.images)
+    meter = _Meter(progress, sum(blob.size for blob in (*layers, *configs)))
+    outcomes = _transfer(client, repository, layers, mount_from, meter)
+    outcomes |= _transfer(client, repository, configs, (), meter)
+    for image in index.images:
+        _push_image(client, repository, image, store)
+    _push_document(client, repository, index, store)
+    if before_tags is not None:
+        before_tags()
+    for tag in tags:
+        client.put_manifest(repository, tag, INDEX, index.document)
+    return _report([*layers, *configs], outcomes, index.digest)
+
+
+def _push_image(client: RegistryClient, repository: str, image: Image, store: BlobStore) -> None:
+    """The manifest of one platform; where the registry lost a blob since, all of its blobs again."""
+    for left in reversed(range(_TRIES)):
+        try:
+            client.put_manifest(repository, image.digest, MANIFEST, image.manifest)
+        except ManifestIncomplete:
+            if not left:
+                raise
+            blobs = _distinct([*(_layer(layer, store) for layer in image.layers), _config(image)])
+            client.forget(repository, [blob.digest for blob in blobs])
+            _transfer(client, repository, blobs, (), _Meter(None, 0))
+        else:
+            return
+
+
+def _push_document(client: RegistryClient, repository: str, index: ImageIndex, store: BlobStore) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            client.put_manifest(repository, index.digest, INDEX, index.document)
+        except ManifestIncomplete:
+            if not left:
+                raise
+            for image in index.images:
+                _push_image(client, repository, image, store)
+        else:
+            return
+
+
+def _transfer(
+    client: RegistryClient, repository: str, blobs: Sequence[_Blob], mount_from: Sequence[str], meter: _Meter
+) -> dict[str, PushedBlob]:
+    """Push in parallel, the largest first; the first failure stops the others and is raised."""
+    stop = threading.Event()
+
+    def one(blob: _Blob) -> PushedBlob:
+        if stop.is_set():
+            raise Cancelled("another upload failed")
+        try:
+            return client.push_blob(
+                repository, blob.digest, blob.size, blob.opener, mount_from=mount_from, on_bytes=meter.add, stop=stop
+            )
+        except BaseException:
+            stop.set()
+            raise
+
+    ordered = sorted(blobs, key=lambda blob: (-blob.size, blob.digest))
+    with ThreadPoolExecutor(max_workers=client.workers, thread_name_prefix="flops-push") as pool:
+        futures = {blob.digest: pool.submit(one, blob) for blob in ordered}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+        except BaseException:  # an interrupt: the threads end at their next piece
+            stop.set()
+            raise
+    failures = [failure for future in futures.values() if (failure := future.exception()) is not None]
+    if failures:
+        raise min(failures, key=lambda failure: isinstance(failure, Cancelled))
+    return {digest: future.result() for digest, future in futures.items()}
+
+
+class _Meter:
+    """Adds up bytes from all threads, and tells each sum once, in order."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self._done += number
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+def _layer(layer: Layer, store: BlobStore) -> _Blob:
+    return _Blob(digest=layer.digest, size=layer.size, opener=lambda: store.open(layer.digest))
+
+
+def _config(image: Image) -> _Blob:
+    return _Blob(digest=image.config_digest, size=len(image.config), opener=lambda: io.BytesIO(image.config))
+
+
+def _distinct(blobs: Iterable[_Blob]) -> list[_Blob]:
+    return list({blob.digest: blob for blob in blobs}.values())
+
+
+def _report(blobs: Iterable[_Blob], outcomes: dict[str, PushedBlob], digest: str) -> PushReport:
+    sizes: dict[PushedBlob, list[int]] = {outcome: [] for outcome in PushedBlob}
+    for blob in blobs:
+        sizes[outcomes[blob.digest]].append(blob.size)
+    uploaded, mounted = sizes[PushedBlob.UPLOADED], sizes[PushedBlob.MOUNTED]
+    reused = [*sizes[PushedBlob.EXISTED], *mounted]
+    return PushReport(
+        uploaded=sum(uploaded),
+        reused=sum(reused),
+        mounted=sum(mounted),
+        uploaded_blobs=len(uploaded),
+        reused_blobs=len(reused),
+        mounted_blobs=len(mounted),
+        digest=digest,
+    )

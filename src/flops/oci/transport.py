@@ -1,0 +1,313 @@
+"""HTTP to one registry: tries and pauses, logins, redirects, proxies, and every failure told in our own words."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import ssl
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import certifi
+import httpx
+
+from flops.errors import (
+    BadSetting,
+    Cancelled,
+    FlopsError,
+    RegistryAuth,
+    RegistryDigest,
+    RegistryRefused,
+    RegistryTooLarge,
+    RegistryUnreachable,
+)
+from flops.oci.authentication import SCOPE, RegistryAuthentication
+from flops.oci.hosts import check_location
+from flops.oci.retry import Retry, Transient, is_transient, retry_after
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from flops.oci.credentials import Credentials
+    from flops.oci.reference import Registry
+
+PIECE = 256 * 1024
+#: Most bytes of an answer that is read whole: a manifest has up to 4 MiB.
+ANSWER_LIMIT = 4 * 1024 * 1024
+_HOPS = 5
+#: Tries at a registry that never answered: it is most likely not there, and its user waits.
+_FIRST_TRIES = 3
+#: Seconds; a registry may digest a large blob again before it answers the upload's end.
+_TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=180.0, pool=None)
+_NO_PROXY = ("localhost", "127.0.0.1", "[::1]")
+
+
+class FileBody:
+    """A request's body that is opened anew for each try; counts what was sent.
+
+    RegistryDigest where the file has not the size it should have, Cancelled once stopped.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], BinaryIO],
+        size: int,
+        *,
+        on_bytes: Callable[[int], None],
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._open = opener
+        self._on_bytes = on_bytes
+        self._counted = 0
+        self.size = size
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.take_back()
+        with self._open() as file:
+            while piece := file.read(PIECE):
+                if self.stop is not None and self.stop.is_set():
+                    raise Cancelled("the transfer was stopped")
+                if self._counted + len(piece) > self.size:
+                    break
+                self._count(len(piece))
+                yield piece
+        if piece or self._counted != self.size:
+            raise RegistryDigest("a blob on this machine changed its size", hint="delete the cache and build again")
+
+    def take_back(self) -> None:
+        """What was sent counts for nothing: the try failed."""
+        self._count(-self._counted)
+
+    def count_all(self) -> None:
+        """All of it is in place."""
+        self._count(self.size - self._counted)
+
+    def read_digest(self) -> str:
+        """Of the bytes as they lie here."""
+        digest = hashlib.sha256()
+        with self._open() as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        return f"sha256:{digest.hexdigest()}"
+
+    def _count(self, number: int) -> None:
+        self._counted += number
+        if number:
+            self._on_bytes(number)
+
+
+class Session:
+    """Requests to one registry, from any thread. Constructing it connects to nothing."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        credentials: Credentials | None = None,
+        transport: httpx.BaseTransport | None = None,
+        verify: Path | None = None,
+        connections: int = 8,
+        realms: Collection[str] = (),
+        retry: Retry | None = None,
+    ) -> None:
+        self.registry = registry
+        self.retry = retry or Retry()
+        self._reached = False
+        self._client = httpx.Client(
+            transport=transport,
+            verify=_tls(verify),
+            auth=RegistryAuthentication(registry, credentials, realms=realms),
+            timeout=_TIMEOUT,
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30
+            ),
+            mounts={f"all://{host}": None for host in (*_NO_PROXY, *([registry.hostname] if registry.loopback else []))}
+            if transport is None
+            else None,
+            # A blob must arrive as it lies there: no content encoding.
+            headers={"User-Agent": "flops", "Accept": "*/*", "Accept-Encoding": "identity"},
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def request(self, method: str, path: str, *, expect: Collection[int], **options: Any) -> httpx.Response:
+        """`send`, as often as needed."""
+        return self.retry.run(lambda: self.send(method, path, expect=expect, **options))
+
+    def send(
+        self,
+        method: str,
+        path: str | httpx.URL,
+        *,
+        expect: Collection[int],
+        scope: tuple[str, ...] = (),
+        headers: Mapping[str, str] | None = None,
+        content: bytes | FileBody | None = None,
+    ) -> httpx.Response:
+        """One try, its answer read whole; Transient where another may help, else a RegistryError for other statuses."""
+        with self.stream(method, path, expect=expect, scope=scope, headers=headers, content=content) as response:
+            return response
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str | httpx.URL,
+        *,
+        expect: Collection[int],
+        scope: tuple[str, ...] = (),
+        headers: Mapping[str, str] | None = None,
+        content: bytes | FileBody | None = None,
+        unread: bool = False,
+    ) -> Iterator[httpx.Response]:
+        """One try, as a context. With `unread`, the body of an expected answer is the caller's to iterate over."""
+        url = httpx.URL(self.registry.url + path) if isinstance(path, str) else path
+        with self._translated():
+            request = self._client.build_request(
+                method, url, headers=headers, content=content, extensions={SCOPE: scope}
+            )
+            response = self._follow(request)
+            try:
+                self._reached = True
+                expected = response.status_code in expect
+                whole = response if unread and expected else self._read(response)
+                if not expected:
+                    raise self._failure(whole)
+                yield whole
+            finally:
+                response.close()
+
+    def location(self, response: httpx.Response) -> httpx.URL:
+        """The Location of an answer, resolved; RegistryRefused where it is missing or may not be followed."""
+        text = response.headers.get("location")
+        if not text:
+            raise RegistryRefused(f"the registry {self.registry.host} told no Location for an upload")
+        try:
+            url = response.request.url.join(text)
+        except httpx.InvalidURL as error:
+            raise RegistryRefused(f"the registry {self.registry.host} told a Location that can't be read") from error
+        return check_location(self.registry, url)
+
+    def refusal(self, response: httpx.Response) -> FlopsError:
+        """The error for an answer whose status nobody can use."""
+        status, host = response.status_code, self.registry.host
+        doing = f"{response.request.method} {response.request.url.path}"
+        said = _said(response)
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            hint = "raise the limit of the registry, or of the proxy before it (nginx: client_max_body_size)"
+            return RegistryTooLarge(f"{host} takes no body of this size ({doing})", hint=hint)
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            hint = f"log in with `docker login {host}` or `podman login {host}`, and see what the account may do there"
+            return RegistryAuth(f"{host} refused us ({doing}: {status}{said})", hint=hint)
+        if response.is_redirect:
+            hint = f"name the registry as it is reached: {response.headers.get('location', '')[:200]}"
+            return RegistryRefused(f"{host} redirects {doing}", hint=hint)
+        if "HTTP request to an HTTPS server" in response.text[:1000]:
+            hint = f"write https://{host}"
+            return RegistryUnreachable(f"{host} speaks HTTPS, and was spoken to by HTTP", hint=hint)
+        return RegistryRefused(f"{host} answered {status} to {doing}{said}", hint=_hint(status))
+
+    def _failure(self, response: httpx.Response) -> Exception:
+        failure = self.refusal(response)
+        if is_transient(response.status_code):
+            return Transient(failure, after=retry_after(response))
+        return failure
+
+    def _follow(self, request: httpx.Request) -> httpx.Response:
+        """Send; follow redirects of reads, which lead to blob storage (never with a credential of the registry)."""
+        for _ in range(_HOPS):
+            response = self._client.send(request, stream=True)
+            if not (response.is_redirect and request.method in {"GET", "HEAD"} and "location" in response.headers):
+                return response
+            response.close()
+            target = self.location(response)
+            headers = {"Accept": request.headers["Accept"]}
+            request = self._client.build_request(request.method, target, headers=headers, extensions=request.extensions)
+        raise RegistryRefused(f"the registry {self.registry.host} redirects without end")
+
+    def _read(self, response: httpx.Response) -> httpx.Response:
+        body = bytearray()
+        for piece in response.iter_bytes():
+            body += piece
+            if len(body) > ANSWER_LIMIT:
+                raise RegistryRefused(f"an answer of {self.registry.host} is larger than {ANSWER_LIMIT} bytes")
+        return httpx.Response(
+            response.status_code, headers=response.headers, content=bytes(body), request=response.request
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            failure = self._unreachable(error)
+            if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
+                raise failure from error
+            raise Transient(failure, tries=None if self._reached else _FIRST_TRIES) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise RegistryRefused(f"the registry {self.registry.host} can't be used: {error}") from error
+
+    def _unreachable(self, error: httpx.TransportError) -> RegistryUnreachable:
+        registry, text = self.registry, str(error) or type(error).__name__
+        message = f"the registry {registry.url} can't be reached: {text[:200]}"
+        if self._reached:
+            return RegistryUnreachable(f"the connection to {registry.url} broke: {text[:200]}", hint="try again")
+        if isinstance(error, httpx.ProxyError):
+            hint = "see HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+        elif "CERTIFICATE" in text:
+            hint = "name the file with its authority's certificate in FLOPS_CA_BUNDLE"
+        elif "SSL" in text:
+            hint = f"if it speaks plain HTTP, write http://{registry.host}"
+        elif isinstance(error, httpx.RemoteProtocolError) and registry.plain_http:
+            hint = f"if it speaks HTTPS, write https://{registry.host}"
+        else:
+            hint = "see that it runs and that its name and port are right; plain HTTP needs http:// before its name"
+        return RegistryUnreachable(message, hint=hint)
+
+
+@functools.lru_cache(maxsize=8)
+def _tls(bundle: Path | None) -> ssl.SSLContext:
+    """Trust the named certificates alone, or what this machine trusts (also SSL_CERT_FILE) and certifi's.
+
+    Remembered, since reading certificates takes longer than a push of few bytes.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(bundle) if bundle else None)
+        if bundle is None:
+            context.load_verify_locations(certifi.where())
+    except (OSError, ssl.SSLError) as error:
+        raise BadSetting(f"the certificates in {bundle} can't be read", hint="see FLOPS_CA_BUNDLE") from error
+    return context
+
+
+def error_codes(response: httpx.Response) -> set[str]:
+    """The codes of an answer's error body (distribution specification, "Error Codes")."""
+    return {str(error.get("code")) for error in _errors(response)}
+
+
+def _errors(response: httpx.Response) -> list[dict[str, Any]]:
+    try:
+        errors = json.loads(response.content)["errors"]
+        return [error for error in errors if isinstance(error, dict)]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _said(response: httpx.Response) -> str:
+    texts = [f"{error.get('code')}: {error.get('message')}" for error in _errors(response)]
+    text = "".join(letter for letter in "; ".join(texts) if letter.isprintable())[:300]
+    return f", {text}" if text else ""
+
+
+def _hint(status: int) -> str:
+    if status == HTTPStatus.NOT_FOUND:
+        return "see that the name is right and that the project exists there"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return "it may be read-only"
+    return "see the registry's own log" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ""

@@ -1,0 +1,6 @@
+from acme_models import FederatedModel
+from sklearn.base import BaseEstimator
+
+
+class ModelManager(FederatedModel, BaseEstimator):
+    pass

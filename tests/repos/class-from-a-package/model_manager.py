@@ -1,0 +1,1 @@
+from acme_models import FederatedModel as ModelManager

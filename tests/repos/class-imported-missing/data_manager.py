@@ -1,0 +1,2 @@
+import os
+from parts.data import DataManager

@@ -1,0 +1,2 @@
+def get_data():
+    return 1, 2

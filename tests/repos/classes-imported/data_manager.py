@@ -1,0 +1,3 @@
+import parts.data as data
+
+DataManager = data.Data

@@ -1,0 +1,3 @@
+from parts import ModelManager
+
+__all__ = ['ModelManager']

@@ -1,0 +1,8 @@
+try:
+    import mlflow.sklearn
+finally:
+    pass
+try:
+    import mlflow
+except ImportError:
+    mlflow = None

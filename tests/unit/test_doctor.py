@@ -1,0 +1,414 @@
+"""The doctor's experiments run uv for real, against an index on loopback."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement as Pep508
+from packaging.version import Version
+
+from flops import process
+from flops.builder import pins, pythons
+from flops.builder.doctor import PythonChoice, resolve
+from flops.builder.lock import Locker
+from flops.builder.pythons import Wish
+from flops.builder.requirement import PythonRequest, Requirement
+from flops.builder.requirements import Requirements
+from flops.errors import IndexUnreachable, NoWheel, PackageNotFound, PythonUnavailable, Unresolvable, UsageError
+from flops.platforms import Platform
+from flops.progress import Silent
+from flops.recipe import Policy
+
+AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
+BOTH = (AMD64, ARM64)
+BOOKWORM = PythonChoice(version="3.11.2", minor="3.11", glibc=(2, 36), provider="debian", suite="bookworm")
+TRIXIE = PythonChoice(version="3.13.5", minor="3.13", glibc=(2, 41), provider="debian", suite="trixie")
+X86 = "manylinux_2_17_x86_64"
+ARM = "manylinux_2_17_aarch64"
+
+
+class Shelf:
+    """A simple index (PEP 503) of small wheels in a directory, served on loopback."""
+
+    def __init__(self, root) -> None:
+        self.root = root
+        self.root.mkdir()
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, *_) -> None:
+                pass
+
+        handler = functools.partial(Handler, directory=str(root))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def stop(self) -> None:
+        if self.thread.is_alive():
+            self.server.shutdown()
+            self.thread.join()
+            self.server.server_close()
+
+    def add(self, name: str, version: str, *requires: str, tags: tuple[str, ...] = ("py3-none-any",)) -> None:
+        """One wheel per tag."""
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        metadata += "".join(f"Requires-Dist: {line}\n" for line in requires)
+        for tag in tags:
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w") as archive:
+                archive.writestr(f"{name}-{version}.dist-info/METADATA", metadata)
+                archive.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+                archive.writestr(f"{name}-{version}.dist-info/RECORD", "")
+            self.file(name, f"{name}-{version}-{tag}.whl", buffer.getvalue())
+
+    def file(self, name: str, filename: str, data: bytes) -> None:
+        directory = self.root / name.replace("_", "-")
+        directory.mkdir(exist_ok=True)
+        (directory / filename).write_bytes(data)
+        with (directory / "index.html").open("a") as page:
+            page.write(f'<a href="{filename}#sha256={hashlib.sha256(data).hexdigest()}">{filename}</a><br>\n')
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.seen = []
+
+    def adjusted(self, adjustment) -> None:
+        self.seen.append(adjustment)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    shelf = Shelf(tmp_path / "simple")
+    yield shelf
+    shelf.stop()
+
+
+@pytest.fixture
+def locker(shelf, tmp_path):
+    return Locker(tmp_path / "cache", index_url=shelf.url, retries=0)
+
+
+def wanted(*lines: str, python: str | None = None) -> Requirements:
+    """The requirements of a conda.yaml whose first package stands in line 5."""
+    entries = []
+    for line, text in enumerate(lines, start=5):
+        parsed = Pep508(text)
+        entries.append(
+            Requirement(
+                name=parsed.name,
+                specifier=str(parsed.specifier),
+                extras=tuple(parsed.extras),
+                marker=str(parsed.marker or ""),
+                path="conda.yaml",
+                line=line,
+                text=text,
+            )
+        )
+    return Requirements(path="conda.yaml", python=asked(python), entries=tuple(entries), adjustments=(), notes=())
+
+
+def asked(python: str | None) -> PythonRequest | None:
+    if python is None:
+        return None
+    specifier = python if python[0] in "<>=~" else f"=={python}" if python.count(".") > 1 else f"=={python}.*"
+    return PythonRequest(text=python, specifier=specifier, path="conda.yaml", line=3)
+
+
+def run(
+    locker, requirements, *, platforms=BOTH, policy=Policy.FIX, flag=None, offered=(BOOKWORM, TRIXIE), reporter=None
+):
+    return resolve(
+        requirements,
+        platforms,
+        offered,
+        locker=locker,
+        policy=policy,
+        python_flag=flag,
+        reporter=reporter or Silent(),
+    )
+
+
+def told(resolution):
+    return [(a.code, a.package, a.before, a.after, a.platform, a.where) for a in resolution.adjustments]
+
+
+def versions(resolution):
+    return {platform.architecture: lock.versions for platform, lock in resolution.locks.items()}
+
+
+def test_what_locks_is_left_as_it_is(shelf, locker):
+    shelf.add("plain", "1.0", "base")
+    shelf.add("base", "1.0")
+    resolution = run(locker, wanted("plain==1.0", python="3.11.2"))
+    assert resolution.python == BOOKWORM
+    assert resolution.adjustments == ()
+    assert versions(resolution) == {"amd64": {"base": "1.0", "plain": "1.0"}, "arm64": {"base": "1.0", "plain": "1.0"}}
+
+
+def test_a_pin_moves_only_where_its_wheel_is_missing(shelf, locker):
+    shelf.add("native", "5.9.8", tags=(f"cp36-abi3-{X86}",))
+    shelf.add("native", "6.0.0", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
+    shelf.add("native", "6.1.0", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
+    reporter = Recorder()
+    resolution = run(locker, wanted("native==5.9.8", python="3.10.14"), reporter=reporter)
+    assert versions(resolution) == {"amd64": {"native": "5.9.8"}, "arm64": {"native": "6.0.0"}}
+    assert told(resolution) == [
+        ("PYTHON_MOVED", "python", "3.10.14", "3.11.2", None, "conda.yaml:3"),
+        ("PIN_RELAXED", "native", "==5.9.8", "==6.0.0", "linux/arm64", "conda.yaml:5"),
+    ]
+    assert "native 5.9.8 has no wheel for Python 3.11 on linux/arm64" in resolution.adjustments[1].reason
+    assert reporter.seen == list(resolution.adjustments)
+
+
+def test_a_repair_is_remembered(shelf, locker, tmp_path, monkeypatch):
+    shelf.add("native", "1.0", tags=(f"cp36-abi3-{X86}",))
+    shelf.add("native", "1.1", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
+    first = run(locker, wanted("native==1.0"))
+    shelf.stop()
+    fresh = Locker(tmp_path / "cache", index_url=shelf.url, retries=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "run", None)
+        assert run(fresh, wanted("native==1.0")) == first
+    upgrading = Locker(tmp_path / "cache", index_url=shelf.url, retries=0, upgrade=True)
+    with pytest.raises(IndexUnreachable):
+        run(upgrading, wanted("native==1.0"))
+
+
+def test_a_pin_missing_everywhere_moves_to_one_version_for_all(shelf, locker):
+    shelf.add("native", "1.0.1", tags=(f"cp311-cp311-{X86}",))
+    shelf.add("native", "1.0.5", tags=(f"cp311-cp311-{X86}", f"cp311-cp311-{ARM}"))
+    resolution = run(locker, wanted("native==1.0.0"), offered=(BOOKWORM,))
+    assert told(resolution) == [("PIN_RELAXED", "native", "==1.0.0", "==1.0.5", None, "conda.yaml:5")]
+
+
+def test_the_nearest_version_must_fit_the_other_pins(shelf, locker):
+    shelf.add("native", "1.0.3", "base<2")
+    shelf.add("native", "1.0.4", "base>=2")
+    shelf.add("base", "1.0")
+    shelf.add("base", "2.0")
+    resolution = run(locker, wanted("native[x]==1.0.2; python_version > '3'", "base==2.0"))
+    assert told(resolution) == [("PIN_RELAXED", "native", "==1.0.2", "==1.0.4", None, "conda.yaml:5")]
+
+
+def test_python_moves_to_the_nearest_that_fits_every_pin(shelf, locker):
+    shelf.add("new", "1.0", tags=(f"cp313-cp313-{X86}", f"cp313-cp313-{ARM}"))
+    resolution = run(locker, wanted("new==1.0", python="3.10.14"))
+    assert resolution.python == TRIXIE
+    assert told(resolution) == [("PYTHON_MOVED", "python", "3.10.14", "3.13.5", None, "conda.yaml:3")]
+
+
+def test_a_pin_moves_before_an_offered_python_does(shelf, locker):
+    shelf.add("new", "1.0", tags=(f"cp313-cp313-{X86}",))
+    shelf.add("new", "1.1", tags=(f"cp311-cp311-{X86}",))
+    resolution = run(locker, wanted("new==1.0", python="3.11"), platforms=[AMD64])
+    assert resolution.python == BOOKWORM
+    assert told(resolution) == [("PIN_RELAXED", "new", "==1.0", "==1.1", None, "conda.yaml:5")]
+
+
+def test_an_offered_python_moves_where_no_pin_can(shelf, locker):
+    shelf.add("new", "1.0", tags=(f"cp313-cp313-{X86}",))
+    resolution = run(locker, wanted("new", python="3.11"), platforms=[AMD64])
+    assert resolution.python == TRIXIE
+    assert "not every requirement has a wheel for Python 3.11" in resolution.adjustments[0].reason
+
+
+def test_platforms_agree_on_versions_where_they_can(shelf, locker):
+    shelf.add("plain", "1.0", tags=("py3-none-any",))
+    shelf.add("plain", "1.1", tags=(f"cp311-cp311-{ARM}",))
+    resolution = run(locker, wanted("plain"))
+    assert versions(resolution) == {"amd64": {"plain": "1.0"}, "arm64": {"plain": "1.0"}}
+
+
+def test_strict_names_the_repairs_and_does_none(shelf, locker):
+    shelf.add("native", "1.0", tags=(f"cp36-abi3-{X86}",))
+    shelf.add("native", "1.1", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
+    reporter = Recorder()
+    with pytest.raises(NoWheel) as caught:
+        run(locker, wanted("native==1.0"), policy=Policy.STRICT, reporter=reporter)
+    assert "native==1.1 for linux/arm64" in caught.value.hint
+    assert [(f.path, f.line, f.code) for f in caught.value.findings] == [("conda.yaml", 5, "PIN_RELAXED")]
+    assert reporter.seen == []
+    with pytest.raises(PythonUnavailable) as caught:
+        run(locker, wanted("native==1.1", python="3.10"), policy=Policy.STRICT)
+    assert "python==3.11.2" in caught.value.hint
+    flagged = run(locker, wanted("native==1.1", python="3.10"), policy=Policy.STRICT, flag="3.13")
+    assert told(flagged) == [("PYTHON_MOVED", "python", "3.10", "3.13.5", None, "conda.yaml:3")]
+    assert "--python 3.13 was given" in flagged.adjustments[0].reason
+
+
+def test_an_unknown_package_is_told_with_its_line(shelf, locker):
+    shelf.add("plain", "1.0")
+    with pytest.raises(PackageNotFound) as caught:
+        run(locker, wanted("plain", "plane==2.0", "plone"))
+    assert [(f.where, f.code) for f in caught.value.findings] == [
+        ("conda.yaml:6", "PACKAGE_NOT_FOUND"),
+        ("conda.yaml:7", "PACKAGE_NOT_FOUND"),
+    ]
+    assert "plane" in caught.value.message
+
+
+def test_a_package_without_wheels_is_told_with_its_line(shelf, locker):
+    shelf.file("source", "source-1.0.tar.gz", b"")
+    shelf.add("native", "1.0", tags=(f"cp36-abi3-{X86}",))
+    shelf.add("native", "2.0", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
+    with pytest.raises(NoWheel) as caught:
+        run(locker, wanted("source", "native==1.0", "native<2"), offered=(BOOKWORM,))
+    found = {finding.line: finding for finding in caught.value.findings}
+    assert sorted(found) == [5, 6, 7]
+    assert "no version of source has a wheel for Python 3.11 on linux/amd64 and linux/arm64" in found[5].message
+    assert "native 1.0 has no wheel for Python 3.11 on linux/arm64" in found[6].message
+    assert "native==2.0" in found[6].hint
+    assert "2.0" in found[7].hint
+
+
+def test_a_dependency_without_wheels_is_told_at_the_line_that_brings_it(shelf, locker):
+    shelf.add("plain", "1.0")
+    shelf.add("app", "1.0", "source")
+    shelf.file("source", "source-1.0.tar.gz", b"")
+    with pytest.raises(NoWheel) as caught:
+        run(locker, wanted("plain", "app"), offered=(BOOKWORM,))
+    assert [finding.where for finding in caught.value.findings] == ["conda.yaml:6"]
+    assert "source" in caught.value.message
+
+
+def test_a_conflict_names_its_lines(shelf, locker):
+    shelf.add("plain", "1.0")
+    shelf.add("app", "1.0", "base<2")
+    shelf.add("base", "1.0")
+    shelf.add("base", "2.0")
+    with pytest.raises(Unresolvable) as caught:
+        run(locker, wanted("plain", "app", "base==2.0"), offered=(BOOKWORM,))
+    assert [finding.where for finding in caught.value.findings] == ["conda.yaml:6", "conda.yaml:7"]
+    assert "base<2" in caught.value.message
+
+
+def test_an_index_that_fails_in_mid_diagnosis_is_not_the_users_fault(shelf, locker):
+    shelf.add("plain", "1.0")
+    shelf.stop()
+    with pytest.raises(IndexUnreachable):
+        run(locker, wanted("plain"))
+
+
+@pytest.mark.parametrize(("lines", "after"), [((), "25.0"), (("pyarrow>=26",), "26.0")])
+def test_pyarrow_is_bound_beside_numpy_1(shelf, locker, lines, after):
+    shelf.add("datasets", "2.0", "pyarrow", "numpy")
+    for version in ("25.0", "26.0"):
+        shelf.add("pyarrow", version)
+    for version in ("1.26.4", "2.0"):
+        shelf.add("numpy", version)
+    resolution = run(locker, wanted("datasets", "numpy<2", *lines))
+    assert {lock.versions["pyarrow"] for lock in resolution.locks.values()} == {after}
+    assert told(resolution) == ([] if lines else [("ADDED", "pyarrow", "", "<26", None, "conda.yaml")])
+    modern = run(locker, wanted("datasets"))
+    assert modern.adjustments == ()
+    assert modern.locks[AMD64].versions["pyarrow"] == "26.0"
+
+
+# --- Pythons ----------------------------------------------------------------------------------------
+def offer(*names: str) -> list[PythonChoice]:
+    return [
+        PythonChoice(version=name, minor=name.rpartition(".")[0], glibc=(2, 36), provider="debian", suite="s")
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("python", "expected"),
+    [
+        (None, ["3.11.2", "3.13.5", "3.9.1"]),
+        ("3.11.5", ["3.11.2", "3.13.5", "3.9.1"]),
+        ("3.10.14", ["3.11.2", "3.9.1", "3.13.5"]),
+        ("3.12", ["3.13.5", "3.11.2", "3.9.1"]),
+        ("3.13.5", ["3.13.5", "3.11.2", "3.9.1"]),
+        ("3.8", ["3.9.1", "3.11.2", "3.13.5"]),
+        (">=3.9", ["3.11.2", "3.13.5", "3.9.1"]),
+        (">=3.12,<4", ["3.13.5", "3.11.2", "3.9.1"]),
+        ("<3.10", ["3.9.1", "3.11.2", "3.13.5"]),
+        ("2.7", ["3.9.1", "3.11.2", "3.13.5"]),
+    ],
+)
+def test_pythons_are_tried_from_the_nearest(python, expected):
+    offered = offer("3.11.2", "3.13.5", "3.9.1")
+    assert [c.version for c in pythons.order(Wish.read(asked(python), None), offered)] == expected
+
+
+def test_the_flag_wins_and_is_not_moved():
+    offered = offer("3.11.2", "3.13.5")
+    assert [c.version for c in pythons.order(Wish.read(asked("3.11"), "3.13"), offered)] == ["3.13.5"]
+    wish = Wish.read(None, "3.13.1")
+    assert [c.version for c in pythons.order(wish, offered)] == ["3.13.5"]
+    (told_patch,) = pythons.adjustments(None, wish, offered[1], offered)
+    assert (told_patch.before, told_patch.after, told_patch.where) == ("3.13.1", "3.13.5", "--python")
+    with pytest.raises(PythonUnavailable) as caught:
+        pythons.order(Wish.read(None, "3.12"), offered)
+    assert "3.11, 3.13" in caught.value.hint
+    with pytest.raises(PythonUnavailable):
+        pythons.order(None, [])
+    with pytest.raises(UsageError):
+        Wish.read(None, "three")
+
+
+# --- pins -------------------------------------------------------------------------------------------
+def shop(*available: str):
+    """An `ask` over a fixed set of versions."""
+    known = sorted(Version(text) for text in available)
+
+    def ask(requirement: str, newest: bool) -> Version | None:
+        fitting = [version for version in known if version in Pep508(requirement).specifier]
+        return (fitting[-1] if newest else fitting[0]) if fitting else None
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("version", "available", "expected"),
+    [
+        ("5.9.8", ["5.9.5", "6.0.0", "5.8.0"], ["5.9.5", "5.8.0", "6.0.0"]),
+        ("1.2.3", ["1.2.1", "1.2.5"], ["1.2.5", "1.2.1"]),
+        ("1.2.3", ["1.2.2", "1.2.5", "1.2.6"], ["1.2.2", "1.2.5", "1.2.6"]),
+        ("1.2.3", ["1.1.9", "1.1.0", "1.3.0", "1.3.7"], ["1.3.0", "1.3.7", "1.1.9", "1.1.0"]),
+        ("1.2", ["0.9", "2.0", "3.0"], ["2.0", "0.9", "3.0"]),
+        ("99.1", ["1.0", "2.4.6"], ["2.4.6", "1.0"]),
+        ("1!2.0", ["1!2.1", "2.0"], ["1!2.1", "2.0"]),
+        ("2023.3.post1", ["2023.3", "2024.1"], ["2023.3", "2024.1"]),
+        ("1.0", [], []),
+    ],
+)
+def test_nearest(version, available, expected):
+    found = pins.nearest("plain", Version(version), shop(*available))
+    assert [str(candidate) for candidate in found] == expected
+
+
+@given(
+    pin=st.tuples(*[st.integers(0, 4)] * 3),
+    others=st.sets(st.tuples(*[st.integers(0, 4)] * 3), max_size=12),
+)
+def test_nearest_gives_each_version_once_and_the_closer_share_first(pin, others):
+    others.discard(pin)
+    texts = {".".join(map(str, parts)): parts for parts in others}
+    found = [texts[str(v)] for v in pins.nearest("p", Version(".".join(map(str, pin))), shop(*texts))]
+    assert sorted(found) == sorted(others)
+
+    def shared(parts):
+        return next((place for place in range(3) if parts[place] != pin[place]), 3)
+
+    assert [shared(parts) for parts in found] == sorted(map(shared, found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "pin"),
+    [("p==1.2", "1.2"), ("p===1.2", "1.2"), ("p==1.2.*", None), ("p>=1", None), ("p", None), ("p==1,!=2", None)],
+)
+def test_pinned(text, pin):
+    (entry,) = wanted(text).entries
+    assert pins.pinned(entry) == (Version(pin) if pin else None)
