@@ -115,6 +115,9 @@ class Backend(BaseHTTPRequestHandler):
             self.end_headers()
             return
         server.before(path)
+        if server.protocol is None:
+            self.send_file(server.root / path.strip("/"))
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         env = {
             "PATH": os.environ["PATH"],
@@ -140,6 +143,14 @@ class Backend(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def send_file(self, file):
+        """The oldest way to serve a repository: its files."""
+        content = file.read_bytes() if file.is_file() else None
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        self.wfile.write(content or b"")
 
     do_POST = do_GET  # noqa: N815
 
@@ -217,6 +228,13 @@ def test_https_head_branch_tag_commit_and_subdirectory(https, repository, tmp_pa
     assert [file.path for file in part.files] == ["part.py"]
     assert part.repository == "acme/digits/learning"
     assert sorted(path.name for path in tmp_path.glob(".git-*")) == []
+
+
+def test_https_without_a_backend(https, repository, tmp_path):
+    git(repository.bare, "update-server-info")
+    https.protocol = None
+    for number, (ref, known) in enumerate({None: repository.head, repository.second: repository.second}.items()):
+        assert read(https, tmp_path / f"out{number}", ref=ref).commit == known
 
 
 def test_only_one_commit_is_fetched(https, repository, tmp_path):

@@ -1,6 +1,7 @@
 """Frames between an actor and its worker, and the texts that FLOps' own components read."""
 
 import ast
+import contextlib
 import json
 import math
 import socket
@@ -33,10 +34,18 @@ def exchange(header, arrays=()):
 
 def receive(data):
     ours, theirs = socket.socketpair()
-    with theirs:
-        with ours:
+
+    def send():
+        with ours, contextlib.suppress(ConnectionError):  # the other side may refuse before it has read everything
             ours.sendall(data)
-        return frames.receive(theirs)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        with theirs:
+            return frames.receive(theirs)
+    finally:
+        thread.join()
 
 
 def framed(header):

@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from flops.builder import bytecode_layer
 from flops.builder.files import write_entries
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flops.builder.bytecode import Interpreter
+    from flops.builder.layer_cache import LayerCache
     from flops.builder.lock import LockedWheel
     from flops.builder.plan import PlannedLayer
-    from flops.builder.layer_cache import LayerCache
     from flops.builder.wheels import WheelCache
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.progress import Reporter
     from flops.recipe import Compression
+
+    #: Makes layers that belong together, in their order.
+    Make = Callable[[Sequence[PlannedLayer]], list[Layer]]
 
 #: Wheels that are fetched at the same time.
 FETCHING = 8
@@ -70,7 +73,7 @@ class Assembly:
         self.downloaded = 0
         self.reused = 0
 
-    def __enter__(self) -> Assembly:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,45 +132,38 @@ class Assembly:
             case _:
                 return None
 
-    def _when_fetched(
-        self,
-        wheels: Sequence[LockedWheel],
-        layers: tuple[PlannedLayer, ...],
-        make: Callable[[tuple[PlannedLayer, ...]], list[Layer]],
-    ) -> None:
+    def _when_fetched(self, wheels: Sequence[LockedWheel], layers: Sequence[PlannedLayer], make: Make) -> None:
         """Make layers once their wheels are here; no maker waits for a wheel."""
         futures: list[Future[Layer]] = [Future() for _ in layers]
         self._layers |= dict(zip(layers, futures, strict=True))
         sources = [self._fetch(wheel) for wheel in wheels]
-        left = [len(sources)]
-
-        def start() -> None:
-            def work() -> None:
-                try:
-                    made = make(layers)
-                except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-                    for future in futures:
-                        future.set_exception(error)
-                else:
-                    for future, layer in zip(futures, made, strict=True):
-                        self.offer(layer)
-                        future.set_result(layer)
-
-            self._makers.submit(work)
+        left = len(sources)
 
         def fetched(source: Future[Path]) -> None:
+            nonlocal left
             if source.cancelled() or source.exception() is not None:
                 return  # told through the wheel's own future
             with self._guard:
-                left[0] -= 1
-                ready = left[0] == 0
+                left -= 1
+                ready = left == 0
             if ready:
-                start()
+                self._makers.submit(self._work, layers, futures, make)
 
         if not sources:
-            start()
+            self._makers.submit(self._work, layers, futures, make)
         for source in sources:
             source.add_done_callback(fetched)
+
+    def _work(self, layers: Sequence[PlannedLayer], futures: Sequence[Future[Layer]], make: Make) -> None:
+        try:
+            made = make(layers)
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            for future in futures:
+                future.set_exception(error)
+            return
+        for future, layer in zip(futures, made, strict=True):
+            self.offer(layer)
+            future.set_result(layer)
 
     def _fetch(self, wheel: LockedWheel) -> Future[Path]:
         if wheel.sha256 not in self._wheels:
@@ -187,7 +183,7 @@ class Assembly:
 
         return self._workshop.wheels.fetch(wheel, on_bytes=count)
 
-    def _make(self, layers: tuple[PlannedLayer, ...]) -> list[Layer]:
+    def _make(self, layers: Sequence[PlannedLayer]) -> list[Layer]:
         (layer,) = layers
         match layer:
             case WheelsLayer():
@@ -216,7 +212,7 @@ class Assembly:
             blob.commit(made.digest)
         return made
 
-    def _make_bytecode(self, layers: tuple[PlannedLayer, ...]) -> list[Layer]:
+    def _make_bytecode(self, layers: Sequence[PlannedLayer]) -> list[Layer]:
         wanted = [layer for layer in layers if isinstance(layer, BytecodeLayer)]
         paths = {wheel.sha256: self._wheels[wheel.sha256].result() for layer in wanted for wheel in layer.wheels}
         made = bytecode_layer.make(

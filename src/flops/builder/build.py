@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder import actors, compose, doctor, runtime, verify
+from flops.builder import actors, compose, doctor, naming, runtime, verify
 from flops.builder.actors import Actor
 from flops.builder.assemble import Assembly, Workshop
 from flops.builder.clock import Clock
 from flops.builder.compose import Identity
 from flops.builder.foundation import Foundation
 from flops.builder.inspection import Inspection, inspect
-from flops.builder.lock import Locker
 from flops.builder.layer_cache import LayerCache
+from flops.builder.lock import Locker
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
-from flops.builder.publish import Delivery, Existing, Published, Summary, Target
+from flops.builder.publish import Delivery
 from flops.builder.pythons import Wish, order
-from flops.builder.result import ActorImage, PythonUsed, Report, Result
+from flops.builder.result import ActorImage, PythonUsed, Report, Result, actor_images
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError
 from flops.oci.blobs import BlobStore
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from flops.builder.bytecode import Interpreter
     from flops.builder.doctor import PythonChoice, Resolution
     from flops.builder.lock import Lock
+    from flops.builder.publish import Existing, Target
     from flops.builder.rootfs import Base
     from flops.builder.source import Source
     from flops.oci.image import Image
-    from flops.oci.layer import Layer
     from flops.platforms import Platform
     from flops.recipe import Recipe
     from flops.settings import Settings
@@ -73,7 +73,7 @@ def check(request: Request, *, settings: Settings, reporter: Reporter | None = N
             repository=seen.checkout.source,
             commit=seen.checkout.commit,
             recipe=request.recipe.digest,
-            python=_python_used(request, seen, found.python),
+            python=job.python_used(seen, found.python),
             adjustments=(*seen.requirements.adjustments, *found.adjustments),
             findings=(*seen.structure.notes, *seen.requirements.notes),
             locks=found.locks,
@@ -97,10 +97,9 @@ def build(
         job = _Job(request, settings, reporter or Silent(), stack)
         target.check()
         seen = job.inspect()
-        tags = _tags(request, seen)
-        standing = {} if request.force or request.upgrade else _standing(request, seen, target, tags)
+        standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
-            return _reused(request, seen, standing, target, tags, job.clock)
+            return job.reused(seen, standing, target)
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
         provision = job.provision(seen, assembly)
         images = job.assemble(seen, provision, assembly)
@@ -111,13 +110,14 @@ def build(
                     repository=seen.checkout.repository,
                     images=images,
                     annotations={actor: _annotations(job, seen, provision, actor) for actor in Actor},
-                    tags=_free_tags(request, seen, target, tags, job.reporter),
+                    tags=naming.free_tags(request, seen.checkout, target, job.reporter),
                     store=job.blobs,
                     before_tags=before_tags,
                     on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
                 )
             )
-        return _result(job, seen, provision, images, published, target, assembly)
+        moved = {"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused}
+        return job.result(seen, provision, actor_images(images, published), target.registry, moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +279,51 @@ class _Job:
             )
         return images
 
+    def reused(self, seen: Inspection, standing: Mapping[Actor, Existing], target: Target) -> Result:
+        """What there is to tell where matching images stand already."""
+        tag = naming.tags(self.request, seen.checkout.commit)[1]
+        images = {
+            actor: ActorImage(
+                reference=target.reference(seen.checkout.repository, actor, tag),
+                digest=found.digest,
+                platforms={platform: found.summaries[platform] for platform in self.request.platforms},
+            )
+            for actor, found in standing.items()
+        }
+        sizes = {one.digest: one.bytes for image in images.values() for one in image.platforms.values()}
+        moved = {"downloaded": 0, "uploaded": 0, "reused": sum(sizes.values())}
+        return self.result(seen, None, images, target.registry, moved)
+
+    def result(
+        self,
+        seen: Inspection,
+        provision: Provision | None,
+        images: Mapping[Actor, ActorImage],
+        registry: str | None,
+        moved: Mapping[str, int],
+    ) -> Result:
+        found = provision.resolution if provision else None
+        return Result(
+            repository=seen.checkout.source,
+            commit=seen.checkout.commit,
+            recipe=self.request.recipe.digest,
+            registry=registry,
+            images=images,
+            python=self.python_used(seen, found.python) if found else None,
+            adjustments=(*seen.requirements.adjustments, *(found.adjustments if found else ())),
+            findings=(*seen.structure.notes, *seen.requirements.notes),
+            seconds=self.clock.seconds(),
+            bytes=moved,
+        )
+
+    def python_used(self, seen: Inspection, choice: PythonChoice) -> PythonUsed:
+        asked = seen.requirements.python
+        return PythonUsed(
+            requested=self.request.recipe.python or (asked.text if asked else None),
+            used=choice.version,
+            provider=choice.provider,
+        )
+
 
 def _identity(request: Request, seen: Inspection) -> Identity:
     return Identity(
@@ -297,127 +342,3 @@ def _annotations(job: _Job, seen: Inspection, provision: Provision, actor: Actor
         for platform, base in provision.bases.items()
     }
     return compose.index_annotations(_identity(job.request, seen), actor, locks)
-
-
-def _python_used(request: Request, seen: Inspection, choice: PythonChoice, version: str | None = None) -> PythonUsed:
-    asked = seen.requirements.python
-    return PythonUsed(
-        requested=request.recipe.python or (asked.text if asked else None),
-        used=version or choice.version,
-        provider=choice.provider,
-    )
-
-
-# --- names ------------------------------------------------------------------------------------------------------------
-def _tags(request: Request, seen: Inspection) -> tuple[str, str]:
-    """COMMIT, as FLOps looks for it, and COMMIT-RECIPE12, which nodes deploy."""
-    return seen.checkout.commit, f"{seen.checkout.commit}-{request.recipe.short}"
-
-
-def _standing(request: Request, seen: Inspection, target: Target, tags: tuple[str, str]) -> dict[Actor, Existing]:
-    """Both actors' images as they stand, if they match: same source, commit, recipe, and all requested platforms."""
-    wanted = {
-        compose.SOURCE: seen.checkout.source,
-        compose.REVISION: seen.checkout.commit,
-        compose.RECIPE: request.recipe.digest,
-    }
-    standing: dict[Actor, Existing] = {}
-    for actor in Actor:
-        found = target.existing(seen.checkout.repository, actor, tags[1])
-        if found is None or not wanted.items() <= found.annotations.items():
-            return {}
-        if not set(request.platforms) <= found.summaries.keys():
-            return {}
-        standing[actor] = found
-    return standing
-
-
-def _free_tags(
-    request: Request, seen: Inspection, target: Target, tags: tuple[str, str], reporter: Reporter
-) -> tuple[str, ...]:
-    """The tags that may move: COMMIT stays where it holds another recipe's image, unless `force` says otherwise."""
-    if request.force:
-        return tags
-    for actor in Actor:
-        found = target.existing(seen.checkout.repository, actor, tags[0])
-        if found is not None and found.annotations.get(compose.RECIPE) != request.recipe.digest:
-            reporter.warning(
-                Stage.PUSH,
-                f"the tag {tags[0][:12]}... holds images of another recipe and stays; these are under {tags[1]}",
-                hint="--force moves it",
-            )
-            return tags[1:]
-    return tags
-
-
-# --- results ----------------------------------------------------------------------------------------------------------
-def _reused(
-    request: Request,
-    seen: Inspection,
-    standing: Mapping[Actor, Existing],
-    target: Target,
-    tags: tuple[str, str],
-    clock: Clock,
-) -> Result:
-    images = {
-        actor: ActorImage(
-            reference=target.reference(seen.checkout.repository, actor, tags[1]),
-            digest=found.digest,
-            platforms={platform: found.summaries[platform] for platform in request.platforms},
-        )
-        for actor, found in standing.items()
-    }
-    layers = {one.digest: one.bytes for image in images.values() for one in image.platforms.values()}
-    return Result(
-        repository=seen.checkout.source,
-        commit=seen.checkout.commit,
-        recipe=request.recipe.digest,
-        registry=target.registry,
-        images=images,
-        python=None,
-        adjustments=seen.requirements.adjustments,
-        findings=(*seen.structure.notes, *seen.requirements.notes),
-        seconds=clock.seconds(),
-        bytes={"downloaded": 0, "uploaded": 0, "reused": sum(layers.values())},
-    )
-
-
-def _result(
-    job: _Job,
-    seen: Inspection,
-    provision: Provision,
-    images: Mapping[Actor, tuple[Image, ...]],
-    published: Mapping[Actor, Published],
-    target: Target,
-    assembly: Assembly,
-) -> Result:
-    found = provision.resolution
-    used = next(iter(provision.bases.values())).python
-    return Result(
-        repository=seen.checkout.source,
-        commit=seen.checkout.commit,
-        recipe=job.request.recipe.digest,
-        registry=target.registry,
-        images={
-            actor: ActorImage(
-                reference=published[actor].reference,
-                digest=published[actor].digest,
-                platforms={image.platform: _summary(image) for image in images[actor]},
-            )
-            for actor in images
-        },
-        python=_python_used(job.request, seen, found.python, used),
-        adjustments=(*seen.requirements.adjustments, *found.adjustments),
-        findings=(*seen.structure.notes, *seen.requirements.notes),
-        seconds=job.clock.seconds(),
-        bytes={"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused},
-    )
-
-
-def _summary(image: Image) -> Summary:
-    return Summary(
-        digest=image.digest,
-        layers=len(image.layers),
-        bytes=image.size,
-        uncompressed_bytes=sum(layer.uncompressed_size for layer in image.layers),
-    )

@@ -70,6 +70,8 @@ def resolve_commit(
     source: Source, *, ref: str | None = None, ca_bundle: Path | None = None, limits: Limits | None = None
 ) -> str:
     """The commit that a branch, tag or shortened hash of a URL stands for now; give it to `checkout` as its ref."""
+    if source.directory is not None:
+        raise SourceError("a directory has no commit of a host", hint="give the directory to checkout itself")
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="flops-git-") as place:
         git = _remote_git(source, Path(place), ca_bundle, limits)

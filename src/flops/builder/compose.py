@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops.builder import actors
-from flops.builder.actors import Actor
 from flops.builder.publish import UNPACKED
 from flops.oci.image import Image, ImageConfig, compose
 from flops_wire import WIRE_VERSION
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from flops.builder.actors import Actor
     from flops.builder.lock import Lock
     from flops.builder.rootfs import Base
     from flops.oci.layer import Layer

@@ -109,7 +109,10 @@ def _clause(text: str) -> str:
 
 def highest(version: str) -> tuple[str, bool]:
     """The highest of a version's alternatives (`a|b`) as PEP 440, and whether there were others. ValueError."""
-    found = {specifier(part) for part in version.split("|")}
+    parts = version.split("|")
+    if len(parts) > 1 and not all(parts):
+        raise ValueError(version)
+    found = {specifier(part) for part in parts}
     return max(found, key=_height), len(found) > 1
 
 
@@ -124,11 +127,11 @@ def match_spec(text: str) -> MatchSpec:
     if bracket := re.fullmatch(r"([^\[]*)\[([^\]]*)\]\s*", text):
         text = bracket[1]
         inner = {key: value for key, _, value in FIELD.findall(bracket[2])}
-    channel, _, rest = text.strip().rpartition("::")
+    channel, _, rest = " ".join(text.split()).rpartition("::")
     found = NAME.match(rest)
     if found is None:
         raise ValueError(text)
-    tail = re.sub(r"\s*(,|\||[=<>!~]+)\s*", r"\1", rest[found.end() :].split(" #")[0]).strip()
+    tail = re.sub(r" ?(,|\||[=<>!~]+) ?", r"\1", rest[found.end() :].split(" #")[0]).strip()
     version, build = _version_and_build(tail)
     return MatchSpec(
         name=found[0].lower(),

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from flops.builder import conda
 from flops.builder.requirement import PythonRequest
-from flops.builder.requirement_lines import Lines, decode
+from flops.builder.requirement_lines import COMMENT, Lines, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PUBLIC_CHANNELS = frozenset({"defaults", "conda-forge", "nodefaults", "pytorch", "nvidia", "anaconda", "main"})
 #: Keys that change nothing in an image.
 SILENT_KEYS = frozenset({"name", "prefix", "dependencies", "channels", "platforms"})
+#: Collections in one another; an environment file has three.
+DEPTH = 16
 FORM = "write a list of `- NAME=VERSION` under `dependencies:`"
 
 
@@ -57,23 +59,37 @@ def _compose(path: str, data: bytes, reading: Reading) -> yaml.MappingNode | Non
         reading.wrong(path, 0, "the file is not UTF-8", "save it as UTF-8")
         return None
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 0
-                reading.wrong(path, line, "YAML aliases are not supported", "write the entry itself")
-                return None
+        if problem := _unfit(text):
+            reading.wrong(path, *problem, "write the entries themselves, one a line")
+            return None
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         reading.wrong(path, line, f"not YAML: {error.problem}", "check its indentation")
         return None
-    except (yaml.YAMLError, RecursionError, ValueError):
-        reading.wrong(path, 0, "not YAML, or nested too deeply", FORM)
+    except (yaml.YAMLError, ValueError):
+        reading.wrong(path, 0, "not YAML", FORM)
         return None
     if not isinstance(root, yaml.MappingNode):
         reading.wrong(path, 0, "the file lists no dependencies", FORM)
         return None
     return root
+
+
+def _unfit(text: str) -> tuple[int, str] | None:
+    """Line and reason of what makes a small file a long work, told before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            return line, "YAML aliases are not supported"
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEPTH:
+            return line, "lists are nested too deeply"
+    return None
 
 
 def _read_section(path: str, node: yaml.Node, files: Mapping[str, bytes], reading: Reading) -> None:
@@ -97,7 +113,7 @@ def _texts(path: str, sequence: yaml.SequenceNode, reading: Reading) -> Iterator
         if not isinstance(node, yaml.ScalarNode):
             reading.wrong(path, _line(node), "this is not a requirement", "write NAME==VERSION")
             continue
-        text = re.sub(r"(^|\s+)#.*$", "", node.value).strip()
+        text = COMMENT.sub("", node.value).strip()
         if text:
             yield _line(node), text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from flops.builder.doctor import PythonChoice
 from flops.builder.rootfs.base_image import ImageBase
@@ -50,7 +50,7 @@ class Foundation:
         self._providers: dict[str, DebianBase | ImageBase] = {}
         self._prepared: dict[str, Future[Mapping[Platform, Base]]] = {}
 
-    def __enter__(self) -> Foundation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,6 +23,8 @@ REMOVED = {
 BUILD_LABEL = re.compile(r"\+(cpu|cu\d+|cuda[\d.]*|rocm[\d.]+|xpu)$")
 
 
+#: Characters; a longer one is nobody's, and numbers of thousands of digits can't be compared.
+TEXT_LIMIT = 1000
 #: Lower bounds stand before upper ones, as people write them.
 OPERATORS = ("===", "==", "~=", ">", ">=", "!=", "<", "<=")
 
@@ -107,6 +109,10 @@ class Reading:
 
     def add(self, text: str, *, path: str, line: int, pep508: str | None = None) -> None:
         """Take one requirement in PEP 508's form (`pep508`, or `text` itself), with the rules that hold for all."""
+        text = text.strip()
+        if len(text) > TEXT_LIMIT:
+            self.wrong(path, line, f"a requirement has more than {TEXT_LIMIT} characters", "shorten it")
+            return
         try:
             parsed = Pep508(pep508 or text)
         except (InvalidRequirement, RecursionError):
@@ -114,6 +120,9 @@ class Reading:
             return
         if parsed.url:
             self.forbid(path, line, f"{parsed.name} comes from a URL", f"write {parsed.name}==VERSION from the index")
+            return
+        if any(clause.operator == "===" for clause in parsed.specifier):
+            self.wrong(path, line, "`===` compares text and fits no lock", "write == and a version")
             return
         entry = Requirement(
             name=canonicalize_name(parsed.name),

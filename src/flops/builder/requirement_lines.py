@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 #: Files that `-r` may lead through.
 FILES = 50
-COMMENT = re.compile(r"(^|\s+)#.*$")
+#: One space, not all of them: a search for `\s+#` in a line of spaces takes the square of their number.
+COMMENT = re.compile(r"(^|\s)#.*$")
 OPTION = re.compile(r"(--?[A-Za-z][A-Za-z-]*)(?:\s*=\s*|\s+)?(.*)", re.DOTALL)
 SHORT = {"-r": "--requirement", "-c": "--constraint", "-e": "--editable", "-i": "--index-url", "-f": "--find-links"}
 PATH = re.compile(r"[.~/\\]|[A-Za-z]:[\\/]|file:|[^\s;\[<>=!~]*(/|\\)|\S+\.(whl|zip|egg|tar(\.\w+)?|tgz)(\s|;|$)")
@@ -75,7 +76,7 @@ class Lines:
         elif PATH.match(line):
             self.reading.forbid(path, number, "a requirement is given as a path", HINTS["--editable"])
         else:
-            requirement, *options = re.split(r"\s+(?=--?[A-Za-z])", line)
+            requirement, *options = re.split(r"\s(?=--?[A-Za-z])", line)
             if any(not option.startswith("--hash") for option in options):
                 message = "options of a single requirement are not supported"
                 self.reading.forbid(path, number, message, "remove them")
@@ -83,7 +84,7 @@ class Lines:
             if options:
                 message = "hashes in the file are left out: the lock carries its own"
                 self.reading.note(path, 0, "HASHES_IGNORED", message)
-            self.reading.add(requirement, path=path, line=number)
+            self.reading.add(requirement.strip(), path=path, line=number)
 
     def _option(self, path: str, number: int, line: str) -> None:
         found = OPTION.fullmatch(line)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from flops.builder.publish import Summary
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flops.builder.actors import Actor
     from flops.builder.lock import Lock
-    from flops.builder.publish import Summary
+    from flops.builder.publish import Published
     from flops.errors import Adjustment, Finding
+    from flops.oci.image import Image
     from flops.platforms import Platform
 
 
@@ -63,6 +66,28 @@ class ActorImage:
     digest: str
     """Of the index."""
     platforms: Mapping[Platform, Summary]
+
+
+def actor_images(
+    images: Mapping[Actor, Sequence[Image]], published: Mapping[Actor, Published]
+) -> dict[Actor, ActorImage]:
+    """What was composed and where it was put, as results show it."""
+    return {
+        actor: ActorImage(
+            reference=published[actor].reference,
+            digest=published[actor].digest,
+            platforms={
+                image.platform: Summary(
+                    digest=image.digest,
+                    layers=len(image.layers),
+                    bytes=image.size,
+                    uncompressed_bytes=sum(layer.uncompressed_size for layer in image.layers),
+                )
+                for image in of_platforms
+            },
+        )
+        for actor, of_platforms in images.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="flops",
     help="From an ML Git repository to federated-learning images for every platform.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -39,9 +39,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Options before the command."""
+    """Without a command the help is what is wanted."""
+    del version  # its callback has answered
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,10 +7,19 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -79,6 +88,16 @@ def _hint(hint: str) -> Text:
     return text
 
 
+def _change(adjustment: Adjustment) -> str:
+    match adjustment.before, adjustment.after:
+        case "", after:
+            return f"added, {after or 'any version'}"
+        case before, "":
+            return f"{before} taken out"
+        case before, after:
+            return f"{before} -> {after}"
+
+
 def adjustment_table(adjustments: Iterable[Adjustment]) -> Table:
     """Before, after and why; one row per adjustment."""
     table = Table(title="adjustments", title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -108,10 +127,9 @@ class Lines:
 
     def adjusted(self, adjustment: Adjustment) -> None:
         one = adjustment
-        where = f"{one.where}: " if one.where else ""
         platform = f" on {one.platform}" if one.platform else ""
-        change = f"{one.before or 'nothing'} -> {one.after or 'nothing'}"
-        self._say(f"adjusted[{one.code}]: {where}{one.package} {change}{platform}: {one.reason}")
+        where = f" ({one.where})" if one.where else ""
+        self._say(f"adjusted[{one.code}]: {one.package} {_change(one)}{platform}{where}: {one.reason}")
 
     def finding(self, finding: Finding) -> None:
         for line in finding_lines(finding, "note", "bold yellow"):
@@ -126,6 +144,13 @@ class Lines:
         self._console.print(Text(plain(text)))
 
 
+class _Bytes(DownloadColumn):
+    """Bytes done and their total, for stages that count them."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields.get("counted") else Text("")
+
+
 class Bars(Lines):
     """One live line per stage on a terminal; adjustments and warnings above them."""
 
@@ -138,12 +163,12 @@ class Bars(Lines):
             TextColumn("{task.fields[stage]:<9}", markup=False),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            DownloadColumn(),
+            _Bytes(),
             TimeElapsedColumn(),
             console=console,
         )
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -155,7 +180,7 @@ class Bars(Lines):
         with self._lock:
             task = self._tasks.get(stage.value)
             if task is None:
-                task = self._progress.add_task(plain(message), total=None, stage=stage.value)
+                task = self._progress.add_task(plain(message), total=None, stage=stage.value, counted=False)
                 self._tasks[stage.value] = task
         yield
         with self._lock:
@@ -167,7 +192,7 @@ class Bars(Lines):
         with self._lock:
             task = self._tasks.get(stage.value)
             if task is not None:
-                self._progress.update(task, completed=done, total=total)
+                self._progress.update(task, completed=done, total=total, counted=True)
 
 
 @contextmanager

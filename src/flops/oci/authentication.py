@@ -164,6 +164,16 @@ def challenges(response: httpx.Response) -> list[Challenge]:
     return [Challenge(scheme=scheme, parameters=parameters) for scheme, parameters in found]
 
 
+def pulling(repository: str) -> tuple[str, ...]:
+    """The scope of a request that reads."""
+    return (f"repository:{repository}:pull",)
+
+
+def pushing(repository: str) -> tuple[str, ...]:
+    """The scope of a request that writes, or belongs to a push: then one token serves it all."""
+    return (f"repository:{repository}:pull,push",)
+
+
 def merge_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     """One scope per resource, with all its actions: `repository:a:pull` and `repository:a:push` are `...:pull,push`."""
     actions: dict[str, set[str]] = {}

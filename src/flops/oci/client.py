@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Self
 from urllib.parse import urlencode
 
-from flops.errors import ManifestIncomplete, RegistryDigest, RegistryError, RegistryRefused
+from flops.errors import RegistryDigest, RegistryRefused
 from flops.oci import pull, push
-from flops.oci.blobs import sha256
-from flops.oci.descriptor import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST
-from flops.oci.reference import check_tag, is_digest, is_tag
+from flops.oci.authentication import pulling, pushing
+from flops.oci.manifests import Manifests
 from flops.oci.retry import Transient
-from flops.oci.transport import PIECE, FileBody, Session, error_codes
-from flops.oci.upload import PushedBlob, Upload
+from flops.oci.transport import PIECE, Session
+from flops.oci.upload import FileBody, PushedBlob, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -30,27 +27,12 @@ if TYPE_CHECKING:
     from flops.oci.credentials import Credentials
     from flops.oci.image import ImageIndex
     from flops.oci.layer import Layer
+    from flops.oci.manifests import Manifest
     from flops.oci.pull import PulledImage, RemoteImage
     from flops.oci.push import Progress, PushReport
     from flops.oci.reference import Reference, Registry
     from flops.oci.retry import Retry
     from flops.platforms import Platform
-
-_ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}, {DOCKER_INDEX}, {DOCKER_MANIFEST}"}
-_DIGEST = "docker-content-digest"
-#: What registries answer for a manifest that names what they don't hold.
-_INCOMPLETE = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"}
-#: A registry that sends its own page size is asked again this often at most.
-_PAGES = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """A manifest or index as the registry gave it; `digest` was computed here."""
-
-    media_type: str
-    document: bytes
-    digest: str
 
 
 class RegistryClient:
@@ -82,6 +64,7 @@ class RegistryClient:
             realms=realms,
             retry=retry,
         )
+        self._manifests = Manifests(self._session)
         self._known: dict[tuple[str, str], PushedBlob] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._guard = threading.Lock()
@@ -101,7 +84,7 @@ class RegistryClient:
 
     # --- blobs ---
     def has_blob(self, repository: str, digest: str) -> bool:
-        return self._has(repository, digest, _pull(repository))
+        return self._has(repository, digest, pulling(repository))
 
     @contextmanager
     def get_blob(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:
@@ -173,51 +156,15 @@ class RegistryClient:
 
         ManifestIncomplete where the registry does not hold what it names, RegistryDigest where it kept another one.
         """
-        digest, scope = sha256(document), _push(repository)
-        path = f"/v2/{repository}/manifests/{reference if is_digest(reference) else check_tag(reference)}"
-        answer = self._session.request(
-            "PUT",
-            path,
-            expect={200, 201, 202, 400, 404},
-            scope=scope,
-            headers={"Content-Type": media_type},
-            content=document,
-        )
-        if not answer.is_success:
-            failure = self._session.refusal(answer)
-            if error_codes(answer) & _INCOMPLETE:
-                raise ManifestIncomplete(failure.message, hint="push again")
-            raise failure
-        if answer.headers.get(_DIGEST, digest) != digest:
-            raise self._other_digest(path)
-        self._session.retry.run(lambda: self._verify(repository, reference, digest))
-        return digest
+        return self._manifests.put(repository, reference, media_type, document)
 
     def get_manifest(self, repository: str, reference: str) -> Manifest | None:
         """A manifest or index by tag or digest; None where there is none. RegistryDigest where it is not what it says."""
-        path = f"/v2/{repository}/manifests/{reference}"
-        answer = self._session.request("GET", path, expect={200, 404}, scope=_pull(repository), headers=_ACCEPT)
-        if answer.status_code != 200:  # noqa: PLR2004
-            return None
-        digest = sha256(answer.content)
-        if digest != (reference if is_digest(reference) else answer.headers.get(_DIGEST, digest)):
-            raise self._other_digest(path)
-        media_type = answer.headers.get("content-type", "").partition(";")[0].strip()
-        return Manifest(media_type=media_type, document=answer.content, digest=digest)
+        return self._manifests.get(repository, reference)
 
     def tags(self, repository: str) -> tuple[str, ...]:
         """All tags, in the registry's order; none where there is no such repository."""
-        found: list[str] = []
-        path, last = f"/v2/{repository}/tags/list", None
-        for _ in range(_PAGES):
-            query = f"?{urlencode({'n': 1000, 'last': last})}" if last else "?n=1000"
-            answer = self._session.request("GET", path + query, expect={200, 404}, scope=_pull(repository))
-            names = _tag_names(answer)
-            found += names
-            if "next" not in answer.links or not names or names[-1] == last:
-                break
-            last = names[-1]
-        return tuple(dict.fromkeys(found))
+        return self._manifests.tags(repository)
 
     # --- images ---
     def push_index(
@@ -257,7 +204,7 @@ class RegistryClient:
     @contextmanager
     def _blob(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:
         path = f"/v2/{repository}/blobs/{digest}"
-        with self._session.stream("GET", path, expect={200}, scope=_pull(repository), unread=True) as response:
+        with self._session.stream("GET", path, expect={200}, scope=pulling(repository), unread=True) as response:
             yield self._checked(response, digest)
 
     def _checked(self, response: httpx.Response, digest: str) -> Iterator[bytes]:
@@ -279,7 +226,7 @@ class RegistryClient:
         return [name for name in dict.fromkeys([*seen, *others]) if name != repository]
 
     def _push(self, repository: str, digest: str, body: FileBody, holders: Sequence[str]) -> PushedBlob:
-        if self._has(repository, digest, _push(repository)):
+        if self._has(repository, digest, pushing(repository)):
             return PushedBlob.EXISTED
         begun = None
         for holder in holders:
@@ -288,16 +235,16 @@ class RegistryClient:
                 return PushedBlob.MOUNTED
             if begun is not None:
                 break
-        upload = Upload(self._session, repository, digest, body, scope=_push(repository), begun=begun)
+        upload = Upload(self._session, repository, digest, body, scope=pushing(repository), begun=begun)
         self._session.retry.run(upload.attempt, stop=body.stop)
         return PushedBlob.UPLOADED
 
     def _mount(self, repository: str, digest: str, holder: str) -> tuple[bool, httpx.URL | None]:
         """Whether it was mounted; else the upload that the registry began instead, if it did."""
-        scope = (*_push(repository), *_pull(holder))
+        scope = (*pushing(repository), *pulling(holder))
         if (holder, digest) not in self._known:
             try:
-                if not self._has(holder, digest, _pull(holder)):
+                if not self._has(holder, digest, pulling(holder)):
                     return False, None
             except RegistryRefused:
                 return False, None
@@ -306,47 +253,3 @@ class RegistryClient:
         if answer.status_code == 202:  # noqa: PLR2004
             return False, self._session.location(answer)
         return answer.status_code == 201, None  # noqa: PLR2004
-
-    def _verify(self, repository: str, reference: str, digest: str) -> None:
-        """The registry must tell our digest under the reference, or at least hold it where somebody moved the tag."""
-        path = f"/v2/{repository}/manifests"
-        told = self._told(f"{path}/{reference}", repository)
-        if told == digest:
-            return
-        if told is None:  # its storage may not show at once what it took
-            raise Transient(self._other_digest(f"{path}/{reference}"))
-        if is_digest(reference) or self._told(f"{path}/{digest}", repository) != digest:
-            raise self._other_digest(f"{path}/{reference}")
-
-    def _told(self, path: str, repository: str) -> str | None:
-        answer = self._session.request("HEAD", path, expect={200, 404}, scope=_push(repository), headers=_ACCEPT)
-        if answer.status_code != 200:  # noqa: PLR2004
-            return None
-        if _DIGEST in answer.headers:
-            return answer.headers[_DIGEST]
-        whole = self._session.request("GET", path, expect={200}, scope=_push(repository), headers=_ACCEPT)
-        return sha256(whole.content)
-
-    def _other_digest(self, path: str) -> RegistryError:
-        return RegistryDigest(
-            f"{self.registry.host} holds another manifest under {path} than it says or was sent",
-            hint="something between us and the registry changes images; push to the registry itself",
-        )
-
-
-def _pull(repository: str) -> tuple[str, ...]:
-    return (f"repository:{repository}:pull",)
-
-
-def _push(repository: str) -> tuple[str, ...]:
-    return (f"repository:{repository}:pull,push",)
-
-
-def _tag_names(answer: httpx.Response) -> list[str]:
-    if not answer.is_success:
-        return []
-    try:
-        names = json.loads(answer.content)["tags"] or []
-        return [name for name in names if is_tag(name)]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RegistryRefused("the registry's list of tags can't be read") from error

@@ -83,14 +83,16 @@ def typed(value: Any, key: str, kind: type[_T]) -> _T:
 
 def words(value: Any, key: str) -> tuple[str, ...]:
     content = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(content or [], list) or not all(isinstance(word, str) for word in content or []):
+    if not isinstance([] if content is None else content, list) or not all(
+        isinstance(word, str) for word in content or []
+    ):
         raise BadImage(f"an image document has no list of texts under {key!r}")
     return tuple(content or ())
 
 
 def texts(value: Any, key: str) -> dict[str, str]:
     content = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(content or {}, dict):
+    if not isinstance({} if content is None else content, dict):
         raise BadImage(f"an image document has no object under {key!r}")
     return {str(name): str(text) for name, text in (content or {}).items()}
 

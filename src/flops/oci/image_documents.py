@@ -78,12 +78,13 @@ def parse_config(document: bytes) -> ParsedConfig:
     """Read an image's config, OCI's or Docker's; BadImage where it has no layers' diff ids."""
     value = _document(document, {CONFIG, ""}, "config")
     diff_ids = words(typed(value, "rootfs", dict), "diff_ids")
+    if not diff_ids:
+        raise BadImage("an image config names no layers")
     for digest in diff_ids:
         digest_hex(digest)
-    container = value.get("config") or {}
-    history = [
-        entry for entry in value.get("history") or [] if isinstance(entry, dict) and not entry.get("empty_layer")
-    ]
+    container = {} if value.get("config") is None else typed(value, "config", dict)
+    entries = [] if value.get("history") is None else typed(value, "history", list)
+    history = [entry for entry in entries if isinstance(entry, dict) and not entry.get("empty_layer")]
     return ParsedConfig(
         platform=read_platform(value),
         created=str(value.get("created") or ""),

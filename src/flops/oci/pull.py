@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flops.oci.blobs import BlobStore
-    from flops.oci.client import Manifest, RegistryClient
+    from flops.oci.client import RegistryClient
     from flops.oci.image_documents import ParsedConfig, ParsedManifest
+    from flops.oci.manifests import Manifest
     from flops.oci.reference import Reference
     from flops.platforms import Platform
 

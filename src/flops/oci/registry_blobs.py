@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
@@ -54,7 +54,7 @@ class BlobApi:
     async def get(self, request: Request) -> Response:
         """GET and HEAD; clause "Pulling blobs"."""
         name, digest = name_of(request), digest_of(request.path_params["digest"])
-        if not await to_thread.run_sync(self._store.has_blob, name, digest):
+        if not await run_in_threadpool(self._store.has_blob, name, digest):
             raise unknown_blob(digest)
         path = self._store.blob_path(digest)
         return _BlobResponse(path, media_type=_OCTETS, headers={"Docker-Content-Digest": digest, "ETag": f'"{digest}"'})
@@ -62,7 +62,7 @@ class BlobApi:
     async def delete(self, request: Request) -> Response:
         """Clause "Deleting Blobs": out of this repository only."""
         name, digest = name_of(request), digest_of(request.path_params["digest"])
-        if not await to_thread.run_sync(self._store.unlink, name, digest):
+        if not await run_in_threadpool(self._store.unlink, name, digest):
             raise unknown_blob(digest)
         return Response(status_code=HTTPStatus.ACCEPTED)
 
@@ -71,7 +71,7 @@ class BlobApi:
         name, query = name_of(request), request.query_params
         if "mount" in query:
             digest = digest_of(query["mount"])
-            if await to_thread.run_sync(self._mount, name, digest, query.get("from", "")):
+            if await run_in_threadpool(self._mount, name, digest, query.get("from", "")):
                 return _created(name, digest)
         await self._forget_abandoned()
         session = _Session(upload=self._store.begin(name))
@@ -130,7 +130,7 @@ class BlobApi:
             await self._drop(session)
             detail = {"received": upload.digest, "bytes": upload.size}
             raise Refusal(HTTPStatus.BAD_REQUEST, "DIGEST_INVALID", "the bytes have another digest", detail=detail)
-        await to_thread.run_sync(self._store.finish, upload)
+        await run_in_threadpool(self._store.finish, upload)
         self._sessions.pop(upload.identity, None)
         return _created(upload.repository, digest)
 
@@ -144,12 +144,12 @@ class BlobApi:
             async for piece in request.stream():
                 pieces.append(piece)
                 if sum(map(len, pieces)) >= _PIECE:
-                    await to_thread.run_sync(session.upload.append, b"".join(pieces))
+                    await run_in_threadpool(session.upload.append, b"".join(pieces))
                     pieces = []
         except ClientDisconnect:
-            await to_thread.run_sync(session.upload.append, b"".join(pieces))
+            await run_in_threadpool(session.upload.append, b"".join(pieces))
             raise
-        await to_thread.run_sync(session.upload.append, b"".join(pieces))
+        await run_in_threadpool(session.upload.append, b"".join(pieces))
         session.touched = time.monotonic()
         if expected is not None and session.upload.size - before != expected:
             raise _out_of_order(session, "the chunk is not as long as its Content-Range says")
@@ -161,7 +161,7 @@ class BlobApi:
 
     async def _drop(self, session: _Session) -> None:
         self._sessions.pop(session.upload.identity, None)
-        await to_thread.run_sync(session.upload.discard)
+        await run_in_threadpool(session.upload.discard)
 
     async def _forget_abandoned(self) -> None:
         limit = time.monotonic() - _PATIENCE

@@ -6,7 +6,7 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from anyio import to_thread
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from flops.oci.blobs import sha256
@@ -34,7 +34,7 @@ class ManifestApi:
 
     async def get(self, request: Request) -> Response:
         """GET and HEAD by tag or digest; clause "Pulling manifests"."""
-        return await to_thread.run_sync(self._get, name_of(request), _reference(request))
+        return await run_in_threadpool(self._get, name_of(request), _reference(request))
 
     async def put(self, request: Request) -> Response:
         """Clause "Pushing Manifests"; what the manifest names must already be in the repository."""
@@ -46,34 +46,34 @@ class ManifestApi:
             if len(body) > MANIFEST_LIMIT:
                 message = f"a manifest has up to {MANIFEST_LIMIT} bytes"
                 raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "SIZE_INVALID", message)
-        return await to_thread.run_sync(self._put, name, reference, media_type, body)
+        return await run_in_threadpool(self._put, name, reference, media_type, body)
 
     async def delete(self, request: Request) -> Response:
         """Clauses "Deleting tags" and "Deleting Manifests" (with the tags that name the manifest)."""
         name, reference = name_of(request), _reference(request)
         remove = self._store.remove_manifest if is_digest(reference) else self._store.untag
-        if not await to_thread.run_sync(remove, name, reference):
+        if not await run_in_threadpool(remove, name, reference):
             raise _unknown(reference)
         return Response(status_code=HTTPStatus.ACCEPTED)
 
     async def tags(self, request: Request) -> Response:
         """Clause "Listing Tags"."""
         name = name_of(request)
-        tags = await to_thread.run_sync(self._store.tags, name)
+        tags = await run_in_threadpool(self._store.tags, name)
         if tags is None:
             raise unknown_name(name)
         return page(request, tags, {"name": name}, "tags")
 
     async def catalog(self, request: Request) -> Response:
         """All repositories, as docker's registry lists them."""
-        names = await to_thread.run_sync(self._store.repositories)
+        names = await run_in_threadpool(self._store.repositories)
         return page(request, names, {}, "repositories")
 
     async def referrers(self, request: Request) -> Response:
         """Clause "Listing Referrers": an index, empty where nothing has this subject."""
         name, digest = name_of(request), digest_of(request.path_params["digest"])
         wanted = request.query_params.get("artifactType")
-        found = await to_thread.run_sync(self._referrers, name, digest)
+        found = await run_in_threadpool(self._referrers, name, digest)
         headers = {"Content-Type": _INDEX}
         if wanted is not None:
             found = [entry for entry in found if entry.get("artifactType") == wanted]

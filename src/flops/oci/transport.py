@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import ssl
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import certifi
 import httpx
 
 from flops.errors import (
     BadSetting,
-    Cancelled,
     FlopsError,
     RegistryAuth,
-    RegistryDigest,
     RegistryRefused,
     RegistryTooLarge,
     RegistryUnreachable,
@@ -28,12 +24,12 @@ from flops.oci.hosts import check_location
 from flops.oci.retry import Retry, Transient, is_transient, retry_after
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from flops.oci.credentials import Credentials
     from flops.oci.reference import Registry
+    from flops.oci.upload import FileBody
 
 PIECE = 256 * 1024
 #: Most bytes of an answer that is read whole: a manifest has up to 4 MiB.
@@ -44,61 +40,6 @@ _FIRST_TRIES = 3
 #: Seconds; a registry may digest a large blob again before it answers the upload's end.
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=180.0, pool=None)
 _NO_PROXY = ("localhost", "127.0.0.1", "[::1]")
-
-
-class FileBody:
-    """A request's body that is opened anew for each try; counts what was sent.
-
-    RegistryDigest where the file has not the size it should have, Cancelled once stopped.
-    """
-
-    def __init__(
-        self,
-        opener: Callable[[], BinaryIO],
-        size: int,
-        *,
-        on_bytes: Callable[[int], None],
-        stop: threading.Event | None = None,
-    ) -> None:
-        self._open = opener
-        self._on_bytes = on_bytes
-        self._counted = 0
-        self.size = size
-        self.stop = stop
-
-    def __iter__(self) -> Iterator[bytes]:
-        self.take_back()
-        with self._open() as file:
-            while piece := file.read(PIECE):
-                if self.stop is not None and self.stop.is_set():
-                    raise Cancelled("the transfer was stopped")
-                if self._counted + len(piece) > self.size:
-                    break
-                self._count(len(piece))
-                yield piece
-        if piece or self._counted != self.size:
-            raise RegistryDigest("a blob on this machine changed its size", hint="delete the cache and build again")
-
-    def take_back(self) -> None:
-        """What was sent counts for nothing: the try failed."""
-        self._count(-self._counted)
-
-    def count_all(self) -> None:
-        """All of it is in place."""
-        self._count(self.size - self._counted)
-
-    def read_digest(self) -> str:
-        """Of the bytes as they lie here."""
-        digest = hashlib.sha256()
-        with self._open() as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
-        return f"sha256:{digest.hexdigest()}"
-
-    def _count(self, number: int) -> None:
-        self._counted += number
-        if number:
-            self._on_bytes(number)
 
 
 class Session:
@@ -273,14 +214,15 @@ class Session:
 
 @functools.lru_cache(maxsize=8)
 def _tls(bundle: Path | None) -> ssl.SSLContext:
-    """Trust the named certificates alone, or what this machine trusts (also SSL_CERT_FILE) and certifi's.
+    """Trust the named certificates alone, or what this machine trusts (also SSL_CERT_FILE) and what httpx brings.
 
     Remembered, since reading certificates takes longer than a push of few bytes.
     """
     try:
-        context = ssl.create_default_context(cafile=str(bundle) if bundle else None)
-        if bundle is None:
-            context.load_verify_locations(certifi.where())
+        if bundle is not None:
+            return ssl.create_default_context(cafile=str(bundle))
+        context = httpx.create_ssl_context()
+        context.load_default_certs()
     except (OSError, ssl.SSLError) as error:
         raise BadSetting(f"the certificates in {bundle} can't be read", hint="see FLOPS_CA_BUNDLE") from error
     return context

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from flops.errors import RegistryDigest
+from flops.errors import Cancelled, RegistryDigest
 from flops.oci.retry import Transient
-from flops.oci.transport import error_codes
+from flops.oci.transport import PIECE, error_codes
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
+
     import httpx
 
-    from flops.oci.transport import FileBody, Session
+    from flops.oci.transport import Session
 
 #: The tries that a blob whose digest did not match gets in all.
 _DIGEST_TRIES = 2
@@ -24,6 +28,61 @@ class PushedBlob(Enum):
     EXISTED = "existed"
     MOUNTED = "mounted"
     UPLOADED = "uploaded"
+
+
+class FileBody:
+    """A request's body that is opened anew for each try; counts what was sent.
+
+    RegistryDigest where the file has not the size it should have, Cancelled once stopped.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], BinaryIO],
+        size: int,
+        *,
+        on_bytes: Callable[[int], None],
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._open = opener
+        self._on_bytes = on_bytes
+        self._counted = 0
+        self.size = size
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.take_back()
+        with self._open() as file:
+            while piece := file.read(PIECE):
+                if self.stop is not None and self.stop.is_set():
+                    raise Cancelled("the transfer was stopped")
+                if self._counted + len(piece) > self.size:
+                    break
+                self._count(len(piece))
+                yield piece
+        if piece or self._counted != self.size:
+            raise RegistryDigest("a blob on this machine changed its size", hint="delete the cache and build again")
+
+    def take_back(self) -> None:
+        """What was sent counts for nothing: the try failed."""
+        self._count(-self._counted)
+
+    def count_all(self) -> None:
+        """All of it is in place."""
+        self._count(self.size - self._counted)
+
+    def read_digest(self) -> str:
+        """Of the bytes as they lie here."""
+        digest = hashlib.sha256()
+        with self._open() as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+        return f"sha256:{digest.hexdigest()}"
+
+    def _count(self, number: int) -> None:
+        self._counted += number
+        if number:
+            self._on_bytes(number)
 
 
 class Upload:

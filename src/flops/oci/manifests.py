@@ -1,0 +1,135 @@
+"""A registry's manifests, indexes and tags, each checked against its digest (distribution specification 1.1)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from flops.errors import ManifestIncomplete, RegistryDigest, RegistryError, RegistryRefused
+from flops.oci.authentication import pulling, pushing
+from flops.oci.blobs import sha256
+from flops.oci.descriptor import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST
+from flops.oci.reference import check_tag, is_digest, is_tag
+from flops.oci.retry import Transient
+from flops.oci.transport import error_codes
+
+if TYPE_CHECKING:
+    import httpx
+
+    from flops.oci.transport import Session
+
+_ACCEPT = {"Accept": f"{INDEX}, {MANIFEST}, {DOCKER_INDEX}, {DOCKER_MANIFEST}"}
+_DIGEST = "docker-content-digest"
+#: What registries answer for a manifest that names what they don't hold.
+_INCOMPLETE = {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"}
+#: A registry that sends pages of its own size is asked this often at most.
+_PAGES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A manifest or index as the registry gave it; `digest` was computed here."""
+
+    media_type: str
+    document: bytes
+    digest: str
+
+
+class Manifests:
+    """The requests; see RegistryClient for what they promise."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def put(self, repository: str, reference: str, media_type: str, document: bytes) -> str:
+        """Push a manifest or index under a tag or its digest, and see that it is there; the digest.
+
+        ManifestIncomplete where the registry does not hold what it names, RegistryDigest where it kept another one.
+        """
+        digest, scope = sha256(document), pushing(repository)
+        path = _path(repository, reference)
+        answer = self._session.request(
+            "PUT",
+            path,
+            expect={200, 201, 202, 400, 404},
+            scope=scope,
+            headers={"Content-Type": media_type},
+            content=document,
+        )
+        if not answer.is_success:
+            failure = self._session.refusal(answer)
+            if error_codes(answer) & _INCOMPLETE:
+                raise ManifestIncomplete(failure.message, hint="push again")
+            raise failure
+        if answer.headers.get(_DIGEST, digest) != digest:
+            raise self._other_digest(path)
+        self._session.retry.run(lambda: self._verify(repository, reference, digest))
+        return digest
+
+    def get(self, repository: str, reference: str) -> Manifest | None:
+        """A manifest or index by tag or digest; None where there is none. RegistryDigest where it is not what it says."""
+        path = _path(repository, reference)
+        answer = self._session.request("GET", path, expect={200, 404}, scope=pulling(repository), headers=_ACCEPT)
+        if answer.status_code != 200:  # noqa: PLR2004
+            return None
+        digest = sha256(answer.content)
+        if digest != (reference if is_digest(reference) else answer.headers.get(_DIGEST, digest)):
+            raise self._other_digest(path)
+        media_type = answer.headers.get("content-type", "").partition(";")[0].strip()
+        return Manifest(media_type=media_type, document=answer.content, digest=digest)
+
+    def tags(self, repository: str) -> tuple[str, ...]:
+        """All tags, in the registry's order; none where there is no such repository."""
+        found: list[str] = []
+        path, last = f"/v2/{repository}/tags/list", None
+        for _ in range(_PAGES):
+            query = f"?{urlencode({'n': 1000, 'last': last})}" if last else "?n=1000"
+            answer = self._session.request("GET", path + query, expect={200, 404}, scope=pulling(repository))
+            names = _tag_names(answer)
+            found += names
+            if "next" not in answer.links or not names or names[-1] == last:
+                break
+            last = names[-1]
+        return tuple(dict.fromkeys(found))
+
+    def _verify(self, repository: str, reference: str, digest: str) -> None:
+        """The registry must tell our digest under the reference, or at least hold it where somebody moved the tag."""
+        path = f"/v2/{repository}/manifests"
+        told = self._told(f"{path}/{reference}", repository)
+        if told == digest:
+            return
+        if told is None:  # its storage may not show at once what it took
+            raise Transient(self._other_digest(f"{path}/{reference}"))
+        if is_digest(reference) or self._told(f"{path}/{digest}", repository) != digest:
+            raise self._other_digest(f"{path}/{reference}")
+
+    def _told(self, path: str, repository: str) -> str | None:
+        answer = self._session.request("HEAD", path, expect={200, 404}, scope=pushing(repository), headers=_ACCEPT)
+        if answer.status_code != 200:  # noqa: PLR2004
+            return None
+        if _DIGEST in answer.headers:
+            return answer.headers[_DIGEST]
+        whole = self._session.request("GET", path, expect={200}, scope=pushing(repository), headers=_ACCEPT)
+        return sha256(whole.content)
+
+    def _other_digest(self, path: str) -> RegistryError:
+        return RegistryDigest(
+            f"{self._session.registry.host} holds another manifest under {path} than it says or was sent",
+            hint="something between us and the registry changes images; push to the registry itself",
+        )
+
+
+def _path(repository: str, reference: str) -> str:
+    return f"/v2/{repository}/manifests/{reference if is_digest(reference) else check_tag(reference)}"
+
+
+def _tag_names(answer: httpx.Response) -> list[str]:
+    if not answer.is_success:
+        return []
+    try:
+        names = json.loads(answer.content)["tags"] or []
+        return [name for name in names if is_tag(name)]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RegistryRefused("the registry's list of tags can't be read") from error
