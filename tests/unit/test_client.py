@@ -13,6 +13,7 @@ import pytest
 
 from flops.errors import (
     BadImage,
+    BadSetting,
     FlopsError,
     ImageNotFound,
     ManifestIncomplete,
@@ -651,6 +652,15 @@ def test_plain_http_to_a_tls_registry_hints_at_https(connect):
     with pytest.raises(RegistryUnreachable) as caught:
         client.ping()
     assert "https://" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_file_that_cannot_be_read_is_told(tmp_path, content):
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_text(content)
+    with pytest.raises(BadSetting, match="can't be read"):
+        RegistryClient(Registry.parse("registry.example"), verify=bundle)
 
 
 def test_a_loopback_registry_is_never_reached_by_a_proxy(server, monkeypatch):

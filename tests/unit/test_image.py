@@ -82,7 +82,7 @@ def test_golden_documents():
         "annotations": {"org.opencontainers.image.title": "digits"},
     }
     assert image.size == 201
-    assert image.digest == "sha256:IMAGE"
+    assert image.digest == "sha256:f5c1fa693a57757f97e668226a74a2e562c5b164722d9df87c588449e311cd63"
 
 
 def test_documents_do_not_depend_on_the_order_of_mappings():

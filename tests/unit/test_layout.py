@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 import threading
+import time
 
 import pytest
 
@@ -68,6 +69,16 @@ def test_a_writer_that_fails_leaves_nothing(store):
     with pytest.raises(RuntimeError):
         fail()
     assert files(store.root) == []
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(store):
+    partial = store.root / ".partial"
+    partial.mkdir(parents=True)
+    for name, age in (("old", 25 * 3600), ("young", 3600)):
+        (partial / name).write_bytes(b"x")
+        os.utime(partial / name, (time.time() - age, time.time() - age))
+    store.put(b"y")
+    assert [path.name for path in partial.iterdir()] == ["young"]
 
 
 def test_a_full_disk_has_its_own_error(store, monkeypatch):

@@ -7,6 +7,7 @@ from packaging.requirements import Requirement as Pep508
 from packaging.specifiers import SpecifierSet
 
 from flops.builder import conda, requirements
+from flops.builder.requirement import FILE_LIMIT
 from flops.builder.structure import ImportedModule, Structure
 from flops.errors import FlopsError, RequirementForbidden, RequirementsMissing, RequirementSyntax
 
@@ -349,13 +350,33 @@ def test_includes_stay_inside_and_end():
 
 def test_a_file_too_large_is_not_read():
     with pytest.raises(RequirementSyntax, match="more than"):
-        read("#" * (requirements.FILE_LIMIT + 1))
-    assert entries(read("#" * requirements.FILE_LIMIT)) == []
+        read("#" * (FILE_LIMIT + 1))
+    assert entries(read("#" * FILE_LIMIT)) == []
 
 
 def test_deep_yaml_is_refused():
     with pytest.raises(RequirementSyntax):
         read("dependencies: " + "[" * 200_000, "conda.yaml")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        " " * 200_000 + "x y",
+        "numpy" + " " * 200_000 + "x",
+        "numpy==" + "9" * 5000,
+        "(" * 200_000,
+        "x;" + "(" * 900,
+        "numpy===1.0",
+    ],
+)
+def test_lines_that_would_take_long_end_quickly(line):
+    for name, text in (
+        ("requirements.txt", line),
+        ("conda.yaml", f"dependencies:\n- '{line}'\n- pip:\n  - '{line}'\n"),
+    ):
+        with pytest.raises((RequirementSyntax, RequirementForbidden)):
+            read(text, name)
 
 
 def test_which_files_are_wanted():

@@ -1,4 +1,4 @@
-"""What goes into the learner and the aggregator image beside the user's own part (DESIGN: "Images")."""
+"""What goes into the learner and the aggregator image beside the user's own part (ARCHITECTURE.md, "Images")."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from flops.errors import CloneFsck, EmptyRepo, RefNotFound, SourceError, SubdirN
 from flops.progress import Reporter, Silent, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from flops.builder.tree import RepositoryFile
 
@@ -57,13 +58,25 @@ class Checkout:
     """Sorted by path; never `.git`."""
     warnings: tuple[str, ...] = ()
 
-    def read(self, wanted: Callable[[str], bool], *, limit: int = 5 * 1024**2) -> dict[str, bytes]:
-        """The content of the files that `wanted` takes by their paths; links and files above `limit` bytes are left out."""
-        return {
-            file.path: (self.path / file.path).read_bytes()
-            for file in self.files
-            if file.link is None and file.size <= limit and wanted(file.path)
-        }
+    def read(self, wanted: Callable[[str], bool]) -> Mapping[str, bytes]:
+        """The content of the files that `wanted` takes by their paths, each read when it is asked for; links are left out."""
+        return _Contents(self.path, frozenset(f.path for f in self.files if f.link is None and wanted(f.path)))
+
+
+class _Contents(Mapping[str, bytes]):
+    def __init__(self, root: Path, paths: frozenset[str]) -> None:
+        self._root, self._paths = root, paths
+
+    def __getitem__(self, path: str) -> bytes:
+        if path not in self._paths:
+            raise KeyError(path)
+        return (self._root / path).read_bytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._paths))
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def resolve_commit(
@@ -195,7 +208,8 @@ def _archive(job: _Job, git: Git, commit: str, *, subdir: str, source: str, repo
     entries = _entries(git, tree, job.limits)
     writer = job.writer(commit)
     archive = job.scratch / "tree.tar"
-    git.run("archive", "--format=tar", f"--output={archive}", tree)
+    whole = replace(git, pack_bytes=None)  # its size is known by now
+    whole.run("archive", "--format=tar", f"--output={archive}", tree)
     total = sum(entry.size for entry in entries.values())
     with tarfile.open(archive) as tar:
         for member in tar:

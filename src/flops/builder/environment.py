@@ -12,8 +12,8 @@ import yaml
 from packaging.utils import canonicalize_name
 
 from flops.builder import conda
-from flops.builder.requirement import PythonRequest
-from flops.builder.requirement_lines import COMMENT, Lines, decode
+from flops.builder.requirement import TEXT_LIMIT, PythonRequest
+from flops.builder.requirement_lines import COMMENT, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,7 +31,6 @@ FORM = "write a list of `- NAME=VERSION` under `dependencies:`"
 
 def read_environment(path: str, data: bytes, files: Mapping[str, bytes], reading: Reading) -> None:
     """Read one environment file into `reading`; `files` holds what a `-r` in its pip section may follow."""
-    reading.seen.add(path)
     root = _compose(path, data, reading)
     if root is None:
         return
@@ -54,9 +53,8 @@ def read_environment(path: str, data: bytes, files: Mapping[str, bytes], reading
 
 
 def _compose(path: str, data: bytes, reading: Reading) -> yaml.MappingNode | None:
-    text = decode(data)
+    text = reading.text(path, data)
     if text is None:
-        reading.wrong(path, 0, "the file is not UTF-8", "save it as UTF-8")
         return None
     try:
         if problem := _unfit(text):
@@ -122,6 +120,9 @@ def _read_entry(path: str, line: int, text: str, reading: Reading) -> None:
     """One conda-level entry."""
     if "${" in text or "{{" in text:
         reading.forbid(path, line, "variables are not filled in", "write the value itself")
+        return
+    if len(text) > TEXT_LIMIT:
+        reading.wrong(path, line, f"an entry has more than {TEXT_LIMIT} characters", "shorten it")
         return
     try:
         spec = conda.match_spec(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ REMOVED = {
 BUILD_LABEL = re.compile(r"\+(cpu|cu\d+|cuda[\d.]*|rocm[\d.]+|xpu)$")
 
 
+#: Bytes of one dependency file; YAML of this size is read in seconds.
+FILE_LIMIT = 256 * 1024
 #: Characters; a longer one is nobody's, and numbers of thousands of digits can't be compared.
 TEXT_LIMIT = 1000
 #: Lower bounds stand before upper ones, as people write them.
@@ -87,6 +90,23 @@ class Reading:
     problems: list[Finding] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     """Paths of the files that were read; each is read once."""
+
+    def text(self, path: str, data: bytes) -> str | None:
+        """A file's text by its byte order mark, UTF-8 without one; None, and a problem, where it is none."""
+        self.seen.add(path)
+        if len(data) > FILE_LIMIT:
+            self.wrong(path, 0, f"the file has more than {FILE_LIMIT} bytes", "keep only requirements in it")
+            return None
+        marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+        encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            text = "\0"
+        if "\0" in text:
+            self.wrong(path, 0, "the file is not text in UTF-8", "save it as UTF-8")
+            return None
+        return text
 
     def forbid(self, path: str, line: int, message: str, hint: str) -> None:
         """Something that would reach outside the repository and the package index."""

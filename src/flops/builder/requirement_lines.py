@@ -6,7 +6,6 @@ another file of the repository. Everything that would make a resolver read or ru
 
 from __future__ import annotations
 
-import codecs
 import posixpath
 import re
 from dataclasses import dataclass
@@ -35,17 +34,6 @@ HINTS = {
 }
 
 
-def decode(data: bytes) -> str | None:
-    """Text by its byte order mark, UTF-8 without one; None where it is neither, or holds NUL."""
-    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text
-
-
 @dataclass(frozen=True, kw_only=True)
 class Lines:
     """Reads requirement lines into `reading`; constructing it does nothing."""
@@ -56,12 +44,8 @@ class Lines:
 
     def read_file(self, path: str, data: bytes) -> None:
         """Read one file, and what it includes; each file is read once."""
-        self.reading.seen.add(path)
-        text = decode(data)
-        if text is None:
-            self.reading.wrong(path, 0, "the file is not UTF-8", "save it as UTF-8")
-            return
-        for number, line in _logical_lines(text):
+        text = self.reading.text(path, data)
+        for number, line in _logical_lines(text or ""):
             self.read_line(path, number, line)
 
     def read_line(self, path: str, number: int, line: str) -> None:

@@ -46,8 +46,6 @@ __all__ = [
 
 #: In the order in which they count.
 FILES = ("conda.yaml", "conda.yml", "environment.yaml", "environment.yml", "requirements.txt")
-#: Bytes of one dependency file; YAML of this size is read in seconds.
-FILE_LIMIT = 256 * 1024
 DATASETS = ">=2.14.3,<3"
 PYARROW_WITH_NUMPY_1 = "<26"
 DATA_REASON = "the repository uses load_dataset, which needs it"
@@ -85,13 +83,10 @@ def read(files: Mapping[str, bytes]) -> Requirements:
         )
     path, *others = present
     reading = Reading()
-    readable = {name: data for name, data in files.items() if len(data) <= FILE_LIMIT}
-    if path not in readable:
-        reading.wrong(path, 0, f"the file has more than {FILE_LIMIT} bytes", "keep only requirements in it")
-    elif path.endswith(".txt"):
-        Lines(reading=reading, files=readable).read_file(path, readable[path])
+    if path.endswith(".txt"):
+        Lines(reading=reading, files=files).read_file(path, files[path])
     else:
-        read_environment(path, readable[path], readable, reading)
+        read_environment(path, files[path], files, reading)
     reading.check(path)
     for name in others:
         if name not in reading.seen:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import re
 from base64 import urlsafe_b64encode
@@ -200,11 +202,11 @@ class WheelArchive:
         problems: list[str] = []
         records: dict[str, RecordEntry] = {}
         try:
-            for row in parse_record_file(text.splitlines()):
+            for row in parse_record_file(io.StringIO(text, newline="")):
                 entry = RecordEntry.from_elements(*row)
                 if records.setdefault(entry.path, entry) != entry:
                     problems.append(f"{entry.path!r} has two different rows")
-        except (InvalidRecordEntry, ValueError) as error:
+        except (InvalidRecordEntry, ValueError, csv.Error) as error:
             raise WheelRecord(f"{self.filename}: its RECORD can't be read", hint=_HINT) from error
         unrecorded = self.unrecorded
         for name in self.members.keys() - unrecorded:

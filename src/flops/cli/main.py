@@ -49,7 +49,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (DESIGN: "Command line")."""
+    """Run the command line and return its exit code (ARCHITECTURE.md, "Command line")."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=words, prog_name="flops", standalone_mode=False)

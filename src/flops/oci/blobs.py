@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _COPY = 1024 * 1024
+_ABANDONED = 24 * 60 * 60  # seconds
 
 
 def sha256(data: bytes) -> str:
@@ -101,6 +103,7 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._swept = False
 
     def path(self, digest: str) -> Path:
         return self.root / "blobs" / "sha256" / digest_hex(digest)
@@ -122,6 +125,7 @@ class BlobStore:
         temporary = partial / f"{os.getpid()}-{secrets.token_hex(8)}"
         with disk_errors(self.root):
             partial.mkdir(parents=True, exist_ok=True)
+            self._sweep(partial)
             file = temporary.open("xb")
         try:
             yield BlobWriter(file, temporary, self)
@@ -129,6 +133,16 @@ class BlobStore:
             with contextlib.suppress(OSError):  # what could not be flushed is thrown away with the file
                 file.close()
             temporary.unlink(missing_ok=True)
+
+    def _sweep(self, partial: Path) -> None:
+        """Remove, once, what writers that were killed left behind; living ones write more often than once a day."""
+        if self._swept:
+            return
+        self._swept = True
+        for left in partial.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
 
     def put(self, data: bytes) -> str:
         """Store a small document under its digest."""

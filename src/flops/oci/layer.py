@@ -28,7 +28,7 @@ MEDIA_TYPES = {Compression.GZIP: GZIP, Compression.ZSTD: ZSTD}
 #: Raised whenever this module would give other bytes for the same input; part of every layer's key.
 FORMAT_VERSION = 1
 
-_LONGEST_PATH = 4095  # in characters; bytes can only be more
+_LONGEST_PATH = 4095  # PATH_MAX and NAME_MAX of Linux, in bytes
 _LONGEST_NAME = 255
 _LARGEST_ID = 8**7 - 1
 _STICKY = 0o1000
@@ -198,7 +198,7 @@ class LayerWriter:
             self._refuse(path, "it is there already")
         if path.startswith("/") or ".." in parts or "." in parts or "" in parts or "\0" in path:
             self._refuse(path, "not a relative path in normal form")
-        if len(path) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in parts):
+        if len(_bytes(path)) > _LONGEST_PATH or any(len(_bytes(part)) > _LONGEST_NAME for part in parts):
             self._refuse(path, "no file system has so long a name")
         if any(part.startswith(".wh.") for part in parts):
             self._refuse(path, "names that begin with .wh. delete files of other layers")
@@ -235,3 +235,7 @@ class LayerWriter:
         closed, self._closed = self._closed, True
         yield
         self._closed = closed
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")

@@ -67,7 +67,7 @@ class Layout:
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / "oci-layout").open("ab") as marker:
             fcntl.flock(marker, fcntl.LOCK_EX)
-            if marker.tell() == 0:
+            if os.fstat(marker.fileno()).st_size == 0:
                 marker.write(MARKER)
                 marker.flush()
             yield
