@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """Certificates (PEM) that git, uv and the registry client trust."""
     allow_secrets: str = ""
     """Comma-separated file names that may be packed although they look like secrets."""
+    workers: int | None = Field(default=None, ge=1, le=64)
+    """Layers that are made at the same time; by default as many as there are processors, two at least."""
     job_id: str | None = None
 
     @classmethod

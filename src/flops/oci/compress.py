@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from flops.oci.blobs import Writable
 
-GZIP_LEVEL = 6
+#: On the base and on bytecode, level 4 takes half the time of zlib's default and gives 3 % more bytes.
+GZIP_LEVEL = 4
 ZSTD_LEVEL = 3
 #: Compressors are fed blocks of this size: nothing promises that their output does not depend on how input is cut.
 _BLOCK = 128 * 1024

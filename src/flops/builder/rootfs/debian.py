@@ -100,6 +100,7 @@ class DebianBase:
         self._upgrade = upgrade
         self._reporter = reporter or Silent()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._mirror: apt.Mirror | None = None
         self._made: dict[Platform, _Made] = {}
 
@@ -200,13 +201,13 @@ class DebianBase:
         self._store.take_debs(missing, target)
 
     def _reached_mirror(self) -> apt.Mirror:
-        mirror = self._mirror or apt.mirror(
-            main=self._settings.debian_mirror,
-            security=self._settings.debian_security_mirror,
-            keyring=self._settings.debian_keyring,
-        )
-        self._mirror = mirror
-        return mirror
+        with self._asking:  # asked once, for all platforms
+            self._mirror = self._mirror or apt.mirror(
+                main=self._settings.debian_mirror,
+                security=self._settings.debian_security_mirror,
+                keyring=self._settings.debian_keyring,
+            )
+            return self._mirror
 
     def _compose(self, packages: Sequence[BasePackage]) -> Layer:
         with ExitStack() as stack:
