@@ -39,27 +39,11 @@ if TYPE_CHECKING:
     from flops.builder.doctor import PythonChoice, Resolution
     from flops.builder.lock import Lock
     from flops.builder.publish import Existing, Target
+    from flops.builder.request import Request
     from flops.builder.rootfs import Base
-    from flops.builder.source import Source
     from flops.oci.image import Image
     from flops.platforms import Platform
-    from flops.recipe import Recipe
     from flops.settings import Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a command or a project asks for."""
-
-    source: Source
-    platforms: tuple[Platform, ...]
-    recipe: Recipe
-    ref: str | None = None
-    upgrade: bool = False
-    """Lock and resolve the base anew, whatever was kept."""
-    force: bool = False
-    """Build although a matching image exists, and move a tag that holds another recipe."""
-    verify: bool = True
 
 
 def check(request: Request, *, settings: Settings, reporter: Reporter | None = None) -> Report:

@@ -15,8 +15,8 @@ from flops.recipe import Flavor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flops.builder.build import Request
     from flops.builder.clock import Clock
+    from flops.builder.request import Request
     from flops.builder.requirements import Requirements
     from flops.builder.structure import Structure
     from flops.progress import Reporter

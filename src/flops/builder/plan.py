@@ -1,7 +1,7 @@
 """Which file goes into which layer of which image: values in, values out, nothing read or written.
 
-Bottom to top (ARCHITECTURE.md, D5): base, FL runtime (wheels for every machine, wheels for this one, bytecode), ML packages, shims, the ML
-repository, the actor's own. Layers that are equal by value are made once, whatever images hold them.
+Bottom to top (ARCHITECTURE.md, D5): base, FL runtime (wheels for every machine, then this one's own, each with their
+bytecode), ML packages, shims, the ML repository, the actor's own. Layers that are equal by value are made once, whatever images hold them.
 """
 
 from __future__ import annotations
@@ -131,23 +131,25 @@ def plan(
 
 
 def runtime_layers(lock: Lock, python: str, *, bytecode: bool) -> tuple[PlannedLayer, ...]:
-    """FL runtime: wheels that fit every machine (one layer for all platforms), the machine's own, and bytecode."""
-    everywhere = tuple(wheel for wheel in lock.wheels if wheel.filename.endswith("-any.whl"))
-    here = tuple(wheel for wheel in lock.wheels if not wheel.filename.endswith("-any.whl"))
-    layers: list[PlannedLayer] = [
-        WheelsLayer(title="FL runtime, every machine", prefix=actors.RUNTIME, python=python, wheels=everywhere),
-        WheelsLayer(title=f"FL runtime, {lock.platform}", prefix=actors.RUNTIME, python=python, wheels=here),
-    ]
-    if bytecode:
-        layers.append(
-            BytecodeLayer(
-                title="FL runtime, bytecode",
-                prefix=actors.RUNTIME,
-                python=python,
-                python_full=lock.python,
-                wheels=lock.wheels,
+    """FL runtime: wheels that fit every machine (layers that all platforms share), then the machine's own; bytecode of each."""
+    parts = {
+        "FL runtime, every machine": [wheel for wheel in lock.wheels if wheel.filename.endswith("-any.whl")],
+        f"FL runtime, {lock.platform}": [wheel for wheel in lock.wheels if not wheel.filename.endswith("-any.whl")],
+    }
+    layers: list[PlannedLayer] = []
+    for title, wheels in parts.items():
+        if wheels:
+            layers.append(WheelsLayer(title=title, prefix=actors.RUNTIME, python=python, wheels=tuple(wheels)))
+        if wheels and bytecode:
+            layers.append(
+                BytecodeLayer(
+                    title=f"{title}, bytecode",
+                    prefix=actors.RUNTIME,
+                    python=python,
+                    python_full=lock.python,
+                    wheels=tuple(wheels),
+                )
             )
-        )
     return tuple(layers)
 
 

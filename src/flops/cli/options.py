@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flops.builder.build import Request
+from flops.builder.request import Request
 from flops.builder.source import parse_source
 from flops.errors import UsageError
 from flops.platforms import Platform
