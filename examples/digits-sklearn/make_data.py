@@ -25,7 +25,6 @@ def main():
     path = Path(__file__).parent / "data" / f"digits.{hashlib.sha256(content).hexdigest()[:12]}.parquet"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    print(path.name, len(content), "bytes,", table.num_rows, "rows")
 
 
 if __name__ == "__main__":

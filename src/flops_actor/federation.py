@@ -90,10 +90,13 @@ class Federation:
         config = ConfigRecord({"server-round": phase.number, "rounds": self.plan.rounds})
         content = RecordDict({"arrays": arrays, "config": config})
         sent = [Message(content, dst_node_id=node, message_type=phase.type) for node in nodes]
+        identities = list(self.grid.push_messages(sent))
+        if len(identities) != len(nodes):
+            raise FederationFailed(
+                f"round {phase.number}, {phase.name}: Flower's link refused the parameters: too large"
+            )
         waiting = {
-            str(identity): node
-            for identity, node in zip(self.grid.push_messages(sent), nodes, strict=True)
-            if identity is not None
+            str(identity): node for identity, node in zip(identities, nodes, strict=True) if identity is not None
         }
         good, troubles, end = [], [], time.monotonic() + self.plan.round_seconds
         while waiting and time.monotonic() < end:

@@ -121,7 +121,7 @@ class Node:
             if done:
                 return EXIT_DONE
             restarts += 1
-        raise OwnFailure(f"Flower's node lost {self.arguments.aggregator} {restarts} times before the first round")
+        raise OwnFailure(f"Flower's node ended {restarts} times before the first round; its log above says why")
 
     @property
     def _standing(self) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from flops_actor.family import below
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Stopped(BaseException):
 
 
 class Children:
-    """The processes that an actor started: each in a group of its own, all stopped when the actor ends."""
+    """The processes that an actor started, each in a session of its own; all are stopped when the actor ends."""
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
@@ -66,15 +66,19 @@ class Children:
         return child
 
     def stop(self, *children: subprocess.Popen[bytes]) -> None:
-        """End these children's whole groups, together: a grandchild may outlive the child that started it."""
-        for child in children:
-            _signal_group(child, signal.SIGTERM)
+        """End these children and all that they started, together."""
+        if not children:
+            return
+        family = below(child.pid for child in children)
+        for member in family:
+            member.send(signal.SIGTERM)
         end = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < end and any(member.alive() for member in family):
+            time.sleep(0.05)
+        # what was started in the meantime has lost its parent, and is below none of the children any more if that ended
+        for member in family | below(member.pid for member in family):
+            member.send(signal.SIGKILL)
         for child in children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=max(0.0, end - time.monotonic()))
-        for child in children:
-            _signal_group(child, signal.SIGKILL)
             child.wait()
             if child in self._started:
                 self._started.remove(child)
@@ -133,8 +137,3 @@ def tell(line: str) -> None:
 def _stop(_number: int, _frame: Any) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Stopped
-
-
-def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)

@@ -86,4 +86,4 @@ result = strategy.start(
     train_config=ConfigRecord(),
 )
 for metrics in result.evaluate_metrics_clientapp.values():
-    print(json.dumps([metrics["loss"], metrics["accuracy"]]))
+    sys.stdout.write(json.dumps([metrics["loss"], metrics["accuracy"]]) + "\n")

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import flight
 
+from flops_actor.family import below
 from flops_actor.worker import WorkerClient, WorkerProcess
 from flops_wire import rounds
 
@@ -32,7 +33,7 @@ MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 RUNTIME = ROOT / f"src/flops/resources/runtime-{MINOR}.txt"
 ML = ["numpy==1.26.4", "scikit-learn==1.4.2", "scipy==1.13.0", "datasets>=2.14.3,<3", "pyarrow<26", "pillow"]
 SOURCES = f"{ROOT / 'src'}:{ROOT / 'src/flops_worker/compat'}"
-BYTECODE = Path(tempfile.gettempdir()) / "flops-test-environments"
+ENVIRONMENTS = Path(tempfile.gettempdir()) / "flops-test-environments"
 
 
 def environment(name, *arguments):
@@ -43,7 +44,7 @@ def environment(name, *arguments):
     if not RUNTIME.exists():
         pytest.skip(f"Flower is not pinned for Python {MINOR}")
     key = hashlib.sha256("\0".join([*arguments, RUNTIME.read_text(), sys.version]).encode()).hexdigest()[:12]
-    target = BYTECODE / f"{name}-{key}"
+    target = ENVIRONMENTS / f"{name}-{key}"
     if not (target / "ready").exists():
         shutil.rmtree(target, ignore_errors=True)
         subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True, timeout=60)
@@ -114,13 +115,7 @@ class Actor:
         return self.log.read_text()
 
     def children(self):
-        """Processes that carry this actor's environment or stand below it."""
-        listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        parents = dict(tuple(map(int, line.split())) for line in listing.splitlines())
-        family = {self.process.pid}
-        for _ in range(8):
-            family |= {pid for pid, parent in parents.items() if parent in family}
-        return family - {self.process.pid}
+        return {member for member in below([self.process.pid]) if member.pid != self.process.pid}
 
 
 @pytest.fixture
@@ -310,7 +305,7 @@ def test_what_fails_in_a_learner_arrives_at_the_aggregator(actors, broker, obser
     assert "went away after round 2 of 3" in good.text()
 
     wait_for(lambda: len(broker[1]) >= 3, 20, "three messages to the manager")
-    sent = {topic: payload for topic, payload in broker[1]}
+    sent = dict(broker[1])
     assert set(sent) == {
         f"flops_manager/{end}" for end in ("aggregator/started", "aggregator/failed", "learner/failed")
     }
@@ -349,7 +344,7 @@ def test_a_stopped_aggregator_stops_all_that_it_started(actors):
     assert len(children) >= 4, "worker, link, executor, federation"
     aggregator.process.send_signal(signal.SIGTERM)
     assert aggregator.wait(15) == 143
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 5, "no children")
+    assert not [member for member in children if member.alive()]
 
 
 def test_too_few_learners_end_the_federation(actors):

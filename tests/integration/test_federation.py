@@ -67,6 +67,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_until(true, *, seconds, process, said):
     """Poll for a condition; the failure says what the process said meanwhile."""
     end = time.monotonic() + seconds
@@ -235,12 +240,7 @@ def registry(place):
     )
     log = place / "registry.log"
     with background(["docker-registry", "serve", config], log) as process:
-
-        def listens():
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
-
-        wait_until(listens, seconds=30, process=process, said=log.read_text)
+        wait_until(lambda: listens(port), seconds=30, process=process, said=log.read_text)
         yield f"127.0.0.1:{port}"
 
 
@@ -329,7 +329,9 @@ def plain(place, repository, built, data, environment):
     node = [python.with_name("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{port}"]
     with contextlib.ExitStack() as stack:
         link += ["--host", "127.0.0.1", "--port", str(port)]
-        stack.enter_context(background(link, place / "link.log", env=env))
+        log = place / "link.log"
+        started = stack.enter_context(background(link, log, env=env))
+        wait_until(lambda: listens(port), seconds=SOON, process=started, said=log.read_text)
         for i in range(LEARNERS):
             shard = {**env, "FLOPS_DATA_SHARD": f"{i}/{LEARNERS}"}
             words = [*node, "--host", "127.0.0.1", "--port", str(free_port())]
@@ -348,9 +350,8 @@ def plain_environment(path, repository, version, environment):
     pins = {wheel["name"]: wheel["version"] for wheel in json.loads(told.stdout)["locks"][AMD64]}
     minor = version.rpartition(".")[0]
     runtime = (resources.files("flops") / "resources" / f"runtime-{minor}.txt").read_text()
-    for name, pinned in re.findall(r"^([\w.-]+)==([^\s;]+)", runtime, re.MULTILINE):
-        if name != "numpy":
-            pins[name] = pinned
+    theirs = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", runtime, re.MULTILINE))
+    pins = {**pins, **theirs, "numpy": pins["numpy"]}
     wanted = path.with_suffix(".txt")
     wanted.write_text("".join(f"{name}=={pinned}\n" for name, pinned in sorted(pins.items())))
     index = os.environ.get("FLOPS_INDEX_URL")

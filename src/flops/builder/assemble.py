@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from flops.builder import bytecode_layer
 from flops.builder.files import write_entries
 from flops.builder.layer_cache import layer_key
-from flops.builder.plan import BytecodeLayer, FilesLayer, WheelsLayer
+from flops.builder.plan import BytecodeLayer, FilesLayer, WheelsLayer, cost
 from flops.builder.wheel_layer import WheelFile, WheelLayer
 from flops.oci.layer import LayerWriter
 from flops.progress import Stage
@@ -48,26 +48,34 @@ class Workshop:
     layers: LayerCache
     blobs: BlobStore
     compression: Compression
-    interpreter: Callable[[], Interpreter]
-    """The base's own Python; called where bytecode is wanted."""
+    interpreter: Callable[[str], Interpreter]
+    """The base's own Python of this full version; called where bytecode is wanted, waits for the base."""
     offer: Callable[[Layer], None]
     """Told of each layer that is ready, from threads of its own."""
     reporter: Reporter
     workers: int = field(default_factory=lambda: max(2, os.cpu_count() or 2))
+    """Layers that are made at the same time; no byte of any layer depends on it."""
 
 
 class Assembly:
-    """One run over the layers of a plan. Work begins with the first `add`; `finish` waits for it; `with` cleans up."""
+    """One run over the layers of a plan. Work begins with the first `add`; `finish` waits for it; `with` cleans up.
+
+    `add` may be called from several threads.
+    """
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
         self._fetchers = ThreadPoolExecutor(FETCHING, thread_name_prefix="fetch")
         self._makers = ThreadPoolExecutor(workshop.workers, thread_name_prefix="layer")
+        # of its own: it waits for the base, and no maker shall wait with it
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="bytecode")
         self._carriers = ThreadPoolExecutor(TRAVELLING, thread_name_prefix="offer")
         self._wheels: dict[str, Future[Path]] = {}
         self._layers: dict[PlannedLayer, Future[Layer]] = {}
         self._offers: list[Future[None]] = []
+        self._adding = threading.Lock()
         self._guard = threading.Lock()
+        self._abandoned = threading.Event()
         self._bytes: dict[Stage, int] = defaultdict(int)
         self._totals: dict[Stage, int] = defaultdict(int)
         self.downloaded = 0
@@ -77,33 +85,42 @@ class Assembly:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self._fetchers, self._makers, self._carriers):
+        self._abandoned.set()
+        for pool in (self._fetchers, self._makers, self._compiler, self._carriers):
             pool.shutdown(cancel_futures=True)
 
     def add(self, layers: Iterable[PlannedLayer]) -> None:
         """Begin with these layers: those that are remembered are there at once, the others fetch and make."""
-        fresh = [layer for layer in layers if layer not in self._layers]
-        bytecode = [layer for layer in fresh if isinstance(layer, BytecodeLayer)]
-        wanted = [layer for layer in fresh if not isinstance(layer, BytecodeLayer) and not self._recalled(layer)]
-        missing = [layer for layer in bytecode if not self._recalled(layer)]
-        for layer in wanted:
-            wheels = layer.wheels if isinstance(layer, WheelsLayer) else ()
-            self._when_fetched(wheels, (layer,), self._make)
-        if missing:
-            distinct = tuple({wheel: None for layer in missing for wheel in layer.wheels})
-            self._when_fetched(distinct, tuple(missing), self._make_bytecode)
+        with self._adding:
+            fresh = [layer for layer in dict.fromkeys(layers) if layer not in self._layers]
+            missing = sorted((layer for layer in fresh if not self._recalled(layer)), key=cost, reverse=True)
+            bytecode: dict[str, list[BytecodeLayer]] = defaultdict(list)
+            for layer in missing:
+                if isinstance(layer, BytecodeLayer):
+                    bytecode[layer.python_full].append(layer)
+            # what shares an interpreter is made at once: sources that layers share are compiled once
+            for group in bytecode.values():
+                distinct = tuple({wheel: None for layer in group for wheel in layer.wheels})
+                self._when_fetched(distinct, group, self._make_bytecode, self._compiler)
+            for layer in missing:
+                if not isinstance(layer, BytecodeLayer):
+                    wheels = layer.wheels if isinstance(layer, WheelsLayer) else ()
+                    self._when_fetched(wheels, (layer,), self._make, self._makers)
 
     def offer(self, layer: Layer) -> None:
         """A layer that was made elsewhere (the base's) may travel."""
         self._offers.append(self._carriers.submit(self._workshop.offer, layer))
 
-    def wait_for_wheels(self) -> None:
-        _first_failure([*self._wheels.values(), *self._layers.values()], until=list(self._wheels.values()))
+    def wait_for_wheels(self, *others: Future[Any]) -> None:
+        """Until every wheel that is wanted so far is here; the first failure, of `others` too, is raised."""
+        wheels = list(self._wheels.values())
+        _first_failure([*wheels, *self._layers.values(), *others], until=wheels)
 
-    def finish(self) -> dict[PlannedLayer, Layer]:
-        """Every layer that was added; the first failure is raised and the rest is given up."""
-        _first_failure([*self._wheels.values(), *self._layers.values()])
-        return {layer: future.result() for layer, future in self._layers.items()}
+    def finish(self, layers: Iterable[PlannedLayer]) -> dict[PlannedLayer, Layer]:
+        """These layers, made; the first failure is raised."""
+        wanted = list(layers)
+        _first_failure([*self._wheels.values(), *self._layers.values()], until=[self._layers[one] for one in wanted])
+        return {layer: self._layers[layer].result() for layer in wanted}
 
     def wait_for_offers(self) -> None:
         _first_failure(self._offers)
@@ -132,8 +149,10 @@ class Assembly:
             case _:
                 return None
 
-    def _when_fetched(self, wheels: Sequence[LockedWheel], layers: Sequence[PlannedLayer], make: Make) -> None:
-        """Make layers once their wheels are here; no maker waits for a wheel."""
+    def _when_fetched(
+        self, wheels: Sequence[LockedWheel], layers: Sequence[PlannedLayer], make: Make, pool: ThreadPoolExecutor
+    ) -> None:
+        """Make layers in `pool` once their wheels are here; no maker waits for a wheel."""
         futures: list[Future[Layer]] = [Future() for _ in layers]
         self._layers |= dict(zip(layers, futures, strict=True))
         sources = [self._fetch(wheel) for wheel in wheels]
@@ -147,10 +166,10 @@ class Assembly:
                 left -= 1
                 ready = left == 0
             if ready:
-                self._makers.submit(self._work, layers, futures, make)
+                pool.submit(self._work, layers, futures, make)
 
         if not sources:
-            self._makers.submit(self._work, layers, futures, make)
+            pool.submit(self._work, layers, futures, make)
         for source in sources:
             source.add_done_callback(fetched)
 
@@ -177,6 +196,8 @@ class Assembly:
             return self._workshop.wheels.path(wheel)
 
         def count(number: int) -> None:
+            if self._abandoned.is_set() and number > 0:
+                raise CancelledError  # nobody waits for this wheel any more
             with self._guard:
                 self.downloaded += number
             self._count(Stage.FETCH, number)
@@ -218,7 +239,7 @@ class Assembly:
         made = bytecode_layer.make(
             wanted,
             paths,
-            interpreter=self._workshop.interpreter(),
+            interpreter=self._workshop.interpreter(wanted[0].python_full),
             blobs=self._workshop.blobs,
             compression=self._workshop.compression,
             workers=self._workshop.workers,

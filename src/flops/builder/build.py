@@ -1,12 +1,13 @@
 """The main job: one commit of an ML repository becomes a learner and an aggregator image in their place.
 
-`inspect` reads, `resolve` decides (Python, locks, base), `plan` lays out, `Assembly` makes, a Target publishes. Work
-overlaps: the base is made and the FL runtime's layers are begun while the user's requirements are still being locked, and
-layers travel while others are made.
+`inspect` reads, `resolve` decides (Python and locks), `plan` lays out, `Assembly` makes, a Target publishes. Work overlaps:
+the base is made and the FL runtime's layers are begun while the user's requirements are still being locked, and layers
+travel while others are made.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from flops.builder.bytecode import Interpreter
     from flops.builder.doctor import PythonChoice, Resolution
     from flops.builder.lock import Lock
+    from flops.builder.plan import Plan
     from flops.builder.publish import Existing, Target
     from flops.builder.request import Request
     from flops.builder.rootfs import Base
@@ -86,6 +88,8 @@ def build(
             return job.reused(seen, standing, target)
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
         provision = job.provision(seen, assembly)
+        with job.clock.stage(Stage.FETCH, f"{provision.wheels} wheels"):
+            assembly.wait_for_wheels(job.foundation.start(provision.python))
         images = job.assemble(seen, provision, assembly)
         with job.clock.stage(Stage.PUSH, target.registry or "writing"):
             assembly.wait_for_offers()
@@ -109,13 +113,22 @@ class Provision:
     """What images are made of, decided."""
 
     resolution: Resolution
-    bases: Mapping[Platform, Base]
     runtime: Mapping[Platform, Lock]
     bytecode: bool
     """Whether the base's interpreter can compile here."""
 
     def locks(self, platform: Platform) -> tuple[Lock, Lock]:
         return self.runtime[platform], self.resolution.locks[platform]
+
+    @property
+    def python(self) -> PythonChoice:
+        return self.resolution.python
+
+    @property
+    def wheels(self) -> int:
+        """How many distinct ones there are."""
+        locks = (*self.runtime.values(), *self.resolution.locks.values())
+        return len({wheel.sha256 for lock in locks for wheel in lock.wheels})
 
 
 class _Job:
@@ -148,7 +161,7 @@ class _Job:
         self.wheels = stack.enter_context(
             WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
         )
-        self._python: PythonChoice | None = None
+        self._pythons: dict[str, PythonChoice] = {}
 
     def inspect(self) -> Inspection:
         return inspect(self.request, self.room, settings=self.settings, clock=self.clock, reporter=self.reporter)
@@ -171,21 +184,23 @@ class _Job:
             blobs=self.blobs,
             compression=self.request.recipe.compression,
             interpreter=self.interpreter,
+            workers=self.settings.workers or max(2, os.cpu_count() or 2),
             offer=lambda layer: target.offer(seen.checkout.repository, layer, self.blobs),
             reporter=self.reporter,
         )
 
-    def interpreter(self) -> Interpreter:
-        """Of the base that was chosen; there is one wherever a plan has bytecode in it."""
-        interpreter = self.foundation.interpreter(self._python) if self._python else None
+    def interpreter(self, version: str) -> Interpreter:
+        """Of the base with this Python; there is one wherever a plan has bytecode in it."""
+        choice = self._pythons.get(version)
+        interpreter = self.foundation.interpreter(choice) if choice else None
         if interpreter is None:
             raise InternalError("bytecode was planned without an interpreter that could make it")
         return interpreter
 
     def provision(self, seen: Inspection, assembly: Assembly) -> Provision:
-        """Python, base and locks. What does not depend on the user's requirements is begun before they are locked."""
+        """Python and locks. What does not depend on the user's requirements is begun before they are locked."""
         names = ", ".join(map(str, self.request.platforms))
-        with self.clock.stage(Stage.RESOLVE, f"base and locks for {names}"), ThreadPoolExecutor(1) as pool:
+        with self.clock.stage(Stage.RESOLVE, f"locks for {names}"), ThreadPoolExecutor(1) as pool:
             wish = Wish.read(seen.requirements.python, self.request.recipe.python)
             likely = order(wish, self.foundation.choices())[0]
             early = pool.submit(self._begin, likely, assembly)
@@ -195,14 +210,11 @@ class _Job:
             runtime_locks, bytecode = early.result()
             if found.python != likely:
                 runtime_locks, bytecode = self._begin(found.python, assembly)
-            bases = self.foundation.bases(found.python)
-            for layer in {layer.digest: layer for base in bases.values() for layer in base.layers}.values():
-                assembly.offer(layer)
-        return Provision(resolution=found, bases=bases, runtime=runtime_locks, bytecode=bytecode)
+        return Provision(resolution=found, runtime=runtime_locks, bytecode=bytecode)
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
         """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""
-        self._python = python
+        self._pythons[python.version] = python
         self.foundation.start(python)
         platforms = self.request.platforms
         with ThreadPoolExecutor(len(platforms)) as pool:
@@ -225,22 +237,14 @@ class _Job:
         return locks, bytecode
 
     def assemble(self, seen: Inspection, provision: Provision, assembly: Assembly) -> dict[Actor, tuple[Image, ...]]:
-        """Every layer, then each actor's image for each platform; with the proofs that `verify` asks for."""
-        found = provision.resolution
-        layout = plan(
-            interpreter=next(iter(provision.bases.values())).interpreter,
-            python=found.python.minor,
-            bytecode=provision.bytecode,
-            base_layers={platform: len(base.layers) for platform, base in provision.bases.items()},
-            runtime=provision.runtime,
-            ml=found.locks,
-            repository=actors.repository(seen.checkout.path, seen.checkout.files),
-        )
-        assembly.add(layout.layers)
-        with self.clock.stage(Stage.FETCH, f"{len(layout.wheels)} wheels"):
-            assembly.wait_for_wheels()
-        with self.clock.stage(Stage.ASSEMBLE, f"{len(layout.layers)} layers"):
-            made = assembly.finish()
+        """Base and every layer, then each actor's image for each platform; with the proofs that `verify` asks for."""
+        with self.clock.stage(Stage.ASSEMBLE, "base and layers"):
+            bases = self.foundation.bases(provision.python)
+            for layer in {layer.digest: layer for base in bases.values() for layer in base.layers}.values():
+                assembly.offer(layer)
+            layout = _plan(seen, provision, bases)
+            assembly.add(layout.layers)
+            made = assembly.finish(layout.layers)
         with self.clock.stage(Stage.VERIFY, "files of all packages"):
             if self.request.verify:
                 verify.packages(layout, made, imports=seen.structure.imports, reporter=self.reporter)
@@ -252,10 +256,10 @@ class _Job:
                     identity,
                     actor,
                     platform=platform,
-                    base=provision.bases[platform],
+                    base=bases[platform],
                     locks=provision.locks(platform),
                     layers=[
-                        provision.bases[platform].layers[layer.number] if isinstance(layer, BaseLayer) else made[layer]
+                        bases[platform].layers[layer.number] if isinstance(layer, BaseLayer) else made[layer]
                         for layer in layout.images[actor, platform]
                     ],
                 )
@@ -320,9 +324,21 @@ def _identity(request: Request, seen: Inspection) -> Identity:
     )
 
 
+def _plan(seen: Inspection, provision: Provision, bases: Mapping[Platform, Base]) -> Plan:
+    return plan(
+        interpreter=next(iter(bases.values())).interpreter,
+        python=provision.python.minor,
+        bytecode=provision.bytecode,
+        base_layers={platform: len(base.layers) for platform, base in bases.items()},
+        runtime=provision.runtime,
+        ml=provision.resolution.locks,
+        repository=actors.repository(seen.checkout.path, seen.checkout.files),
+    )
+
+
 def _annotations(job: _Job, seen: Inspection, provision: Provision, actor: Actor) -> dict[str, str]:
     locks = {
         platform: compose.locked([base.lock, *(lock.digest for lock in provision.locks(platform))])
-        for platform, base in provision.bases.items()
+        for platform, base in job.foundation.bases(provision.python).items()
     }
     return compose.index_annotations(_identity(job.request, seen), actor, locks)

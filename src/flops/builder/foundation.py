@@ -69,9 +69,9 @@ class Foundation:
         glibc = min(one.glibc for one in bases)
         return [PythonChoice(version=base.python, minor=base.minor, glibc=glibc, provider="base-image", suite="")]
 
-    def start(self, choice: PythonChoice) -> None:
-        """Begin to prepare this base; a second call changes nothing."""
-        self._start(choice.suite)
+    def start(self, choice: PythonChoice) -> Future[Mapping[Platform, Base]]:
+        """Begin to prepare this base; a second call gives the same future."""
+        return self._start(choice.suite)
 
     def bases(self, choice: PythonChoice) -> Mapping[Platform, Base]:
         """The base of each platform; BaseUnavailable, BaseUnsuitable."""

@@ -78,7 +78,7 @@ class Plan:
         """Each distinct layer that is to be made, those that take longest first (most bytes of wheels)."""
         distinct = {layer: None for layers in self.images.values() for layer in layers}
         made = [layer for layer in distinct if not isinstance(layer, BaseLayer)]
-        return tuple(sorted(made, key=_cost, reverse=True))
+        return tuple(sorted(made, key=cost, reverse=True))
 
     @property
     def wheels(self) -> tuple[LockedWheel, ...]:
@@ -166,7 +166,8 @@ def _title(wheels: Sequence[LockedWheel]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
 
 
-def _cost(layer: PlannedLayer) -> int:
+def cost(layer: PlannedLayer) -> int:
+    """How long a layer takes to make, in no unit."""
     match layer:
         case WheelsLayer():
             return sum(wheel.size or 0 for wheel in layer.wheels)

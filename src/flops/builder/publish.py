@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flops.oci.client import RegistryClient
     from flops.oci.engine import Engine
-    from flops.oci.image import Image
+    from flops.oci.image import Image, ParsedManifest
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.oci.reference import Registry
@@ -125,7 +125,25 @@ class LayoutTarget:
         return f"{repository}/{actor.value}:{tag}"
 
     def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """Layouts are cheap to write again: none is asked for."""
+        """What has this name, where every blob of it is there."""
+        layout = Layout(self.root)
+        found = layout.read(self.reference(repository, actor, tag))
+        try:
+            whole = parse_index(layout.blobs.read(found.digest)) if found else None
+            entries = {one.platform: one for one in whole.manifests if one.platform is not None} if whole else {}
+            summaries = {platform: self._summary(layout.blobs, entry) for platform, entry in entries.items()}
+        except (BadImage, FileNotFoundError):
+            return None  # written anew
+        if found is None or whole is None:
+            return None
+        return Existing(annotations=whole.annotations, digest=found.digest, manifests=entries, summaries=summaries)
+
+    def _summary(self, blobs: BlobStore, entry: Descriptor) -> Summary:
+        manifest = parse_manifest(blobs.read(entry.digest))
+        for blob in (manifest.config, *manifest.layers):
+            if blobs.size(blob.digest) != blob.size:
+                raise BadImage(f"the blob {blob.digest} is not there, or not whole")
+        return summary_of(entry.digest, manifest)
 
     def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
         """Nothing travels to a directory before the images are whole."""
@@ -133,8 +151,8 @@ class LayoutTarget:
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         layout = Layout(self.root)
         published = {}
-        for actor, images in delivery.images.items():
-            whole = index(images, delivery.annotations[actor])
+        for actor in delivery.images:
+            whole = with_others(delivery, actor, self.existing(delivery.repository, actor, delivery.tags[-1]))
             fresh = [layer for layer in whole.layers if not layout.blobs.has(layer.digest)]
             self.uploaded += sum(layer.size for layer in fresh)
             self.reused += sum(layer.size for layer in whole.layers) - sum(layer.size for layer in fresh)
@@ -276,13 +294,7 @@ class RegistryTarget:
         found = self.client.get_manifest(name, entry.digest)
         if found is None:
             raise ImageNotFound(f"{name}@{entry.digest} is named by its index and not there", hint="build with --force")
-        manifest = parse_manifest(found.document)
-        return Summary(
-            digest=entry.digest,
-            layers=len(manifest.layers),
-            bytes=sum(layer.size for layer in manifest.layers),
-            uncompressed_bytes=int(manifest.annotations.get(UNPACKED, "0")),
-        )
+        return summary_of(entry.digest, parse_manifest(found.document))
 
     def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
         name = self._registry.repository(repository, Actor.LEARNER.value)
@@ -291,7 +303,11 @@ class RegistryTarget:
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         """Blobs, manifests and index of both actors by digest; then the caller's leave; then the tags."""
         learner = self._registry.repository(delivery.repository, Actor.LEARNER.value)
-        wholes = {actor: self._whole(delivery, actor) for actor in delivery.images}
+        recipe_tag = delivery.tags[-1]
+        wholes = {
+            actor: with_others(delivery, actor, self.existing(delivery.repository, actor, recipe_tag))
+            for actor in delivery.images
+        }
         counted = _Counter(
             delivery.on_bytes, {layer.digest: layer.size for one in wholes.values() for layer in one.layers}
         )
@@ -313,20 +329,30 @@ class RegistryTarget:
             for actor, whole in wholes.items()
         }
 
-    def _whole(self, delivery: Delivery, actor: Actor) -> ImageIndex:
-        """Our platforms, and those that the same recipe's index already has."""
-        ours = index(delivery.images[actor], delivery.annotations[actor])
-        before = self.existing(delivery.repository, actor, delivery.tags[-1])
-        built = {image.platform for image in ours.images}
-        others = [entry for platform, entry in (before.manifests if before else {}).items() if platform not in built]
-        if not others:
-            return ours
-        entries = sorted([*(image.descriptor for image in ours.images), *others], key=lambda one: str(one.platform))
-        return ImageIndex(document=index_document(entries, delivery.annotations[actor]), images=ours.images)
-
     def next_steps(self, references: Sequence[str]) -> list[str]:
         insecure = " --tls-verify=false" if self._registry.plain_http else ""
         return ["", "Pull them where they are needed:", *(f"  podman pull{insecure} {name}" for name in references)]
+
+
+def with_others(delivery: Delivery, actor: Actor, before: Existing | None) -> ImageIndex:
+    """The platforms that were built, and the others that the index under the recipe's tag already has."""
+    ours = index(delivery.images[actor], delivery.annotations[actor])
+    built = {image.platform for image in ours.images}
+    others = [entry for platform, entry in (before.manifests if before else {}).items() if platform not in built]
+    if not others:
+        return ours
+    entries = sorted([*(image.descriptor for image in ours.images), *others], key=lambda one: str(one.platform))
+    return ImageIndex(document=index_document(entries, delivery.annotations[actor]), images=ours.images)
+
+
+def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
+    """A manifest that was read, as results show it."""
+    return Summary(
+        digest=digest,
+        layers=len(manifest.layers),
+        bytes=sum(layer.size for layer in manifest.layers),
+        uncompressed_bytes=int(manifest.annotations.get(UNPACKED, "0")),
+    )
 
 
 class _Counter:

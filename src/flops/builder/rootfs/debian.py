@@ -101,6 +101,7 @@ class DebianBase:
         self._reporter = reporter or Silent()
         self._lock = threading.Lock()
         self._asking = threading.Lock()
+        self._unpacking = threading.Lock()
         self._mirror: apt.Mirror | None = None
         self._made: dict[Platform, _Made] = {}
 
@@ -121,6 +122,7 @@ class DebianBase:
             )
         with disk_errors(self._room):
             self._make([host])
+        with self._unpacking, disk_errors(self._room):  # unpacked once, whoever asks first
             return unpack_interpreter(
                 ImageTree.read([self._made[host].layer], self._blobs),
                 program=f"usr/bin/python{self._suite.minor}",
