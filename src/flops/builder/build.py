@@ -12,6 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,8 @@ def build(
                 Delivery(
                     repository=seen.checkout.repository,
                     images=images,
-                    annotations={actor: _annotations(job, seen, provision, actor) for actor in Actor},
+                    annotations=partial(compose.index_annotations, _identity(request, seen)),
+                    locks=job.locks(provision),
                     tags=naming.free_tags(request, seen.checkout, target, job.reporter),
                     store=job.blobs,
                     before_tags=before_tags,
@@ -248,7 +250,7 @@ class _Job:
         with self.clock.stage(Stage.VERIFY, "files of all packages"):
             if self.request.verify:
                 verify.packages(layout, made, imports=seen.structure.imports, reporter=self.reporter)
-        identity = _identity(self.request, seen)
+        identity, locks = _identity(self.request, seen), self.locks(provision)
         images: dict[Actor, tuple[Image, ...]] = {}
         for actor in Actor:
             images[actor] = tuple(
@@ -257,7 +259,7 @@ class _Job:
                     actor,
                     platform=platform,
                     base=bases[platform],
-                    locks=provision.locks(platform),
+                    lock=locks[platform],
                     layers=[
                         bases[platform].layers[layer.number] if isinstance(layer, BaseLayer) else made[layer]
                         for layer in layout.images[actor, platform]
@@ -266,6 +268,15 @@ class _Job:
                 for platform in self.request.platforms
             )
         return images
+
+    def locks(self, provision: Provision) -> dict[Platform, str]:
+        """One digest for each platform, over base, FL runtime and the user's packages."""
+        bases = self.foundation.bases(provision.python)
+        parts = {platform: provision.locks(platform) for platform in self.request.platforms}
+        return {
+            platform: compose.locked([bases[platform].lock, *(one.digest for one in locks)])
+            for platform, locks in parts.items()
+        }
 
     def reused(self, seen: Inspection, standing: Mapping[Actor, Existing], target: Target) -> Result:
         """What there is to tell where matching images stand already."""
@@ -334,11 +345,3 @@ def _plan(seen: Inspection, provision: Provision, bases: Mapping[Platform, Base]
         ml=provision.resolution.locks,
         repository=actors.repository(seen.checkout.path, seen.checkout.files),
     )
-
-
-def _annotations(job: _Job, seen: Inspection, provision: Provision, actor: Actor) -> dict[str, str]:
-    locks = {
-        platform: compose.locked([base.lock, *(lock.digest for lock in provision.locks(platform))])
-        for platform, base in job.foundation.bases(provision.python).items()
-    }
-    return compose.index_annotations(_identity(job.request, seen), actor, locks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops.builder import actors
-from flops.builder.publish import UNPACKED
+from flops.builder.publish import LOCK, UNPACKED
 from flops.oci.image import Image, ImageConfig, compose
 from flops_wire import WIRE_VERSION
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from flops.builder.actors import Actor
-    from flops.builder.lock import Lock
     from flops.builder.rootfs import Base
     from flops.oci.layer import Layer
     from flops.platforms import Platform
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 RECIPE = "io.flops.recipe"
 SOURCE = "org.opencontainers.image.source"
 REVISION = "org.opencontainers.image.revision"
-LOCK = "io.flops.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +64,10 @@ def locked(parts: Sequence[str]) -> str:
 
 
 def compose_image(
-    identity: Identity, actor: Actor, *, platform: Platform, base: Base, locks: Sequence[Lock], layers: Sequence[Layer]
+    identity: Identity, actor: Actor, *, platform: Platform, base: Base, lock: str, layers: Sequence[Layer]
 ) -> Image:
-    """One actor's image for one platform; `locks`: the FL runtime's and the user's."""
-    labels = identity.labels(actor, locked([base.lock, *(lock.digest for lock in locks)]))
+    """One actor's image for one platform; `lock` digests what was resolved for it."""
+    labels = identity.labels(actor, lock)
     config = ImageConfig(
         platform=platform,
         created=identity.time,
@@ -84,5 +82,5 @@ def compose_image(
 
 
 def index_annotations(identity: Identity, actor: Actor, locks: Mapping[Platform, str]) -> dict[str, str]:
-    """Of the index over platforms; its lock digests those of the platforms that it was built with."""
+    """Of the index over platforms; its lock digests those of all its platforms, in whatever order they came."""
     return identity.labels(actor, locked([f"{platform} {digest}" for platform, digest in sorted(locks.items())]))

@@ -47,6 +47,7 @@ class Foundation:
         self._upgrade = upgrade
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="base")
         self._guard = threading.Lock()
+        self._client: RegistryClient | None = None
         self._providers: dict[str, DebianBase | ImageBase] = {}
         self._prepared: dict[str, Future[Mapping[Platform, Base]]] = {}
 
@@ -55,6 +56,8 @@ class Foundation:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
 
     def choices(self) -> list[PythonChoice]:
         """The Pythons on offer, the preferred one first; with a base image it is pulled and looked at now."""
@@ -108,12 +111,12 @@ class Foundation:
         if self._recipe.base is None:
             raise BaseUnavailable("no base image was named", hint="--base-image REF")
         reference = Reference.parse(self._recipe.base)
-        client = RegistryClient(
+        self._client = RegistryClient(
             reference.registry, credentials=UserCredentials.of_user(), verify=self._settings.ca_bundle
         )
         return ImageBase(
             reference,
-            client,
+            self._client,
             cache_dir=self._settings.cache_dir,
             blobs=self._blobs,
             compression=self._recipe.compression,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: A manifest's annotation: bytes of its layers, unpacked.
 UNPACKED = "io.flops.unpacked"
+#: Digest of what was resolved: packages and wheels.
+LOCK = "io.flops.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,11 @@ class Summary:
     layers: int
     bytes: int
     uncompressed_bytes: int
+    lock: str = ""
+    """Digest of what was resolved for it."""
+
+    def to_json(self) -> dict[str, str | int]:
+        return {name: getattr(self, name) for name in ("digest", "layers", "bytes", "uncompressed_bytes")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,10 @@ class Existing:
     digest: str
     manifests: Mapping[Platform, Descriptor]
     summaries: Mapping[Platform, Summary]
+
+    @property
+    def locks(self) -> dict[Platform, str]:
+        return {platform: one.lock for platform, one in self.summaries.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +77,10 @@ class Delivery:
     repository: str
     """Image path without the actor: `acme/digits`."""
     images: Mapping[Actor, tuple[Image, ...]]
-    annotations: Mapping[Actor, Mapping[str, str]]
+    annotations: Callable[[Actor, Mapping[Platform, str]], Mapping[str, str]]
+    """Of an actor's index; given each platform's lock, those of platforms too that stand already."""
+    locks: Mapping[Platform, str]
+    """Of the platforms that were built."""
     tags: tuple[str, ...]
     """The first one is named in results."""
     store: BlobStore
@@ -194,7 +208,7 @@ class ArchiveTarget:
         named: dict[str, ImageIndex] = {}
         published = {}
         for actor, images in delivery.images.items():
-            whole = index(images, delivery.annotations[actor])
+            whole = index(images, delivery.annotations(actor, delivery.locks))
             for tag in delivery.tags:
                 named[self.reference(delivery.repository, actor, tag)] = whole
             name = self.reference(delivery.repository, actor, delivery.tags[0])
@@ -243,7 +257,7 @@ class EngineTarget:
             name = f"{delivery.repository}/{actor.value}:{delivery.tags[0]}"
             with tempfile.TemporaryDirectory(prefix="flops-load-") as place:
                 archive = Path(place, f"{actor.value}.tar")
-                whole = index(own, delivery.annotations[actor])
+                whole = index(own, delivery.annotations(actor, delivery.locks))
                 write_archive(archive, {name: whole}, delivery.store)
                 self.uploaded += archive.stat().st_size
                 self.engine.load(archive)
@@ -336,13 +350,15 @@ class RegistryTarget:
 
 def with_others(delivery: Delivery, actor: Actor, before: Existing | None) -> ImageIndex:
     """The platforms that were built, and the others that the index under the recipe's tag already has."""
-    ours = index(delivery.images[actor], delivery.annotations[actor])
+    locks = {**(before.locks if before else {}), **delivery.locks}
+    annotations = delivery.annotations(actor, locks)
+    ours = index(delivery.images[actor], annotations)
     built = {image.platform for image in ours.images}
     others = [entry for platform, entry in (before.manifests if before else {}).items() if platform not in built]
     if not others:
         return ours
     entries = sorted([*(image.descriptor for image in ours.images), *others], key=lambda one: str(one.platform))
-    return ImageIndex(document=index_document(entries, delivery.annotations[actor]), images=ours.images)
+    return ImageIndex(document=index_document(entries, annotations), images=ours.images)
 
 
 def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
@@ -352,6 +368,7 @@ def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
         layers=len(manifest.layers),
         bytes=sum(layer.size for layer in manifest.layers),
         uncompressed_bytes=int(manifest.annotations.get(UNPACKED, "0")),
+        lock=manifest.annotations.get(LOCK, ""),
     )
 
 

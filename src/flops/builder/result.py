@@ -121,7 +121,7 @@ class Result:
                 actor.value: {
                     "reference": image.reference,
                     "digest": image.digest,
-                    "platforms": {platform.value: asdict(one) for platform, one in image.platforms.items()},
+                    "platforms": {platform.value: one.to_json() for platform, one in image.platforms.items()},
                 }
                 for actor, image in self.images.items()
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import threading
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
 DEADLINE = 6 * 3600.0
 #: Seconds that learners may take to end after their aggregator.
 FAREWELL = 90.0
-#: Lines of a failed actor that a message carries.
+#: Seconds to read what an ended actor said last.
+FLUSH = 5.0
+#: Lines of a failed actor that a message carries: of its last error, from the start on, and of its output's end.
+ERROR_LINES = 60
 LAST_LINES = 12
+#: An error in an actor's log (flops_actor.life); its lines go on until the next entry.
+ERROR = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,31 @@ def check_data(directory: Path) -> None:
         )
 
 
+class LastWords:
+    """What of an actor's output tells why it ended: a traceback's first line is its most telling one, and may be long ago."""
+
+    def __init__(self) -> None:
+        self._error: list[str] = []
+        self._end: deque[str] = deque(maxlen=LAST_LINES)
+        self._more = 0
+
+    def hear(self, line: str) -> None:
+        found = ERROR.match(line)
+        if found:
+            self._error, self._more = [line[found.end() :]], 0
+            self._end.clear()
+        elif self._error and len(self._error) < ERROR_LINES:
+            self._error.append(line)
+        else:
+            self._more += 1
+            self._end.append(line)
+
+    def __str__(self) -> str:
+        left_out = self._more - len(self._end)
+        gap = [f"... {left_out} lines ..."] if self._error and left_out else []
+        return "\n".join([*self._error, *gap, *self._end])
+
+
 class _Member:
     """One actor in its container."""
 
@@ -100,7 +131,7 @@ class _Member:
         self._federation = federation
         self._seen = seen
         self._name = f"{federation.name}-{title.replace(' ', '-')}"
-        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._words = LastWords()
         self._guard = threading.Lock()
         self.running: Running | None = None
 
@@ -130,13 +161,18 @@ class _Member:
         return self.running.code if self.running else None
 
     def failure(self) -> TrainingFailed:
+        if self.running is not None:
+            self.running.wait(FLUSH)
         with self._guard:
-            said = "\n".join(self._lines)
-        return TrainingFailed(f"the {self.title} ended with {self.code}:\n{plain(said)}")
+            said = str(self._words)
+        return TrainingFailed(
+            f"the {self.title} ended with {self.code}:\n{plain(said)}",
+            hint="the actors' whole output: flops try --logs",
+        )
 
     def _hear(self, line: str) -> None:
         with self._guard:
-            self._lines.append(line)
+            self._words.hear(line)
         found = rounds.parse(line) if self.title == "aggregator" else None
         if found is not None:
             self._seen.append(found)
