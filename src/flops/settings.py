@@ -21,7 +21,7 @@ def _home(variable: str, fallback: str) -> Path:
 class Settings(BaseSettings):
     """Each field is `FLOPS_` and its name in upper case."""
 
-    model_config = SettingsConfigDict(env_prefix="FLOPS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="FLOPS_", extra="ignore", frozen=True, populate_by_name=True)
 
     registry: str | None = None
     """Where images are pushed, `[http://]HOST[:PORT][/PREFIX]`."""
@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     torch_index: str | None = None
     ca_bundle: Path | None = None
     """Certificates (PEM) that git, uv and the registry client trust."""
+    python_downloads: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS")
+    """uv's own setting, as the two that follow: `never` forbids standalone Pythons."""
+    python_downloads_url: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS_JSON_URL")
+    """The list of standalone Pythons, a URL or a file; uv's own by default."""
+    python_mirror: str | None = Field(default=None, validation_alias="UV_PYTHON_INSTALL_MIRROR")
+    """Where standalone Pythons are fetched instead."""
     allow_secrets: str = ""
     """Comma-separated file names that may be packed although they look like secrets."""
     workers: int | None = Field(default=None, ge=1, le=64)

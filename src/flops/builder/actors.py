@@ -46,12 +46,12 @@ def environment_skeleton(prefix: str, interpreter: str, minor: str) -> tuple[Ent
     )
 
 
-def shims(interpreter: str, minor: str) -> tuple[Entry, ...]:
-    """Our own packages for both environments, and the environments' skeletons."""
-    runtime, ml = site_packages(RUNTIME, minor), site_packages(ML, minor)
+def shims(interpreter: str, minor: str, *, ml_interpreter: str = "", ml_minor: str = "") -> tuple[Entry, ...]:
+    """Our own packages for both environments, and the environments' skeletons; the ML environment may have its own Python."""
+    runtime, ml = site_packages(RUNTIME, minor), site_packages(ML, ml_minor or minor)
     return (
         *environment_skeleton(RUNTIME, interpreter, minor),
-        *environment_skeleton(ML, interpreter, minor),
+        *environment_skeleton(ML, ml_interpreter or interpreter, ml_minor or minor),
         *_package("flops_wire", f"{runtime}/flops_wire"),
         *_package("flops_actor", f"{runtime}/flops_actor"),
         *_package("flops_wire", f"{ml}/flops_wire"),

@@ -27,7 +27,7 @@ from flops.builder.layer_cache import LayerCache
 from flops.builder.lock import Locker
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
 from flops.builder.publish import Delivery
-from flops.builder.pythons import Wish, order
+from flops.builder.pythons import STANDALONE, Wish
 from flops.builder.result import ActorImage, PythonUsed, Report, Result, actor_images
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from flops.builder.publish import Existing, Target
     from flops.builder.request import Request
     from flops.builder.rootfs import Base
+    from flops.errors import Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
     from flops.settings import Settings
@@ -56,13 +57,14 @@ def check(request: Request, *, settings: Settings, reporter: Reporter | None = N
         seen = job.inspect()
         with job.clock.stage(Stage.RESOLVE, "locks"):
             found = job.resolve(seen)
+            notes = job.notes(seen, found.python)
         return Report(
             repository=seen.checkout.source,
             commit=seen.checkout.commit,
             recipe=request.recipe.digest,
             python=job.python_used(seen, found.python),
             adjustments=(*seen.requirements.adjustments, *found.adjustments),
-            findings=(*seen.structure.notes, *seen.requirements.notes),
+            findings=(*seen.structure.notes, *seen.requirements.notes, *notes),
             locks=found.locks,
             seconds=job.clock.seconds(),
         )
@@ -118,6 +120,7 @@ class Provision:
     runtime: Mapping[Platform, Lock]
     bytecode: bool
     """Whether the base's interpreter can compile here."""
+    findings: tuple[Finding, ...] = ()
 
     def locks(self, platform: Platform) -> tuple[Lock, Lock]:
         return self.runtime[platform], self.resolution.locks[platform]
@@ -168,11 +171,22 @@ class _Job:
     def inspect(self) -> Inspection:
         return inspect(self.request, self.room, settings=self.settings, clock=self.clock, reporter=self.reporter)
 
+    def wish(self, seen: Inspection) -> Wish | None:
+        return Wish.read(seen.requirements.python, self.request.recipe.python)
+
+    def notes(self, seen: Inspection, python: PythonChoice) -> tuple[Finding, ...]:
+        """Where the ML environment's Python comes from, where there is something to tell."""
+        notes = self.foundation.notes(self.wish(seen), python)
+        if python.provider == STANDALONE:  # the lack of one was told when it was noticed
+            for note in notes:
+                self.reporter.finding(note)
+        return notes
+
     def resolve(self, seen: Inspection) -> Resolution:
         return doctor.resolve(
             seen.requirements,
             self.request.platforms,
-            self.foundation.choices(),
+            self.foundation.choices(self.wish(seen)),
             locker=self.locker,
             policy=self.request.recipe.policy,
             python_flag=self.request.recipe.python,
@@ -203,26 +217,32 @@ class _Job:
         """Python and locks. What does not depend on the user's requirements is begun before they are locked."""
         names = ", ".join(map(str, self.request.platforms))
         with self.clock.stage(Stage.RESOLVE, f"locks for {names}"), ThreadPoolExecutor(1) as pool:
-            wish = Wish.read(seen.requirements.python, self.request.recipe.python)
-            likely = order(wish, self.foundation.choices())[0]
+            wish = self.wish(seen)
+            likely = self.foundation.likely(wish)
             early = pool.submit(self._begin, likely, assembly)
+            for choice in self.foundation.choices(wish):
+                if choice.provider == STANDALONE:  # fetched while the locks are made
+                    self.foundation.start(choice)
             found = self.resolve(seen)
+            if not self.foundation.obtained(wish, found.python):
+                found = self.resolve(seen)
+            notes = self.notes(seen, found.python)
             for platform in self.request.platforms:
                 assembly.add(ml_layers(found.locks[platform], found.python.minor))
             runtime_locks, bytecode = early.result()
-            if found.python != likely:
+            if (found.python.suite, found.python.runtime) != (likely.suite, likely.runtime):
                 runtime_locks, bytecode = self._begin(found.python, assembly)
-        return Provision(resolution=found, runtime=runtime_locks, bytecode=bytecode)
+        return Provision(resolution=found, runtime=runtime_locks, bytecode=bytecode, findings=notes)
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
         """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""
-        self._pythons[python.version] = python
+        self._pythons[python.runtime] = python
         self.foundation.start(python)
         platforms = self.request.platforms
         with ThreadPoolExecutor(len(platforms)) as pool:
             found = pool.map(
                 lambda platform: runtime.lock(
-                    self.locker, platform=platform, python=python.version, glibc=python.glibc
+                    self.locker, platform=platform, python=python.runtime, glibc=python.glibc
                 ),
                 platforms,
             )
@@ -234,7 +254,11 @@ class _Job:
                 "the base image is not offered for this machine, so the FL runtime gets no bytecode: actors start slower",
             )
         assembly.add(
-            [layer for lock in locks.values() for layer in runtime_layers(lock, python.minor, bytecode=bytecode)]
+            [
+                layer
+                for lock in locks.values()
+                for layer in runtime_layers(lock, python.runtime_minor, bytecode=bytecode)
+            ]
         )
         return locks, bytecode
 
@@ -310,7 +334,7 @@ class _Job:
             images=images,
             python=self.python_used(seen, found.python) if found else None,
             adjustments=(*seen.requirements.adjustments, *(found.adjustments if found else ())),
-            findings=(*seen.structure.notes, *seen.requirements.notes),
+            findings=(*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ())),
             seconds=self.clock.seconds(),
             bytes=moved,
         )
@@ -336,9 +360,12 @@ def _identity(request: Request, seen: Inspection) -> Identity:
 
 
 def _plan(seen: Inspection, provision: Provision, bases: Mapping[Platform, Base]) -> Plan:
+    base = next(iter(bases.values()))
     return plan(
-        interpreter=next(iter(bases.values())).interpreter,
-        python=provision.python.minor,
+        interpreter=base.interpreter,
+        python=provision.python.runtime_minor,
+        ml_interpreter=base.ml_interpreter,
+        ml_python=provision.python.minor,
         bytecode=provision.bytecode,
         base_layers={platform: len(base.layers) for platform, base in bases.items()},
         runtime=provision.runtime,

@@ -41,9 +41,9 @@ class Interpreter:
     program: str
     """Relative to the root: `usr/bin/python3.11`."""
     loader: str
-    """The dynamic loader's own file, relative to the root; a link to it could lead to this machine's."""
+    """The dynamic loader's own file, relative to the root or absolute; a link to it could lead to this machine's."""
     libraries: tuple[str, ...]
-    """Directories of shared libraries, relative to the root."""
+    """Directories of shared libraries, relative to the root or absolute."""
 
     def command(self, arguments: Iterable[str | Path]) -> list[str]:
         """What starts this Python with these arguments, with nothing of this machine's own libraries."""
@@ -139,8 +139,9 @@ def _compile(interpreter: Interpreter, chunk: Sequence[_Job], room: Path, number
         for job in chunk:
             path = b"/" + job.path.encode()
             pack.write(len(path).to_bytes(4, "little") + len(job.source).to_bytes(4, "little") + path + job.source)
-    # -S -s -P: nothing but the standard library; the hash seed orders sets of constants
-    flags = ["-S", "-s", "-P", "-B", "-X", "utf8", "-W", "ignore"]
+    # -S -s: nothing but the standard library; the hash seed orders sets of constants. No -P, which Python 3.10 does not know:
+    # the child imports built-in modules only
+    flags = ["-S", "-s", "-B", "-X", "utf8", "-W", "ignore"]
     seed = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(interpreter.home)}
     try:
         run(

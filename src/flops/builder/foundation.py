@@ -1,14 +1,20 @@
-"""Which base an image stands on: Debian's suites, or the base image that was named; prepared while other work goes on."""
+"""Which base an image stands on: Debian's suites, or the base image that was named; prepared while other work goes on.
+
+Where no base has the Python that was asked for, a standalone one is laid upon it for the ML environment, if it can be had.
+"""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from flops.builder.doctor import PythonChoice
+from flops.builder.pythons import STANDALONE, PythonChoice, Wish, not_standalone, standalone
 from flops.builder.rootfs.base_image import ImageBase
 from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
+from flops.builder.rootfs.standalone import Offer, StandalonePythons
+from flops.builder.rootfs.standalone_layers import StandaloneLayers
 from flops.errors import BaseUnavailable
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import UserCredentials
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 
     from flops.builder.bytecode import Interpreter
     from flops.builder.rootfs import Base
+    from flops.errors import Finding
     from flops.oci.layout import BlobStore
     from flops.platforms import Platform
     from flops.progress import Reporter
@@ -45,11 +52,14 @@ class Foundation:
         self._blobs = blobs
         self._reporter = reporter
         self._upgrade = upgrade
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="base")
+        self._pool = ThreadPoolExecutor(max_workers=3, thread_name_prefix="base")
         self._guard = threading.Lock()
         self._client: RegistryClient | None = None
         self._providers: dict[str, DebianBase | ImageBase] = {}
-        self._prepared: dict[str, Future[Mapping[Platform, Base]]] = {}
+        self._prepared: dict[tuple[str, str], Future[Mapping[Platform, Base]]] = {}
+        self._pythons = StandalonePythons(settings, upgrade=upgrade)
+        self._offers: dict[str, Offer] = {}
+        self._standalone: dict[str, StandaloneLayers] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -59,8 +69,75 @@ class Foundation:
         if self._client is not None:
             self._client.close()
 
-    def choices(self) -> list[PythonChoice]:
-        """The Pythons on offer, the preferred one first; with a base image it is pulled and looked at now."""
+    def choices(self, wish: Wish | None = None) -> list[PythonChoice]:
+        """The Pythons on offer, the preferred one first; with a base image it is pulled and looked at now.
+
+        Where none of them is what is wished for, uv is asked for a standalone one, which may take some seconds once a day.
+        """
+        bases = self._bases_choices()
+        if wish is None or any(wish.fits(choice) for choice in bases):
+            return bases
+        near = self.likely(wish)
+        offer = self._offer(wish, near)
+        if not offer.version:
+            return bases
+        minor = ".".join(offer.version.split(".")[:2])
+        own = replace(near, version=offer.version, minor=minor, provider=STANDALONE, base=near.version)
+        # another release of the same minor version takes the same wheels: a second trial could only fail alike
+        return [own, *(choice for choice in bases if choice.minor != minor)]
+
+    def likely(self, wish: Wish | None) -> PythonChoice:
+        """The base that will be taken, as far as that can be told without asking anybody."""
+        bases = self._bases_choices()
+        return min(bases, key=wish.rank) if wish else bases[0]
+
+    def notes(self, wish: Wish | None, choice: PythonChoice) -> tuple[Finding, ...]:
+        """What there is to tell about where the ML environment's Python comes from."""
+        if wish is None:
+            return ()
+        if choice.provider == STANDALONE:
+            return (standalone(wish, choice),)
+        offer = self._offers.get(str(wish.specifier))
+        return (not_standalone(wish, offer.reason),) if offer and offer.reason else ()
+
+    def obtained(self, wish: Wish | None, choice: PythonChoice) -> bool:
+        """Whether a standalone Python could be fetched, which is waited for; if not, `choices` offers it no more."""
+        if wish is None or choice.provider != STANDALONE:
+            return True
+        try:
+            self._layers(choice.version).obtain(self._platforms)
+        except BaseUnavailable as error:
+            self._offers[str(wish.specifier)] = self._pythons.refuse(wish.specifier, self._platforms, error.message)
+            self._tell(wish)
+            return False
+        return True
+
+    def start(self, choice: PythonChoice) -> Future[Mapping[Platform, Base]]:
+        """Begin to prepare this base; a second call gives the same future."""
+        base = self._start(choice.suite)
+        if choice.provider != STANDALONE:
+            return base
+        layers, provider = self._layers(choice.version), self._provider(choice.suite)
+
+        def upon() -> Mapping[Platform, Base]:
+            layers.obtain(self._platforms)  # while the base is being made
+            return layers.upon(base.result(), provider.interpreter)
+
+        with self._guard:
+            key = (choice.suite, choice.version)
+            if key not in self._prepared:
+                self._prepared[key] = self._pool.submit(upon)
+            return self._prepared[key]
+
+    def bases(self, choice: PythonChoice) -> Mapping[Platform, Base]:
+        """The base of each platform; BaseUnavailable, BaseUnsuitable."""
+        return self.start(choice).result()
+
+    def interpreter(self, choice: PythonChoice) -> Interpreter | None:
+        """The base's own Python as this machine can start it; None where a base image is not offered for this machine."""
+        return self._provider(choice.suite).interpreter()
+
+    def _bases_choices(self) -> list[PythonChoice]:
         if self._recipe.base is None:
             suites = [Suite.read(name) for name in SUITES]
             return [
@@ -72,24 +149,38 @@ class Foundation:
         glibc = min(one.glibc for one in bases)
         return [PythonChoice(version=base.python, minor=base.minor, glibc=glibc, provider="base-image", suite="")]
 
-    def start(self, choice: PythonChoice) -> Future[Mapping[Platform, Base]]:
-        """Begin to prepare this base; a second call gives the same future."""
-        return self._start(choice.suite)
+    def _offer(self, wish: Wish, near: PythonChoice) -> Offer:
+        key = str(wish.specifier)
+        if key not in self._offers:
+            self._offers[key] = self._pythons.offer(wish.specifier, self._platforms, near=near.version)
+            self._tell(wish)
+        return self._offers[key]
 
-    def bases(self, choice: PythonChoice) -> Mapping[Platform, Base]:
-        """The base of each platform; BaseUnavailable, BaseUnsuitable."""
-        return self._start(choice.suite).result()
+    def _tell(self, wish: Wish) -> None:
+        """At once, since the lack of a Python may end the build."""
+        reason = self._offers[str(wish.specifier)].reason
+        if reason:
+            self._reporter.finding(not_standalone(wish, reason))
 
-    def interpreter(self, choice: PythonChoice) -> Interpreter | None:
-        """The base's own Python as this machine can start it; None where a base image is not offered for this machine."""
-        return self._provider(choice.suite).interpreter()
+    def _layers(self, version: str) -> StandaloneLayers:
+        with self._guard:
+            if version not in self._standalone:
+                self._standalone[version] = StandaloneLayers(
+                    version,
+                    self._pythons,
+                    cache_dir=self._settings.cache_dir,
+                    blobs=self._blobs,
+                    compression=self._recipe.compression,
+                    reporter=self._reporter,
+                )
+            return self._standalone[version]
 
     def _start(self, suite: str) -> Future[Mapping[Platform, Base]]:
         with self._guard:
-            if suite not in self._prepared:
+            if (suite, "") not in self._prepared:
                 provider = self._provider(suite)
-                self._prepared[suite] = self._pool.submit(provider.prepare, self._platforms)
-            return self._prepared[suite]
+                self._prepared[suite, ""] = self._pool.submit(provider.prepare, self._platforms)
+            return self._prepared[suite, ""]
 
     def _provider(self, suite: str) -> DebianBase | ImageBase:
         if suite not in self._providers:

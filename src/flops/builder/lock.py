@@ -185,7 +185,11 @@ class Locker:
             env["UV_INDEX"] = self._torch_index
         try:
             return process.run(
-                [_uv(), "pip", "compile", *OPTIONS, *words], seconds=self._seconds, env=env, cwd=home, check=False
+                [uv_program(), "pip", "compile", *OPTIONS, *words],
+                seconds=self._seconds,
+                env=env,
+                cwd=home,
+                check=False,
             )
         except ToolTimeout as error:
             raise LockTimeout(
@@ -239,7 +243,8 @@ class Locker:
         raise IndexUnreachable("uv does not tell which package index it uses", hint="set FLOPS_INDEX_URL")
 
 
-def _uv() -> str:
+def uv_program() -> str:
+    """Where uv lies; ToolMissing."""
     try:
         with _FINDING_UV:
             return uv.find_uv_bin()

@@ -20,15 +20,16 @@ LIFETIME = 7 * 24 * 3600
 class LockStore:
     """A directory of JSON documents by key; what can't be read counts as absent, what can't be written is not kept."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, lifetime: float = LIFETIME) -> None:
         self._root = root
+        self._lifetime = lifetime
 
     def get(self, request: Any) -> Any:
-        """What was kept for this request (JSON values), unless it is damaged or older than LIFETIME; None otherwise."""
+        """What was kept for this request (JSON values), unless it is damaged or too old; None otherwise."""
         try:
             document = json.loads(self._path(request).read_bytes())
             age = time.time() - document["created"]
-            if document["format"] != FORMAT or not 0 <= age < LIFETIME:
+            if document["format"] != FORMAT or not 0 <= age < self._lifetime:
                 return None
             return document["content"] if document["sha256"] == _digest(document["content"]) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):

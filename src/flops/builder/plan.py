@@ -101,13 +101,19 @@ def plan(
     runtime: Mapping[Platform, Lock],
     ml: Mapping[Platform, Lock],
     repository: Sequence[Entry],
+    ml_interpreter: str = "",
+    ml_python: str = "",
 ) -> Plan:
     """Lay out both actors' images for every platform of `ml`; BuildError above 100 layers.
 
     `interpreter` is the base's Python (`/usr/bin/python3.11`), `python` its minor version; without `bytecode` the FL
-    runtime's sources are compiled at every start.
+    runtime's sources are compiled at every start. `ml_interpreter` and its minor version `ml_python`: the ML environment's,
+    where it has its own.
     """
-    shims = FilesLayer(title="FLOps shims", entries=actors.shims(interpreter, python))
+    shims = FilesLayer(
+        title="FLOps shims",
+        entries=actors.shims(interpreter, python, ml_interpreter=ml_interpreter, ml_minor=ml_python),
+    )
     own = {actor: FilesLayer(title=f"{actor.value} actor", entries=actors.main_file(actor)) for actor in Actor}
     user = FilesLayer(title="ML repository", entries=tuple(repository))
     images: dict[tuple[Actor, Platform], tuple[PlannedLayer, ...]] = {}
@@ -115,7 +121,7 @@ def plan(
         below = (
             *(BaseLayer(platform=platform, number=number) for number in range(base_layers[platform])),
             *runtime_layers(runtime[platform], python, bytecode=bytecode),
-            *ml_layers(lock, python),
+            *ml_layers(lock, ml_python or python),
             shims,
             user,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from flops.errors import Adjustment, PythonUnavailable, RequirementSyntax, UsageError
+from flops.errors import Adjustment, Finding, PythonUnavailable, RequirementSyntax, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FLAG = "--python"
 MOVED = "PYTHON_MOVED"
+#: The provider of Pythons that stand beside the base's own, for the ML environment alone.
+STANDALONE = "uv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,20 @@ class PythonChoice:
     """"3.11"."""
     glibc: tuple[int, int]
     provider: str
-    """"debian", or where else it comes from."""
+    """"debian", "base-image", or "uv" for a standalone build."""
     suite: str
-    """Debian's suite, "bookworm"; "" for other providers."""
+    """Debian's suite, "bookworm"; "" for a base image."""
+    base: str = ""
+    """Full version of the base's own Python, where this is another one, beside it."""
+
+    @property
+    def runtime(self) -> str:
+        """Full version of the Python that the FL runtime gets: always the base's."""
+        return self.base or self.version
+
+    @property
+    def runtime_minor(self) -> str:
+        return ".".join(self.runtime.split(".")[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +131,28 @@ def adjustments(
     else:
         reason = f"no base provides Python {wish.text}; {choice.minor} is the nearest that can be used"
     return (_moved(wish, choice, reason),)
+
+
+def standalone(wish: Wish, choice: PythonChoice) -> Finding:
+    """That the Python which was asked for is no base's, and where it comes from."""
+    base = " ".join(part for part in (choice.suite.capitalize(), choice.runtime) if part)
+    message = (
+        f"no base provides Python {wish.text}: {choice.version} comes from {choice.provider}'s standalone builds, for the ML "
+        f"environment; the FL runtime keeps the base's Python ({base})"
+    )
+    return _note(wish, "PYTHON_STANDALONE", message)
+
+
+def not_standalone(wish: Wish, reason: str) -> Finding:
+    """That nobody provides the Python which was asked for."""
+    message = f"no base provides Python {wish.text}, and no standalone build can be had: {reason}"
+    return _note(wish, "PYTHON_NOT_STANDALONE", message)
+
+
+def _note(wish: Wish, code: str, message: str) -> Finding:
+    path, _, line = wish.where.rpartition(":")
+    place, number = (path, int(line)) if path and line.isdecimal() else (wish.where, 0)
+    return Finding(path=place, line=number, code=code, message=message)
 
 
 def _moved(wish: Wish, choice: PythonChoice, reason: str) -> Adjustment:

@@ -57,6 +57,8 @@ class Base:
     environment: Mapping[str, str] = field(default_factory=dict)
     """From a base image's own configuration; empty for a base of ours."""
     packages: tuple[BasePackage, ...] = ()
+    ml_interpreter: str = ""
+    """The ML environment's, where it has its own: `/opt/flops/python/bin/python3.10`."""
 
     @property
     def minor(self) -> str:
