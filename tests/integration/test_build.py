@@ -155,7 +155,12 @@ def flops_build(home, *words, seconds=600):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLOPS_")}
     done = subprocess.run(
         [sys.executable, "-m", "flops.cli.main", "build", *map(str, words), "--json"],
-        env={**inherited, "FLOPS_CACHE_DIR": str(home / "cache"), "FLOPS_DATA_DIR": str(home / "data")},
+        env={
+            **inherited,
+            "FLOPS_CACHE_DIR": str(home / "cache"),
+            "FLOPS_DATA_DIR": str(home / "data"),
+            "UV_PYTHON_DOWNLOADS": "never",  # the same Pythons on every machine
+        },
         check=False,
         capture_output=True,
         text=True,

@@ -176,7 +176,7 @@ class StandalonePythons:
         except (BuildError, OSError) as error:
             said = error.message if isinstance(error, FlopsError) else error.strerror
             raise BaseUnavailable(
-                f"the standalone build of Python {version} for {platform} can't be fetched: {said}",
+                f"standalone Python {version} for {platform} can't be fetched: {said}",
                 hint="choose a Python that the base has with --python",
             ) from error
         return made
