@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     ca_bundle: Path | None = None
     """Certificates (PEM) that git, uv and the registry client trust."""
     python_downloads: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS")
-    """uv's own setting, as the two that follow: `never` forbids standalone Pythons."""
+    """`never` forbids standalone Pythons. Here uv's own variable counts too, as in the two that follow."""
     python_downloads_url: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS_JSON_URL")
     """The list of standalone Pythons, a URL or a file; uv's own by default."""
     python_mirror: str | None = Field(default=None, validation_alias="UV_PYTHON_INSTALL_MIRROR")

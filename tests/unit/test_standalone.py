@@ -40,11 +40,11 @@ build_time_vars = {'LIBDIR': '/install/lib',
 """
 
 
-def archive(version, platform, *, links=(), more=()):
+def archive(version, platform, *, links=(), linked=True):
     """A build in the form that uv expects, with a little of everything that a real one holds."""
     minor = ".".join(version.split(".")[:2])
     files = {
-        f"bin/python{minor}": b"#!program for " + platform.machine.encode(),
+        f"bin/python{minor}": f"program {f'needs libpython{minor}.so.1.0' if linked else ''}".encode(),
         f"bin/pip{minor}": b"#!pip",
         f"include/python{minor}/Python.h": b"",
         f"lib/libpython{minor}.so.1.0": b"library",
@@ -63,7 +63,6 @@ def archive(version, platform, *, links=(), more=()):
         f"lib/python{minor}/unittest/__init__.py": b"",
         f"lib/python{minor}/unittest/test/case.py": b"",
         "share/man/man1/python.1": b"",
-        **dict(more),
     }
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w:gz") as writer:
@@ -356,6 +355,11 @@ def test_the_layer_holds_what_runs_and_nothing_else(downloads, cache):
         "0644 opt/flops/python/lib/python3.10/unittest/__init__.py",
     ]
     assert layer.comment == "Python 3.10.14, standalone"
+
+
+def test_a_library_that_the_program_does_without_is_left_out(downloads, cache):
+    made, blobs = layers(downloads.add("3.10.14", linked=False).settings(cache))
+    assert not [line for line in listing(blobs, made.obtain([ARM64])[ARM64]) if "libpython" in line]
 
 
 def test_the_layer_is_the_same_on_every_machine_and_remembered(downloads, tmp_path):

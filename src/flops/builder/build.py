@@ -223,16 +223,21 @@ class _Job:
             for choice in self.foundation.choices(wish):
                 if choice.provider == STANDALONE:  # fetched while the locks are made
                     self.foundation.start(choice)
-            found = self.resolve(seen)
+            found = self._locked(seen, assembly)
             if not self.foundation.obtained(wish, found.python):
-                found = self.resolve(seen)
+                found = self._locked(seen, assembly)
             notes = self.notes(seen, found.python)
-            for platform in self.request.platforms:
-                assembly.add(ml_layers(found.locks[platform], found.python.minor))
             runtime_locks, bytecode = early.result()
             if (found.python.suite, found.python.runtime) != (likely.suite, likely.runtime):
                 runtime_locks, bytecode = self._begin(found.python, assembly)
         return Provision(resolution=found, runtime=runtime_locks, bytecode=bytecode, findings=notes)
+
+    def _locked(self, seen: Inspection, assembly: Assembly) -> Resolution:
+        """Python and locks, and their layers begun."""
+        found = self.resolve(seen)
+        for platform in self.request.platforms:
+            assembly.add(ml_layers(found.locks[platform], found.python.minor))
+        return found
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
         """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""

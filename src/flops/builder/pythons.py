@@ -146,13 +146,14 @@ def standalone(wish: Wish, choice: PythonChoice) -> Finding:
 def not_standalone(wish: Wish, reason: str) -> Finding:
     """That nobody provides the Python which was asked for."""
     message = f"no base provides Python {wish.text}, and no standalone build can be had: {reason}"
-    return _note(wish, "PYTHON_NOT_STANDALONE", message)
+    hint = "UV_PYTHON_INSTALL_MIRROR names a mirror of the builds; --upgrade asks again before a day is over"
+    return _note(wish, "PYTHON_NOT_STANDALONE", message, hint)
 
 
-def _note(wish: Wish, code: str, message: str) -> Finding:
+def _note(wish: Wish, code: str, message: str, hint: str = "") -> Finding:
     path, _, line = wish.where.rpartition(":")
     place, number = (path, int(line)) if path and line.isdecimal() else (wish.where, 0)
-    return Finding(path=place, line=number, code=code, message=message)
+    return Finding(path=place, line=number, code=code, message=message, hint=hint)
 
 
 def _moved(wish: Wish, choice: PythonChoice, reason: str) -> Adjustment:

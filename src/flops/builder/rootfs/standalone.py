@@ -76,6 +76,7 @@ class StandalonePythons:
         self._store = LockStore(self._room / "offers", lifetime=LIFETIME)
         self._upgrade = upgrade
         self._guard = threading.Lock()
+        self._fetching: dict[Path, threading.Lock] = {}
 
     def offer(self, specifier: SpecifierSet, platforms: Sequence[Platform], *, near: str) -> Offer:
         """The build that fits and that every platform has: of the minor version nearest to `near`, the newest.
@@ -105,7 +106,9 @@ class StandalonePythons:
     def fetch(self, version: str, platform: Platform) -> Path:
         """The directory (`bin`, `lib`) of a build, fetched where it is not here; BaseUnavailable, DiskFull."""
         target = self._room / self.identity(version, platform)
-        with self._guard, disk_errors(self._room):
+        with self._guard:
+            fetching = self._fetching.setdefault(target, threading.Lock())
+        with fetching, disk_errors(self._room):
             if not target.is_dir():
                 self._room.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".new-", dir=self._room) as name:

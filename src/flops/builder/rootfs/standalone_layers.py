@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 #: Raised whenever other files of the same build would be taken.
 CHOICE_VERSION = 1
-#: The program, the libraries it is linked with, the standard library.
-_KEPT = re.compile(r"bin/python[0-9.]*|lib/libpython[^/]*\.so[^/]*|lib/python3\.\d+/.*")
+#: The program and the standard library.
+_KEPT = re.compile(r"bin/python[0-9.]*|lib/python3\.\d+/.*")
+#: Of some builds the program is linked with it, of others it is only there for programs that embed Python.
+_LIBRARY = re.compile(r"lib/libpython[^/]*\.so[^/]*")
 #: Of these: what compiles and links (nothing does in an image), installs, draws windows or tests; and bytecode of others.
 _LEFT_OUT = re.compile(
     r"/(?:config-[^/]*|site-packages|ensurepip|idlelib|tkinter|turtledemo|tests?|idle_test|__pycache__)/"
@@ -102,7 +104,7 @@ class StandaloneLayers:
             root = self._pythons.fetch(self._version, platform)
             with self._blobs.writer() as blob:
                 writer = LayerWriter(blob, compression=self._compression)
-                write_entries([_entry(root, path) for path in _paths(root)], writer)
+                write_entries([_entry(root, path) for path in _paths(root, self._minor)], writer)
                 layer = writer.close(comment=f"Python {self._version}, standalone")
                 blob.commit(layer.digest)
             self._store.keep_layer(name, layer)
@@ -150,7 +152,7 @@ class StandaloneLayers:
             targets = []
             for platform, writer in writers.items():
                 root = self._pythons.fetch(self._version, platform)
-                sources = [path for path in _paths(root) if path.endswith(".py")]
+                sources = [path for path in _paths(root, self._minor) if path.endswith(".py")]
                 targets.append(
                     Target(writer=writer, sources={f"{PREFIX}/{path}": (root / path).read_bytes for path in sources})
                 )
@@ -161,11 +163,13 @@ class StandaloneLayers:
         return layers
 
 
-def _paths(root: Path) -> Iterator[str]:
+def _paths(root: Path, minor: str) -> Iterator[str]:
     """What an image needs of a build, relative to it."""
+    linked = f"libpython{minor}.so".encode() in (root / "bin" / f"python{minor}").read_bytes()
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
-        if (path.is_symlink() or path.is_file()) and _KEPT.fullmatch(name) and not _LEFT_OUT.search(name):
+        kept = _KEPT.fullmatch(name) or (linked and _LIBRARY.fullmatch(name))
+        if kept and not _LEFT_OUT.search(name) and (path.is_symlink() or path.is_file()):
             yield name
 
 
