@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import httpx
 from packaging.version import InvalidVersion, Version
 
 from flops import process
@@ -54,7 +53,8 @@ ASKING = 3.0
 FETCHING = 300.0
 #: Raised when the same answers would be read otherwise, or the same files be changed otherwise.
 FORMAT = 1
-_NO_HEAD = {httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED}
+#: "Method not allowed", "not implemented": the server is there, and GET may do.
+_NO_HEAD = {405, 501}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +237,8 @@ def _file(url: str) -> str:
 
 def _reach(urls: Iterable[str], ca_bundle: Path | None) -> tuple[str, bool]:
     """Why one of these can't be had ("" where all can), and whether its host answered at all; within ASKING seconds."""
+    import httpx  # noqa: F401, PLC0415 - slow to import, seldom needed, and not to count as the host's time
+
     answers: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
     wanted = list(urls)
     for url in wanted:
@@ -254,13 +256,16 @@ def _reach(urls: Iterable[str], ca_bundle: Path | None) -> tuple[str, bool]:
 
 
 def _head(url: str, ca_bundle: Path | None) -> tuple[str, bool]:
+    import httpx  # noqa: PLC0415 - as above
+
     file = _file(url)
     if file:
         return ("" if Path(file).is_file() else f"{file} does not exist"), True
     host = urlsplit(url).hostname
     try:
         status = httpx.head(url, follow_redirects=True, timeout=ASKING, verify=tls(ca_bundle)).status_code
-    except (httpx.HTTPError, httpx.InvalidURL, FlopsError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, FlopsError, OSError, ValueError, ImportError) as error:
+        # the last two: a proxy that httpx can't use
         return f"{host} does not answer: {without_credentials(str(error)) or type(error).__name__:.200}", False
     if httpx.codes.is_success(status) or status in _NO_HEAD:
         return "", True
