@@ -49,6 +49,8 @@ DEADLINE = 120.0
 RETRIES = 3
 #: uv's exit code for "there is no solution"; any other failure is not about the requirements.
 NO_SOLUTION = 1
+#: Seconds for which an experiment takes an answer of the index as it is; without this uv asks for every package again.
+RECENT = 600
 #: Characters of uv's explanation that a message keeps.
 EXPLANATION = 1500
 #: `find_uv_bin` reads sysconfig, whose first use by two threads at once fails in CPython 3.11.
@@ -138,23 +140,42 @@ class Locker:
 
         None: it has no wheel there. `lowest` picks the oldest instead of the newest; `alone` leaves out what it depends on.
         """
-        options = ["--resolution", "lowest"] if lowest else []
-        options += ["--no-deps"] if alone else []
         lines = _plain([requirement])
+        found = self.experiment(lines, target=target, lowest=lowest, alone=alone)
+        return found.get(_name(lines[0]), "") if isinstance(found, dict) else None
+
+    def experiment(
+        self, requirements: Sequence[str], *, target: Target, lowest: bool = False, alone: bool = False
+    ) -> dict[str, str] | Unresolvable | NoWheel:
+        """Which versions these requirements get together, or why none; nothing is stored.
+
+        What the index answered within RECENT is not asked again, so that an experiment costs uv's own time.
+        IndexUnreachable, LockTimeout.
+        """
+        options = ["--resolution", "lowest-direct"] if lowest else []
+        options += ["--no-deps"] if alone else []
         try:
-            versions = self._compile(lines, target, options=options).versions
-        except (Unresolvable, NoWheel):
-            return None
-        return versions.get(canonicalize_name(Requirement(lines[0]).name), "")
+            return self._compile(_plain(requirements), target, options=options, recent=True).versions
+        except (Unresolvable, NoWheel) as error:
+            return error
 
     def index(self) -> Index:
         """A client of the index that this locker uses; uv itself tells its default."""
+        return Index(self._index(), ca_bundle=self._ca_bundle)
+
+    def _index(self) -> str:
         if self._index_url is None and self._default_index is None:
             self._default_index = self._ask_default_index()
-        return Index(self._index_url or self._default_index or "", ca_bundle=self._ca_bundle)
+        return self._index_url or self._default_index or ""
 
     def _compile(
-        self, lines: Sequence[str], target: Target, *, prefer: Lock | None = None, options: Sequence[str] = ()
+        self,
+        lines: Sequence[str],
+        target: Target,
+        *,
+        prefer: Lock | None = None,
+        options: Sequence[str] = (),
+        recent: bool = False,
     ) -> Lock:
         with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
             home = Path(name)
@@ -164,6 +185,7 @@ class Locker:
                 output.write_text(pylock.preferences(prefer), encoding="utf-8")
             words = [*options, "--python-platform", target.uv_platform, "--python-version", target.python]
             words += ["--offline"] if self._offline else []
+            words += ["--config-file", self._recent(home)] if recent else []
             done = self._run([*words, "--quiet", "--format", "pylock.toml", "-o", output, source], home)
             if done.code == 0:
                 return pylock.parse(output.read_bytes(), target)
@@ -179,9 +201,9 @@ class Locker:
         }
         if self._ca_bundle is not None:
             env["SSL_CERT_FILE"] = str(self._ca_bundle)
-        if self._index_url:
+        if self._index_url and "--config-file" not in words:
             env["UV_DEFAULT_INDEX"] = self._index_url
-        if self._torch_index:
+        if self._torch_index and "--config-file" not in words:
             env["UV_INDEX"] = self._torch_index
         try:
             return process.run(
@@ -192,6 +214,20 @@ class Locker:
                 f"no lock was found within {self._seconds:.0f} s",
                 hint="pin more versions, or see whether the package index answers slowly",
             ) from error
+
+    def _recent(self, home: Path) -> Path:
+        """uv's settings for an experiment: the same indexes, whose answers may be some minutes old."""
+        urls = [*([self._torch_index] if self._torch_index else []), self._index()]
+        path = home / "uv.toml"
+        path.write_text(
+            "".join(
+                f"[[index]]\nurl = {json.dumps(url)}\ndefault = {json.dumps(url == urls[-1])}\n"
+                f'cache-control = {{ api = "max-age={RECENT}" }}\n'
+                for url in urls
+            ),
+            encoding="utf-8",
+        )
+        return path
 
     def _failure(self, done: process.Completed, lines: Sequence[str]) -> Exception:
         """What went wrong, told by uv's exit code and by asking the index, not by uv's prose."""
@@ -204,7 +240,7 @@ class Locker:
             return Unresolvable(_explanation(said), hint="change one of the requirements that are named")
         if lines and not self._offline:
             with self.index() as index:
-                index.knows(canonicalize_name(Requirement(lines[0]).name))
+                index.knows(_name(lines[0]))
         last = [line.strip() for line in said.splitlines() if line.strip()][-1:] or ["no message"]
         if "Failed to fetch" in said or "error sending request" in said:
             return IndexUnreachable(
@@ -245,6 +281,10 @@ def _uv() -> str:
             return uv.find_uv_bin()
     except FileNotFoundError as error:
         raise ToolMissing("uv is not installed", hint="install the Python package uv beside flops") from error
+
+
+def _name(line: str) -> str:
+    return canonicalize_name(Requirement(line).name)
 
 
 def _plain(requirements: Sequence[str]) -> list[str]:
