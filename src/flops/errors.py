@@ -272,6 +272,12 @@ class Unresolvable(DependencyError):
     code = "RESOLVE"
 
 
+class ImportMissing(DependencyError):
+    """The code imports what no required package provides."""
+
+    code = "IMPORT_MISSING"
+
+
 class LockTimeout(DependencyError):
     code = "LOCK_TIMEOUT"
 

@@ -79,6 +79,11 @@ class WheelCache:
             return False
         return wheel.size in {None, size}
 
+    def auth(self, wheel: LockedWheel) -> httpx.BasicAuth | None:
+        """The index's credentials, for what lies on the index's own origin."""
+        parts = urlsplit(wheel.url)
+        return self._auth if (parts.scheme, parts.netloc) == self._origin else None
+
     def fetch(self, wheel: LockedWheel, *, on_bytes: Callable[[int], None] | None = None) -> Path:
         """Fetch a wheel unless it is here, and give its path.
 
@@ -160,10 +165,8 @@ class WheelCache:
 
     def _pieces(self, wheel: LockedWheel) -> Iterator[bytes]:
         """The body as it arrives; _Again where another attempt may help, IndexUnreachable where it can't."""
-        parts = urlsplit(wheel.url)
-        auth = self._auth if (parts.scheme, parts.netloc) == self._origin else None
         try:
-            with self._client.stream("GET", wheel.url, auth=auth) as response:
+            with self._client.stream("GET", wheel.url, auth=self.auth(wheel)) as response:
                 _check(wheel, response)
                 yield from response.iter_raw(PIECE)
         except httpx.InvalidURL as error:
