@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder import actors, compose, doctor, naming, runtime, verify
+from flops.builder import actors, compose, naming, runtime, verify
 from flops.builder.actors import Actor
 from flops.builder.assemble import Assembly, Workshop
 from flops.builder.clock import Clock
 from flops.builder.compose import Identity
+from flops.builder.dependencies import Question, Settlement, settle
 from flops.builder.foundation import Foundation
 from flops.builder.inspection import Inspection, inspect
 from flops.builder.layer_cache import LayerCache
 from flops.builder.lock import Locker
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
+from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import Wish, order
-from flops.builder.result import ActorImage, PythonUsed, Report, Result, actor_images
+from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError
 from flops.oci.blobs import BlobStore
@@ -39,46 +41,12 @@ if TYPE_CHECKING:
     from flops.builder.doctor import PythonChoice, Resolution
     from flops.builder.lock import Lock
     from flops.builder.publish import Existing, Target
+    from flops.builder.request import Request
     from flops.builder.rootfs import Base
-    from flops.builder.source import Source
+    from flops.errors import Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
-    from flops.recipe import Recipe
     from flops.settings import Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a command or a project asks for."""
-
-    source: Source
-    platforms: tuple[Platform, ...]
-    recipe: Recipe
-    ref: str | None = None
-    upgrade: bool = False
-    """Lock and resolve the base anew, whatever was kept."""
-    force: bool = False
-    """Build although a matching image exists, and move a tag that holds another recipe."""
-    verify: bool = True
-
-
-def check(request: Request, *, settings: Settings, reporter: Reporter | None = None) -> Report:
-    """Everything up to the locks; no layers. The same errors as `build` up to there."""
-    with ExitStack() as stack:
-        job = _Job(request, settings, reporter or Silent(), stack)
-        seen = job.inspect()
-        with job.clock.stage(Stage.RESOLVE, "locks"):
-            found = job.resolve(seen)
-        return Report(
-            repository=seen.checkout.source,
-            commit=seen.checkout.commit,
-            recipe=request.recipe.digest,
-            python=job.python_used(seen, found.python),
-            adjustments=(*seen.requirements.adjustments, *found.adjustments),
-            findings=(*seen.structure.notes, *seen.requirements.notes),
-            locks=found.locks,
-            seconds=job.clock.seconds(),
-        )
 
 
 def build(
@@ -129,6 +97,7 @@ class Provision:
     runtime: Mapping[Platform, Lock]
     bytecode: bool
     """Whether the base's interpreter can compile here."""
+    findings: tuple[Finding, ...] = ()
 
     def locks(self, platform: Platform) -> tuple[Lock, Lock]:
         return self.runtime[platform], self.resolution.locks[platform]
@@ -169,15 +138,17 @@ class _Job:
     def inspect(self) -> Inspection:
         return inspect(self.request, self.room, settings=self.settings, clock=self.clock, reporter=self.reporter)
 
-    def resolve(self, seen: Inspection) -> Resolution:
-        return doctor.resolve(
-            seen.requirements,
-            self.request.platforms,
-            self.foundation.choices(),
+    def settle(self, seen: Inspection) -> Settlement:
+        return settle(
+            seen,
+            Question(
+                platforms=self.request.platforms,
+                pythons=self.foundation.choices(),
+                recipe=self.request.recipe,
+                reporter=self.reporter,
+            ),
             locker=self.locker,
-            policy=self.request.recipe.policy,
-            python_flag=self.request.recipe.python,
-            reporter=self.reporter,
+            provides=Provides(self.settings.cache_dir / "provides", self.wheels, ca_bundle=self.settings.ca_bundle),
         )
 
     def workshop(self, target: Target, seen: Inspection) -> Workshop:
@@ -205,7 +176,8 @@ class _Job:
             wish = Wish.read(seen.requirements.python, self.request.recipe.python)
             likely = order(wish, self.foundation.choices())[0]
             early = pool.submit(self._begin, likely, assembly)
-            found = self.resolve(seen)
+            settled = self.settle(seen)
+            found = settled.resolution
             for platform in self.request.platforms:
                 assembly.add(ml_layers(found.locks[platform], found.python.minor))
             runtime_locks, bytecode = early.result()
@@ -214,7 +186,9 @@ class _Job:
             bases = self.foundation.bases(found.python)
             for layer in {layer.digest: layer for base in bases.values() for layer in base.layers}.values():
                 assembly.offer(layer)
-        return Provision(resolution=found, bases=bases, runtime=runtime_locks, bytecode=bytecode)
+        return Provision(
+            resolution=found, bases=bases, runtime=runtime_locks, bytecode=bytecode, findings=settled.findings
+        )
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
         """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""
@@ -309,19 +283,13 @@ class _Job:
             recipe=self.request.recipe.digest,
             registry=registry,
             images=images,
-            python=self.python_used(seen, found.python) if found else None,
+            python=PythonUsed.of(found.python, seen.requirements.python, flag=self.request.recipe.python)
+            if found
+            else None,
             adjustments=(*seen.requirements.adjustments, *(found.adjustments if found else ())),
-            findings=(*seen.structure.notes, *seen.requirements.notes),
+            findings=(*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ())),
             seconds=self.clock.seconds(),
             bytes=moved,
-        )
-
-    def python_used(self, seen: Inspection, choice: PythonChoice) -> PythonUsed:
-        asked = seen.requirements.python
-        return PythonUsed(
-            requested=self.request.recipe.python or (asked.text if asked else None),
-            used=choice.version,
-            provider=choice.provider,
         )
 
 

@@ -15,8 +15,8 @@ from flops.recipe import Flavor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flops.builder.build import Request
     from flops.builder.clock import Clock
+    from flops.builder.request import Request
     from flops.builder.requirements import Requirements
     from flops.builder.structure import Structure
     from flops.progress import Reporter
@@ -55,7 +55,7 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
             reporter=reporter,
         )
     with clock.stage(Stage.CHECK, "structure and requirements"):
-        structure, requirements = _check(files)
+        structure, requirements = _check(files, request)
     for note in (*structure.notes, *requirements.notes):
         reporter.finding(note)
     for adjustment in requirements.adjustments:
@@ -68,11 +68,13 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
     return Inspection(checkout=files, structure=structure, requirements=requirements, flavor=flavor)
 
 
-def _check(files: Checkout) -> tuple[Structure, Requirements]:
+def _check(files: Checkout, request: Request) -> tuple[Structure, Requirements]:
     """Both halves are read before either fails, so that one run tells everything that is wrong."""
     structure = contract.check(files.path, files.files)
     try:
-        requirements = requirement_files.read(files.read(requirement_files.is_candidate))
+        requirements = requirement_files.read(
+            files.read(requirement_files.is_candidate), groups=request.recipe.groups, platforms=request.platforms
+        )
     except DependencyError as error:
         if structure.findings:
             contract.require(replace(structure, findings=(*structure.findings, *error.findings)))
