@@ -143,7 +143,7 @@ class _Scanner:
         keys = self.key()
         self.at += 2 if many else 1
         *parents, last = keys
-        table = (*self.within((), tuple(parents)), last)
+        table = (*self.within((), tuple(parents), place), last)
         if many:
             self.mark(table, place)
             self.counts[table] = self.counts.get(table, 0) + 1
@@ -156,15 +156,16 @@ class _Scanner:
     def pair(self, table: Path, depth: int) -> None:
         place = self.at
         *parents, last = self.key()
-        inner = self.within(table, tuple(parents))
+        inner = self.within(table, tuple(parents), place)
         self.at += 1  # the equals sign
         self.mark((*inner, last), place)
         self.value((*inner, last), depth)
 
-    def within(self, table: Path, keys: tuple[str, ...]) -> Path:
+    def within(self, table: Path, keys: tuple[str, ...], place: int) -> Path:
         """Go down by keys, into the last item of an array of tables."""
         for key in keys:
             table = (*table, key)
+            self.mark(table, place)
             if table in self.counts:
                 table = (*table, self.counts[table] - 1)
         return table
