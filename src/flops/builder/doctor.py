@@ -6,14 +6,14 @@ import contextlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from flops.builder import bounds, diagnosis, proposal
+from flops.builder import bounds, diagnosis, file_hashes, proposal
 from flops.builder.nearest import distributions
 from flops.builder.pythons import MOVED, PythonChoice, Wish, order
 from flops.builder.pythons import adjustments as python_adjustments
 from flops.builder.repair import Case, Repair
 from flops.builder.requirement import Requirement
 from flops.builder.trial import Outcome, Pages, Trial
-from flops.errors import Adjustment, DependencyError, Finding, NoWheel, PythonUnavailable, Unresolvable, WheelHash
+from flops.errors import Adjustment, DependencyError, Finding, NoWheel, PythonUnavailable, Unresolvable
 from flops.progress import Stage
 from flops.recipe import Policy
 
@@ -103,7 +103,7 @@ def resolve(
         )
         try:
             repair = _found(question)
-            _check_hashes(repair)
+            file_hashes.compare(repair.lines, repair.locks)
         except DependencyError as error:
             raise proposal.with_patch(error, files) from error.__cause__
     moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
@@ -236,22 +236,6 @@ def _case(question: _Question, trial: Trial, outcome: Outcome) -> Case:
         lacking=trial.missing(lines, tuple(outcome.failures)),
         imported=question.imported,
     )
-
-
-def _check_hashes(repair: Repair) -> None:
-    """WheelHash where the repository names hashes of a requirement and what was locked has another."""
-    findings = []
-    for platform, entries in repair.lines.items():
-        locked = {wheel.name: wheel for wheel in repair.locks[platform].wheels}
-        for entry in entries:
-            wheel = locked.get(entry.name)
-            if wheel is not None and entry.hashes and wheel.sha256 not in {one.sha256 for one in entry.hashes}:
-                message = f"none of the hashes is that of {wheel.filename}, which {platform} gets"
-                hint = f"write --hash=sha256:{wheel.sha256} if this is the file you mean, or leave the hashes out"
-                findings.append(diagnosis.finding(entry, WheelHash, message, hint))
-    if findings:
-        first = findings[0]
-        raise WheelHash(f"{first.where}: {first.message}", hint=first.hint, findings=findings)
 
 
 def _refuse(
