@@ -109,7 +109,10 @@ def choose(
 def _cpu(requirements: Requirements, locker: Locker, targets: Sequence[Target], solve: Solve) -> Chosen:
     """PyTorch's packages may be named, or turn up in the lock: then it is made again."""
     direct = TORCH & {entry.name for entry in requirements.entries}
-    refusal = locker.cpu_refusal(targets[0]) if direct else ""
+    hashed = any(entry.hashes for entry in requirements.entries if entry.name in TORCH)
+    refusal = "the repository names the hashes of other builds" if hashed else ""
+    if direct and not refusal:
+        refusal = locker.cpu_refusal(targets[0])
     chosen = None
     if direct and not refusal:
         chosen, refusal = _with_torch(requirements, locker, direct, targets, solve)
@@ -158,7 +161,7 @@ def _swapped(requirements: Requirements, locker: Locker, targets: Sequence[Targe
     """The requirements with the CPU build; None where no TensorFlow is named, or it has no such build."""
     platforms = {target.platform for target in targets}
     named = [entry for entry in requirements.entries if entry.name == TENSORFLOW]
-    if not named or Platform.LINUX_AMD64 not in platforms:
+    if not named or Platform.LINUX_AMD64 not in platforms or any(entry.hashes for entry in named):
         return None
     on_amd64 = [target for target in targets if target.platform is Platform.LINUX_AMD64]
     if not all(any(_exists(entry, locker, target) for target in on_amd64) for entry in named):

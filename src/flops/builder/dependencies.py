@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement as Pep508
 from packaging.utils import canonicalize_name
 
-from flops.builder import accelerator, doctor, imports, privacy
+from flops.builder import accelerator, doctor, imports, own_lock, privacy
+from flops.builder import requirements as requirement_files
 from flops.builder.provides import provided
 from flops.builder.requirement import Requirement
-from flops.errors import Adjustment, DependencyError, Finding, FlopsError, ImportMissing
-from flops.progress import Stage
+from flops.errors import Adjustment, DependencyError, Finding, FlopsError, ImportMissing, NoWheel, Unresolvable
+from flops.progress import Silent, Stage
 from flops.recipe import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from flops.builder.accelerator import Chosen
     from flops.builder.doctor import PythonChoice, Resolution
     from flops.builder.imports import Missing
     from flops.builder.inspection import Inspection
-    from flops.builder.lock import Locker
+    from flops.builder.lock import Lock, Locker
     from flops.builder.provides import Provides
     from flops.builder.requirements import Requirements
     from flops.platforms import Platform
@@ -62,56 +62,83 @@ class Question:
     recipe: Recipe
     reporter: Reporter
 
-    def solve(self, requirements: Requirements, locker: Locker) -> Resolution:
-        return doctor.resolve(
-            requirements,
-            self.platforms,
-            self.pythons,
-            locker=locker,
-            policy=self.recipe.policy,
-            python_flag=self.recipe.python,
-            reporter=_Untold(self.reporter),
-        )
-
 
 def settle(seen: Inspection, question: Question, *, locker: Locker, provides: Provides) -> Settlement:
     """Lock what the repository asks for and its code imports, without what would tell about a learner's data.
 
-    Errors as `doctor.resolve`; under STRICT ImportMissing where a package would have to be added.
+    Errors as `doctor.resolve` and `own_lock.compare_hashes`; under STRICT ImportMissing where a package would be added.
     """
     reporter = question.reporter
     requirements = privacy.without(seen.requirements)
+    doctors = _Doctor(seen, question)
     chosen = accelerator.choose(
         requirements,
         question.recipe.accelerator,
         locker=locker,
         platforms=question.platforms,
         pythons=question.pythons,
-        solve=question.solve,
+        solve=doctors.solve,
     )
     if chosen.told:
-        hint = "set FLOPS_TORCH_INDEX to an index of CPU builds that answers, or say with --accelerator cuda that this is meant"
+        hint = (
+            "set FLOPS_TORCH_INDEX to an index of CPU builds that answers; --accelerator cuda says that this is meant"
+        )
         reporter.warning(Stage.RESOLVE, chosen.told, hint=hint)
     findings: tuple[Finding, ...] = ()
     added: tuple[Adjustment, ...] = ()
     try:
-        chosen, added, findings = _Imports(seen, question, provides).settled(chosen)
+        chosen, added, findings = _Imports(seen, question, doctors, provides).settled(chosen)
     except ImportMissing:
         raise
     except FlopsError as error:
         reporter.warning(Stage.RESOLVE, f"imports were not compared with the packages: {error.message}")
-    findings += _trackers(chosen, seen, provides)
+    resolution = chosen.resolution
+    findings += (*resolution.findings, *_trackers(chosen, seen, provides))
     adjustments = (
         *requirements.adjustments[len(seen.requirements.adjustments) :],
         *chosen.adjustments,
-        *chosen.resolution.adjustments,
+        *resolution.adjustments,
         *added,
     )
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
     for finding in findings:
         reporter.finding(finding)
-    return Settlement(chosen=chosen, findings=findings, adjustments=adjustments)
+    hashes = own_lock.compare_hashes(seen.requirements, resolution.locks, reporter)
+    return Settlement(chosen=chosen, findings=(*findings, *hashes), adjustments=adjustments)
+
+
+class _Doctor:
+    """Locks requirements, by the repository's own lock where it has one. What it tells is told once, when all is decided."""
+
+    def __init__(self, seen: Inspection, question: Question) -> None:
+        self._question = question
+        self._modules = frozenset(item.module for item in seen.structure.imports if item.reached)
+        self._files = seen.checkout.read(requirement_files.is_candidate)
+        self._reporter = _Untold(question.reporter)
+
+    def solve(self, requirements: Requirements, locker: Locker) -> Resolution:
+        question = self._question
+        own = own_lock.take(
+            requirements,
+            question.platforms,
+            question.pythons,
+            locker=locker,
+            policy=question.recipe.policy,
+            python_flag=question.recipe.python,
+            reporter=self._reporter,
+        )
+        return own or doctor.resolve(
+            requirements,
+            question.platforms,
+            question.pythons,
+            locker=locker,
+            policy=question.recipe.policy,
+            python_flag=question.recipe.python,
+            reporter=self._reporter,
+            modules=self._modules,
+            files=self._files,
+        )
 
 
 def _trackers(chosen: Chosen, seen: Inspection, provides: Provides) -> tuple[Finding, ...]:
@@ -125,8 +152,10 @@ def _trackers(chosen: Chosen, seen: Inspection, provides: Provides) -> tuple[Fin
 class _Imports:
     """From the modules that are missing to packages that are added, or findings."""
 
-    def __init__(self, seen: Inspection, question: Question, provides: Provides) -> None:
+    def __init__(self, seen: Inspection, question: Question, doctors: _Doctor, provides: Provides) -> None:
         self._path = seen.requirements.path
+        self._fixed = seen.requirements.complete
+        self._doctor = doctors
         self._imports = seen.structure.imports
         self._question = question
         self._provides = provides
@@ -153,32 +182,69 @@ class _Imports:
 
     def _with(self, chosen: Chosen, sure: Mapping[Missing, str]) -> tuple[Chosen, list[Missing]]:
         """All of them where they lock together, else as many as do one after the other; each then provides its module."""
-        for some in [list(sure)] if len(sure) == 1 else [list(sure), *([one] for one in sure)]:
-            again = self._locked(chosen, [sure[one] for one in some]) if some else None
-            if again is None:
-                continue
-            lacking = {one.item.module for one in self._missing(again.resolution)}
-            if not any(one.item.module in lacking for one in some):
-                rest = {one: text for one, text in sure.items() if one not in some}
-                further, more = self._with(again, rest) if rest else (again, [])
-                return further, [*some, *more]
-        return chosen, []
+        if self._fixed or not sure:  # the repository's own lock holds all that is installed
+            return chosen, []
+        added: list[Missing] = []
+        for some in [list(sure), *([one] for one in sure if len(sure) > 1)]:
+            texts = [sure[one] for one in some]
+            again = self._extended(chosen, texts) or (self._solved(chosen, texts) if len(some) == len(sure) else None)
+            if again is not None and self._have(again, some):
+                chosen, added = again, [*added, *some]
+                if len(some) == len(sure):
+                    break
+        return chosen, added
 
-    def _locked(self, chosen: Chosen, texts: Iterable[str]) -> Chosen | None:
-        """With these requirements beside the others; None where that does not lock, or moves what was locked."""
-        entries = tuple(_entry(text, self._path) for text in dict.fromkeys(texts))
-        requirements = replace(chosen.requirements, entries=(*chosen.requirements.entries, *entries))
+    def _have(self, chosen: Chosen, some: Iterable[Missing]) -> bool:
+        lacking = {one.item.module for one in self._missing(chosen.resolution)}
+        return not any(one.item.module in lacking for one in some)
+
+    def _extended(self, chosen: Chosen, texts: Sequence[str]) -> Chosen | None:
+        """With these beside exactly what is locked; None where they want something else.
+
+        One lock of pins, which takes uv a moment, and can't move anything.
+        """
+        before = chosen.resolution
+        locks: dict[Platform, Lock] = {}
+        for platform, lock in before.locks.items():
+            pins = [f"{wheel.name}=={wheel.version}" for wheel in lock.wheels]
+            found = self._lock([*pins, *texts], platform, chosen, prefer=next(iter(locks.values()), None))
+            if found is None:
+                return None
+            locks[platform] = found
+        return self._changed(chosen, texts, replace(before, locks=locks))
+
+    def _lock(self, lines: Sequence[str], platform: Platform, chosen: Chosen, *, prefer: Lock | None) -> Lock | None:
+        """A refusal is remembered as long as a lock is: it costs as much."""
+        python = chosen.resolution.python
+        request = {"refused": sorted(lines), "target": [platform.value, python.version, list(python.glibc)]}
+        if chosen.locker.recall(request) is True:
+            return None
         try:
-            resolution = self._question.solve(requirements, chosen.locker)
+            return chosen.locker.lock(
+                lines, platform=platform, python=python.version, glibc=python.glibc, prefer=prefer
+            )
+        except (NoWheel, Unresolvable):
+            chosen.locker.remember(request, True)
+            return None
+
+    def _solved(self, chosen: Chosen, texts: Sequence[str]) -> Chosen | None:
+        """With these beside what is required; None where that does not lock, or only with further repairs."""
+        changed = self._changed(chosen, texts, chosen.resolution)
+        try:
+            resolution = self._doctor.solve(changed.requirements, chosen.locker)
         except DependencyError:
             return None
         before = chosen.resolution
         if resolution.python != before.python or resolution.adjustments != before.adjustments:
             return None
+        return self._changed(chosen, texts, resolution)
+
+    def _changed(self, chosen: Chosen, texts: Iterable[str], resolution: Resolution) -> Chosen:
+        entries = tuple(_entry(text, self._path) for text in dict.fromkeys(texts))
         return replace(
             chosen,
             resolution=resolution,
-            requirements=requirements,
+            requirements=replace(chosen.requirements, entries=(*chosen.requirements.entries, *entries)),
             carried={platform: accelerator.carried(lock) for platform, lock in resolution.locks.items()},
         )
 
@@ -188,21 +254,20 @@ class _Imports:
             wheels = [wheel for lock in chosen.resolution.locks.values() for wheel in lock.wheels]
             roots = roots.union(*self._provides.modules(wheels).values())
         hints = {one: imports.advice(one.item.module, roots) for one in left}
-        for one in left[:TRIED]:
-            pin = self._same_name(chosen, one)
-            if pin:
+        for one in [one for one in left if imports.near(one.item.module, roots) is None][:TRIED]:
+            if pin := self._same_name(chosen, one):
                 hints[one] = f"add {pin} if that is meant (its wheel has this module, and it locks), or {GUARD}"
         return hints
 
     def _same_name(self, chosen: Chosen, one: Missing) -> str | None:
         """A pin of the package that is named as the module, where its wheel has it and it locks beside the others.
 
-        It is only proposed: whose package it is, nobody said.
+        It is only proposed: whose package it is, nobody said, and misspelt names are what others' packages wait for.
         """
         name = imports.same_name(one.item.module)
-        if name is None:
+        if name is None or self._fixed:
             return None
-        again = self._locked(chosen, [name])
+        again = self._extended(chosen, [name])
         if again is None:
             return None
         for lock in again.resolution.locks.values():
@@ -212,26 +277,17 @@ class _Imports:
         return _pin(name, again.resolution)
 
 
-class _Untold:
-    """A reporter that passes on all but adjustments: of several resolutions only the last one's count."""
+class _Untold(Silent):
+    """Passes on warnings, each once: of several resolutions only the last one's adjustments and findings count."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-
-    def stage(self, stage: Stage, message: str) -> AbstractContextManager[None]:
-        return self._reporter.stage(stage, message)
-
-    def progress(self, stage: Stage, *, done: int, total: int | None = None, platform: str | None = None) -> None:
-        self._reporter.progress(stage, done=done, total=total, platform=platform)
-
-    def adjusted(self, adjustment: Adjustment) -> None:
-        pass
-
-    def finding(self, finding: Finding) -> None:
-        self._reporter.finding(finding)
+        self._warned: set[str] = set()
 
     def warning(self, stage: Stage, message: str, *, hint: str = "") -> None:
-        self._reporter.warning(stage, message, hint=hint)
+        if message not in self._warned:
+            self._warned.add(message)
+            self._reporter.warning(stage, message, hint=hint)
 
 
 def _entry(text: str, path: str) -> Requirement:

@@ -125,16 +125,21 @@ def finding(one: Missing, *, all_platforms: Collection[Platform], hint: str) -> 
     return Finding(path=one.item.path, line=one.item.line, code=MISSING, message=message, hint=hint)
 
 
+def near(module: str, roots: Iterable[str]) -> str | None:
+    """A module that is spelt nearly so: among those that the lock provides (`roots`) and those that are well known."""
+    name = module.partition(".")[0]
+    spelt = {root.partition(".")[0] for root in (*roots, *known().packages)} - {name}
+    return next(iter(difflib.get_close_matches(name, sorted(spelt), n=1, cutoff=0.8)), None)
+
+
 def advice(module: str, roots: Iterable[str]) -> str:
-    """What to do about a module that nothing sure is known of; `roots`: what the lock provides."""
+    """What to do about a module that nothing sure is known of."""
     told = _longest(known().absent, module)
     if told:
         return told
     name = module.partition(".")[0]
-    near = difflib.get_close_matches(
-        name, sorted({root.partition(".")[0] for root in roots} | known().packages.keys()), n=1, cutoff=0.8
-    )
-    guess = f"did you mean {near[0]}? Else " if near else ""
+    meant = near(module, roots)
+    guess = f"did you mean {meant}? Else " if meant else ""
     return f"{guess}add the package that provides {name}, or guard the import with try/except ImportError"
 
 

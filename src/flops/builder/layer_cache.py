@@ -56,6 +56,15 @@ class LayerCache:
             return None
         return layer if self._blobs.size(layer.digest) == layer.size else None
 
+    def known(self, key: str) -> tuple[str, int] | None:
+        """Digest and size of a layer whose bytes are here; None otherwise. Cheaper than `get`."""
+        try:
+            document = json.loads(self._path(key).read_bytes())
+            digest, size = str(document["digest"]), int(document["size"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return (digest, size) if self._blobs.size(digest) == size else None
+
     def layer_for(
         self, wheels: Sequence[WheelFile], *, prefix: str, python: str, compression: Compression
     ) -> WheelLayer:

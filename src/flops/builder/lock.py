@@ -123,7 +123,7 @@ class Locker:
         except LockTimeout:
             reason = "it does not answer"
         except (IndexUnreachable, ToolFailed) as error:
-            reason = error.message
+            reason = error.message.rpartition("cause: ")[2]
         until = time.time() + (TORCH_SILENT if reason else TORCH_ANSWERS)
         self.remember(request, {"until": until, "reason": reason})
         return reason
@@ -146,12 +146,7 @@ class Locker:
         """
         target = Target(platform=platform, python=python, glibc=glibc)
         lines = _plain(requirements)
-        request = {
-            "requirements": sorted(lines),
-            "target": [platform.value, python, target.uv_platform],
-            "prefer": prefer.digest if prefer else None,
-            "dependencies": dependencies,
-        }
+        request = _request(lines, target, prefer, dependencies)
         stored = self._stored(request)
         if stored is not None:
             return stored
@@ -159,6 +154,19 @@ class Locker:
         lock = self._compile(lines, target, prefer=prefer, options=options)
         self.remember(request, lock.to_json())
         return lock
+
+    def stored(
+        self,
+        requirements: Sequence[str],
+        *,
+        platform: Platform,
+        python: str,
+        glibc: tuple[int, int],
+        dependencies: bool = True,
+    ) -> Lock | None:
+        """The lock that `lock` would give without asking uv; None where it would have to."""
+        target = Target(platform=platform, python=python, glibc=glibc)
+        return self._stored(_request(_plain(requirements), target, None, dependencies))
 
     def recall(self, request: Mapping[str, Any]) -> Any:
         """What `remember` kept for this request on this index; None when it is old, absent, or to be made anew."""
@@ -224,7 +232,13 @@ class Locker:
             source = self._write_source(home, lines, dependencies="--no-deps" not in options)
             if prefer is not None:
                 output.write_text(pylock.preferences(prefer), encoding="utf-8")
-            words: list[str | Path] = [*options, "--python-platform", target.uv_platform, "--python-version", target.python]
+            words: list[str | Path] = [
+                *options,
+                "--python-platform",
+                target.uv_platform,
+                "--python-version",
+                target.python,
+            ]
             words += ["--offline"] if self._offline else []
             words += ["--config-file", self._recent(home)] if recent else []
             done = self._run([*words, "--quiet", "--format", "pylock.toml", "-o", output, source], home)
@@ -348,6 +362,16 @@ def _uv() -> str:
             return uv.find_uv_bin()
     except FileNotFoundError as error:
         raise ToolMissing("uv is not installed", hint="install the Python package uv beside flops") from error
+
+
+def _request(lines: Sequence[str], target: Target, prefer: Lock | None, dependencies: bool) -> dict[str, Any]:
+    """What a lock is stored under."""
+    return {
+        "requirements": sorted(lines),
+        "target": [target.platform.value, target.python, target.uv_platform],
+        "prefer": prefer.digest if prefer else None,
+        "dependencies": dependencies,
+    }
 
 
 def _name(line: str) -> str:

@@ -9,9 +9,9 @@ from flops.builder.actors import Actor
 from flops.progress import Stage
 
 if TYPE_CHECKING:
-    from flops.builder.build import Request
     from flops.builder.checkout import Checkout
     from flops.builder.publish import Existing, Target
+    from flops.builder.request import Request
     from flops.progress import Reporter
 
 

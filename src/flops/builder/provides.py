@@ -197,7 +197,7 @@ class _Client:
 
         return _Source(read, length)
 
-    def _get(self, wheel: LockedWheel, auth: httpx.BasicAuth | None, what: str) -> tuple[bytes, int, int]:
+    def _get(self, wheel: LockedWheel, auth: tuple[str, str] | None, what: str) -> tuple[bytes, int, int]:
         """The bytes, where they begin, and how long the whole file is."""
         try:
             with self._client.stream("GET", wheel.url, headers={"Range": f"bytes={what}"}, auth=auth) as response:

@@ -1,0 +1,26 @@
+"""What a command or a project asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flops.builder.source import Source
+    from flops.platforms import Platform
+    from flops.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One commit of an ML repository, and what is to be made of it."""
+
+    source: Source
+    platforms: tuple[Platform, ...]
+    recipe: Recipe
+    ref: str | None = None
+    upgrade: bool = False
+    """Lock and resolve the base anew, whatever was kept."""
+    force: bool = False
+    """Build although a matching image exists, and move a tag that holds another recipe."""
+    verify: bool = True
