@@ -5,6 +5,7 @@ Everything is said about locks, so before any wheel is fetched.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -204,13 +205,20 @@ class _Imports:
         One lock of pins, which takes uv a moment, and can't move anything.
         """
         before = chosen.resolution
-        locks: dict[Platform, Lock] = {}
-        for platform, lock in before.locks.items():
-            pins = [f"{wheel.name}=={wheel.version}" for wheel in lock.wheels]
-            found = self._lock([*pins, *texts], platform, chosen, prefer=next(iter(locks.values()), None))
-            if found is None:
-                return None
-            locks[platform] = found
+
+        def lock(platform: Platform, prefer: Lock | None = None) -> Lock | None:
+            pins = [f"{wheel.name}=={wheel.version}" for wheel in before.locks[platform].wheels]
+            return self._lock([*pins, *texts], platform, chosen, prefer=prefer)
+
+        with ThreadPoolExecutor(len(before.locks)) as pool:
+            found = dict(zip(before.locks, pool.map(lock, before.locks), strict=True))
+        locks = {platform: one for platform, one in found.items() if one is not None}
+        if len(locks) < len(found):
+            return None
+        first = next(iter(locks.values()))
+        for platform, one in locks.items():
+            if any(first.versions.get(name, version) != version for name, version in one.versions.items()):
+                locks[platform] = lock(platform, first) or one
         return self._changed(chosen, texts, replace(before, locks=locks))
 
     def _lock(self, lines: Sequence[str], platform: Platform, chosen: Chosen, *, prefer: Lock | None) -> Lock | None:

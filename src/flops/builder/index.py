@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-import ssl
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
-
-import httpx
 
 from flops.builder.catalog import Project, parse
 from flops.errors import BadSetting, IndexUnreachable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
     from pathlib import Path
+
+    import httpx
 
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
 SECONDS = 20.0
@@ -47,6 +48,8 @@ def tls(ca_bundle: Path | None) -> ssl.SSLContext | bool:
     """What httpx verifies servers with: the given certificates, or its default (SSL_CERT_FILE, SSL_CERT_DIR)."""
     if ca_bundle is None:
         return True
+    import ssl  # noqa: PLC0415 - slow to import
+
     try:
         return ssl.create_default_context(cafile=str(ca_bundle))
     except (OSError, ssl.SSLError) as error:
@@ -61,6 +64,8 @@ class Index:
     def __init__(
         self, url: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
+        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
+
         self.url = check_url(url).rstrip("/")
         self._client = httpx.Client(
             verify=tls(ca_bundle) if transport is None else True,
@@ -93,6 +98,8 @@ class Index:
 
     def _page(self, name: str, *, limit: int) -> tuple[str, bytes] | None:
         """Content type and up to `limit` bytes of a page; None where there is none."""
+        import httpx  # noqa: PLC0415 - as above
+
         shown = without_credentials(self.url)
         data = b""
         try:
@@ -100,12 +107,12 @@ class Index:
                 status = response.status_code
                 pieces = response.iter_bytes() if limit and response.is_success else iter(())
                 data = b"".join(_up_to(limit, pieces))
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, _TooLong) as error:
             reason = without_credentials(str(error)) or type(error).__name__
             raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error
-        if status in {httpx.codes.NOT_FOUND, httpx.codes.GONE}:
+        if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
             return None
-        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.PROXY_AUTHENTICATION_REQUIRED}:
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
             raise IndexUnreachable(
                 f"the package index {shown} refuses us (status {status})",
                 hint="put the credentials into FLOPS_INDEX_URL, https://USER:TOKEN@HOST/simple",
@@ -115,10 +122,14 @@ class Index:
         return response.headers.get("content-type", ""), data
 
 
+class _TooLong(Exception):
+    """A page that goes on."""
+
+
 def _up_to(limit: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
     size = 0
     for piece in pieces:
         size += len(piece)
         if size > limit:
-            raise httpx.StreamError(f"more than {limit} bytes")
+            raise _TooLong(f"more than {limit} bytes")
         yield piece

@@ -1,4 +1,4 @@
-"""What a command or a project asks for."""
+"""What a command or a project asks of the builder, read and checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One commit of an ML repository, and what is to be made of it."""
+    """One build or check; `recipe` is the part that images are named by."""
 
     source: Source
     platforms: tuple[Platform, ...]
