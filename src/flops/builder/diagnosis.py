@@ -56,6 +56,8 @@ class Cause:
 
     kind: type[DependencyError]
     message: str
+    near: str = ""
+    """Published versions that are near to the one that never was."""
 
 
 def cause(project: Project | None, entry: Requirement, targets: Sequence[Target]) -> Cause:
@@ -64,7 +66,7 @@ def cause(project: Project | None, entry: Requirement, targets: Sequence[Target]
         return Cause(kind=PackageNotFound, message=f"the package index has no package {entry.name}")
     files = project.allowed(entry.specifier)
     if not files:
-        return Cause(kind=VersionNotFound, message=_never(project, entry))
+        return Cause(kind=VersionNotFound, message=_never(project, entry), near=_near(project, entry))
     live = [file for file in files if not file.yanked]
     if not live:
         return Cause(kind=Yanked, message=f"{_subject(entry)} was withdrawn by its authors")
@@ -99,9 +101,13 @@ def _never(project: Project, entry: Requirement) -> str:
         return f"nothing was published under the name {entry.name}"
     version = pinned(entry)
     subject = f"{entry.name} {version}" if version else f"a version of {entry.name} that {entry.specifier} allows"
-    near = by_distance(project.versions, version or named(entry) or project.versions[-1])
-    shown = ", ".join(str(one) for one in sorted(near[:3])) or str(project.versions[-1])
-    return f"{subject} was never published; the nearest are {shown}"
+    return f"{subject} was never published"
+
+
+def _near(project: Project, entry: Requirement) -> str:
+    pin = pinned(entry) or named(entry)
+    near = by_distance(project.versions, pin) if pin else []
+    return ", ".join(str(one) for one in sorted(near[:3]))
 
 
 def _subject(entry: Requirement) -> str:
@@ -132,11 +138,12 @@ def finding(entry: Requirement, kind: type[DependencyError], message: str, hint:
 
 def lacking(entry: Requirement, why: Cause, usable: Sequence[Version]) -> Finding:
     """The finding for a requirement without a wheel; `usable`: versions that have one wherever it lacks."""
+    message = f"{why.message}; the nearest are {why.near}" if why.near else why.message
     if why.kind is PackageNotFound:
-        return finding(entry, why.kind, why.message, "correct the name, or take the line out")
+        return finding(entry, why.kind, message, "correct the name, or take the line out")
     if not usable:
         hint = "no version of it can be used here; take the line out, or use another package"
-        return finding(entry, why.kind, why.message, hint)
+        return finding(entry, why.kind, message, hint)
     near = by_distance(usable, named(entry) or max(usable)) or list(usable)
     return finding(
         entry, why.kind, why.message, f"the nearest that can be used is {near[0]}: write {entry.name}=={near[0]}"

@@ -53,6 +53,8 @@ def propose(
 def _options(case: Case, place: int, modules: Collection[str] | None) -> list[Requirement | None]:
     """The same line with other names, then without it where that can't be missed."""
     entry = case.entries[place]
+    if conda.names().reason(entry.name) is not None and entry.name not in distributions(modules or ()):
+        return [None]
     others: list[Requirement | None] = []
     present = {one.name for one in case.entries}
     for name in nearest.names(entry.name, modules or ()):
@@ -62,7 +64,7 @@ def _options(case: Case, place: int, modules: Collection[str] | None) -> list[Re
     unused = modules is not None and entry.name not in distributions(modules)
     doubled = any(name in present for name in nearest.names(entry.name, modules or ()))
     found = case.trial.pages.project(entry.name)
-    if conda.names().reason(entry.name) is not None or doubled or (found is not None and unused):
+    if doubled or (found is not None and unused):
         others.append(None)
     return others
 

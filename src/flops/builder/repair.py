@@ -224,7 +224,7 @@ class Case:
         core = minimal(
             places,
             lambda part: self.trial.fails([entries[place] for place in part], platform),
-            guess=[place for place in places if _mentions(failure.message, entries[place].name)],
+            guess=[place for place in places if mentions(failure.message, entries[place].name)],
         )
         if core and core not in self.cores:
             chosen = [entries[place] for place in core]
@@ -280,6 +280,6 @@ def _locked(entry: Requirement, lock: Lock) -> str:
     return f"=={version}" if version else ""
 
 
-def _mentions(text: str, name: str) -> bool:
+def mentions(text: str, name: str) -> bool:
     """Whether the package's name stands in the text as a word of its own; a guess that is tested, never a verdict."""
     return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text) is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import yaml
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CORRECTED, SPELLED = "NAME_CORRECTED", "SYNTAX_CORRECTED"
 CODES = (SPELLED, CORRECTED, "PIN_RELAXED", "UNPINNED", "PYTHON_MOVED", "TAKEN_OUT", "ADDED")
 NAME = re.compile(r"(?<![\w.\-=<>~!\]])[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?")
+WRITABLE = re.compile(r"(\.(ya?ml|txt|in|pip|reqs?)|(^|/)pyproject\.toml)$")
+PYTHON = re.compile(r"((?:python\s*:|requires-python\s*=)\s*[\"']?)([^\"'#\r\n]*?)(?=[\"']|\s*(?:#|$))")
 CLAUSE = r"(?:===|==|~=|!=|<=|>=|<|>)\s*[\w.!*+-]+"
 SPECIFIER = re.compile(rf"(?P<extras>\s*\[[^\]]*\])?(?P<spec>\s*\(?\s*{CLAUSE}(?:\s*,\s*{CLAUSE})*\s*\)?)?")
 CONDA = re.compile(r"(?:\[[^\]]*\]|\s*[=<>!~][^\s#\"']*(?:\s+(?![#\"'])[^\s#\"']+)*|(?:\s+(?![#\"'])[^\s#\"']+)+)?")
@@ -45,14 +47,19 @@ class Edit:
     """Repairs for which no place in a file was found."""
 
 
-def edit(files: Mapping[str, bytes], adjustments: Sequence[Adjustment]) -> Edit:
-    """Write what can be written; the adjustments' places count for the files as they are given."""
+def edit(files: Mapping[str, bytes], adjustments: Sequence[Adjustment], *, main: str = "") -> Edit:
+    """Write what can be written; the adjustments' places count for the files as they are given.
+
+    `main`: the file that takes what is added for a place in the code. Locks are their makers' own and are never edited.
+    """
     by_path: dict[str, list[Adjustment]] = {}
     left: list[Adjustment] = []
     for change in adjustments:
         path = _place(change)[0]
+        if change.code == "ADDED" and path not in files:
+            path, change = main, replace(change, where=main)  # noqa: PLW2901 - the same change, elsewhere
         if change.code in CODES:
-            (by_path.setdefault(path, []) if path in files else left).append(change)
+            (by_path.setdefault(path, []) if path in files and WRITABLE.search(path) else left).append(change)
     changed: dict[str, bytes] = {}
     for path, changes in by_path.items():
         page = _Page.read(path, files[path])
@@ -205,6 +212,8 @@ def _pip(body: str, change: Adjustment) -> str | None:
     """The line with one change in it; "" where it goes, None where the requirement is not found."""
     if change.code == SPELLED:
         return body.replace(change.before, change.after, 1) if change.before and change.before in body else None
+    if change.code == "PYTHON_MOVED":
+        return _python(body, change.after)
     found = _name(body, change.package)
     if found is None:
         return None
@@ -231,6 +240,16 @@ def _conda(body: str, change: Adjustment) -> str | None:
     exact = bool(re.fullmatch(r"[\w.!+]+", version))
     sign = "==" if old[0].lstrip().startswith("==") else "="
     return body[: found.end()] + (f"{sign}{version}" if exact else change.after) + body[old.end() :]
+
+
+def _python(body: str, version: str) -> str | None:
+    """`python: 3.10.14` of MLflow's python_env.yaml, `requires-python = ">=3.8,<3.11"` of pyproject.toml."""
+    found = PYTHON.search(body)
+    if found is None:
+        return None
+    exact = found[1].startswith("python")
+    meant = version if exact else f"=={'.'.join(version.split('.')[:2])}.*"
+    return body[: found.start(2)] + meant + body[found.end(2) :]
 
 
 def _with_specifier(body: str, found: re.Match[str], specifier: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,7 +11,8 @@ from flops.builder.preflight import Registered, check
 from flops.cli import options
 from flops.cli.preflight import show
 from flops.cli.render import print_json, reporter
-from flops.errors import UsageError
+from flops.cli.write import check_and_write
+from flops.cli.write import show as show_written
 from flops.recipe import Accelerator, Policy
 from flops.settings import Settings
 
@@ -38,10 +40,6 @@ def command(
     quiet: options.Quiet = False,
 ) -> None:
     """Check structure and dependencies, and lock them for every platform."""
-    if write:
-        raise UsageError(
-            "--write is not available yet", hint="the adjustments that are printed say which lines to change"
-        )
     settings = Settings.read()
     request = options.request(
         source,
@@ -57,7 +55,16 @@ def command(
         upgrade=upgrade,
     )
     with reporter(quiet=quiet) as progress:
-        report = check(request, settings=settings, reporter=progress, registry=_registered(settings, registry))
+        registered = _registered(settings, registry)
+        if write:
+            done = check_and_write(
+                request, partial(check, request, settings=settings, reporter=progress, registry=registered)
+            )
+            report = done.report
+        else:
+            report = check(request, settings=settings, reporter=progress, registry=registered)
+    if write and not quiet:
+        show_written(done)
     if as_json:
         print_json(report.to_json())
     else:
