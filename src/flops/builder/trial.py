@@ -191,5 +191,10 @@ class Trial:
 
 
 def _agree(one: Lock, other: Lock) -> bool:
+    """Whether a package that both have is of one release; `2.1.1+cpu` and `2.1.1` are builds of one."""
     versions = one.versions
-    return all(versions.get(name, version) == version for name, version in other.versions.items())
+    return all(
+        version == other_version or Version(version).public == Version(other_version).public
+        for name, other_version in other.versions.items()
+        if (version := versions.get(name)) is not None
+    )

@@ -54,7 +54,7 @@ class WheelCache:
         self._workers = workers
         self._sleep = sleep
         self._origin, self._user = _credentials(index_url)
-        self._ca_bundle = ca_bundle
+        self._verify = tls(ca_bundle) if transport is None else True
         self._transport = transport
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
@@ -74,7 +74,7 @@ class WheelCache:
         with self._opening:
             if self._opened is None:
                 self._opened = httpx.Client(
-                    verify=tls(self._ca_bundle) if self._transport is None else True,
+                    verify=self._verify,
                     transport=self._transport,
                     timeout=SECONDS,
                     follow_redirects=True,
