@@ -6,6 +6,8 @@ import contextlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
 from flops.builder import bounds, diagnosis, file_hashes, proposal
 from flops.builder.nearest import distributions
 from flops.builder.pythons import MOVED, PythonChoice, Wish, order
@@ -20,6 +22,7 @@ from flops.recipe import Policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from flops.builder.bounds import Bound
     from flops.builder.lock import Lock, Locker
     from flops.builder.requirements import Requirements
     from flops.platforms import Platform
@@ -125,7 +128,8 @@ def differences(locks: Mapping[Platform, Lock], requirements: Requirements) -> l
     versions = {platform: lock.versions for platform, lock in sorted(locks.items())}
     for name in sorted({name for one in versions.values() for name in one}):
         own = {platform: one[name] for platform, one in versions.items() if name in one}
-        if len(set(own.values())) < 2:  # noqa: PLR2004
+        # `2.1.1+cpu` and `2.1.1` are builds of one release
+        if len({Version(version).public for version in own.values()}) < 2:  # noqa: PLR2004
             continue
         entry = next((entry for entry in requirements.entries if entry.name == name), None)
         shown = ", ".join(f"{version} on {platform}" for platform, version in own.items())
@@ -201,8 +205,9 @@ def _search(question: _Question) -> Repair:
             repair = case.mend(far=False)
             if repair is not None:
                 return repair
-    if not cases[0].hopeless:
-        repair = _mended(cases, question.wish)
+    usable = [case for case in cases if not case.hopeless]
+    if usable:
+        repair = _mended(usable, question.wish)
         if repair is not None:
             return repair
     found = cases[0].findings()
@@ -268,36 +273,40 @@ def _refuse(
 def _bounded(
     repair: Repair, requirements: Requirements, reporter: Reporter
 ) -> tuple[Mapping[Platform, Lock], tuple[Adjustment, ...]]:
-    """Keep bounds that no metadata states, where a lock breaks one and the repository does not ask for just that."""
-    wrong = {bound.package: bound for lock in repair.locks.values() for bound in bounds.broken(lock.versions)}
-    asked = {entry.name for entry in requirements.entries if entry.specifier}
-    added = [
-        Requirement(name=name, specifier=bound.specifier, path=requirements.path, line=0, text=name + bound.specifier)
-        for name, bound in wrong.items()
-        if name not in asked
-    ]
-    for name in sorted(asked & set(wrong)):
-        entry = next(entry for entry in requirements.entries if entry.name == name)
-        message = f"{diagnosis.shown(entry)} ({entry.where}): {wrong[name].reason}"
-        reporter.warning(Stage.RESOLVE, message, hint=f"write {name}{wrong[name].specifier}")
-    if not added:
-        return repair.locks, ()
-    lines = {platform: (*entries, *added) for platform, entries in repair.lines.items()}
-    outcome = repair.trial.lock(lines)
-    if not outcome.complete:
-        text = ", ".join(entry.pep508 for entry in added)
-        message = f"{wrong[added[0].name].reason}, and {text} can't be locked"
-        reporter.warning(Stage.RESOLVE, message, hint="pin versions that fit")
-        return repair.locks, ()
-    told = tuple(
-        Adjustment(
-            code="ADDED",
-            package=entry.name,
-            before="",
-            after=entry.specifier,
-            where=entry.path,
-            reason=wrong[entry.name].reason,
-        )
-        for entry in added
-    )
-    return outcome.locks, told
+    """Keep bounds that no metadata states, where a lock breaks one and the repository does not ask for just that.
+
+    What keeps one bound may break another, so until none is left.
+    """
+    locks, lines = repair.locks, repair.lines
+    asked = {entry.name: entry for entry in requirements.entries if entry.specifier}
+    added: dict[str, Adjustment] = {}
+    while wrong := {name: bound for name, bound in _broken(locks).items() if name not in asked and name not in added}:
+        entries = tuple(_entry(bound, requirements.path) for bound in wrong.values())
+        lines = {platform: (*own, *entries) for platform, own in lines.items()}
+        outcome = repair.trial.lock(lines)
+        if not outcome.complete:
+            text = ", ".join(entry.pep508 for entry in entries)
+            message = f"{wrong[entries[0].name].reason}, and {text} can't be locked"
+            reporter.warning(Stage.RESOLVE, message, hint="pin versions that fit")
+            break
+        locks = outcome.locks
+        added |= {entry.name: _added(entry, wrong[entry.name].reason) for entry in entries}
+    for name, bound in sorted(_broken(locks).items()):
+        if name in asked:
+            message = f"{diagnosis.shown(asked[name])} ({asked[name].where}): {bound.reason}"
+            reporter.warning(Stage.RESOLVE, message, hint=f"write {name}{bound.specifier}")
+    return locks, tuple(added.values())
+
+
+def _broken(locks: Mapping[Platform, Lock]) -> dict[str, Bound]:
+    return {bound.package: bound for lock in locks.values() for bound in bounds.broken(lock.versions)}
+
+
+def _entry(bound: Bound, path: str) -> Requirement:
+    text = bound.package + bound.specifier
+    return Requirement(name=bound.package, specifier=bound.specifier, path=path, line=0, text=text)
+
+
+def _added(entry: Requirement, reason: str) -> Adjustment:
+    after, where = entry.specifier, entry.path
+    return Adjustment(code="ADDED", package=entry.name, before="", after=after, where=where, reason=reason)

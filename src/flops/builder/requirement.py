@@ -154,7 +154,10 @@ class Reading:
         try:
             parsed = Pep508(pep508 or text)
         except (InvalidRequirement, RecursionError):
-            self.wrong(path, line, "this is not a requirement", "write NAME==VERSION (PEP 508), one on a line")
+            hint = "write NAME==VERSION (PEP 508), one on a line"
+            if not text.isascii():
+                hint += "; it holds a letter or a dash that is none of ASCII's"
+            self.wrong(path, line, "this is not a requirement", hint)
             return
         if parsed.url:
             self.forbid(path, line, f"{parsed.name} comes from a URL", f"write {parsed.name}==VERSION from the index")
