@@ -141,6 +141,9 @@ def test_places_are_those_of_the_values(text):
         return
     lines = toml_document.scan(text)
     assert set(every(root)) <= set(lines)
+    closed = toml_document.scan(text, frozenset({"a", "c"}))
+    assert closed.items() <= lines.items()
+    assert all(path in closed for path in lines if not {"a", "c"} & set(path[:-1]))
     assert all(1 <= line <= text.count("\n") + 1 for line in lines.values())
     assert all(line >= lines.get(path[:-1], 0) or path[:-1] in lines for path, line in lines.items())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Bytes; a lock of a large project has one or two million.
 LIMIT = 4 * 1024**2
+#: Keys of what has no line of its own.
+CLOSED = frozenset({"wheels", "sdist"})
 #: Packages; a lock of a large project has some hundreds.
 PACKAGES = 2000
 #: Characters of a name or a version.
@@ -64,13 +67,11 @@ class LockReader:
         """A marker as it is; empty, and a problem, where it is none."""
         if text is None:
             return ""
-        try:
-            Marker(text if isinstance(text, str) else "?")
-        except (InvalidMarker, RecursionError):
+        if not isinstance(text, str) or not _is_marker(text):
             self.reading.wrong(self.path, line, "this is no marker", "lock anew")
             return ""
-        self.markers.append(str(text))
-        return str(text)
+        self.markers.append(text)
+        return text
 
     def wheels(self, entries: object, line: int) -> tuple[FileHash, ...]:
         """The wheels of a package, as both formats list them; other addresses than http and https are refused."""
@@ -190,6 +191,15 @@ def package_version(value: Any) -> str:
         return value if len(value) <= NAME_LIMIT and Version(value) else ""
     except (InvalidVersion, TypeError):
         return ""
+
+
+@lru_cache(maxsize=10_000)
+def _is_marker(text: str) -> bool:
+    try:
+        Marker(text)
+    except (InvalidMarker, RecursionError):
+        return False
+    return True
 
 
 def _last(url: object) -> str:

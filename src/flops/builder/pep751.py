@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from flops.builder import pyproject, toml_document
-from flops.builder.lockfiles import LIMIT, PACKAGES, LockedPackage, LockReader, package_name, package_version
+from flops.builder.lockfiles import CLOSED, LIMIT, PACKAGES, LockedPackage, LockReader, package_name, package_version
 from flops.builder.marker_grid import Environment, holds
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ FOREIGN = {"vcs": "a version control system", "directory": "a path", "archive": 
 
 def read_pylock(path: str, data: bytes, groups: Sequence[str], platforms: Sequence[Platform], reading: Reading) -> bool:
     """Read the lock into `reading`; whether it is the whole for every platform. UsageError for an unknown group."""
-    document = toml_document.read(path, data, reading, limit=LIMIT)
+    document = toml_document.read(path, data, reading, limit=LIMIT, closed=CLOSED)
     if document is None:
         return False
     if document.text("lock-version").split(".")[0] != "1":

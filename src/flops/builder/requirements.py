@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from flops.builder import pep751, pyproject, python_env, uv_lock
+from flops.builder import bounds, pep751, pyproject, python_env, uv_lock
 from flops.builder.environment import read_environment
 from flops.builder.requirement import PythonRequest, Reading, Requirement
 from flops.builder.requirement_lines import Lines
@@ -61,8 +61,6 @@ FILES = (
 )
 #: Those that have groups to ask for.
 WITH_GROUPS = (pep751.FILE, uv_lock.FILE, pyproject.FILE)
-DATASETS = ">=2.14.3,<3"
-PYARROW_WITH_NUMPY_1 = "<26"
 DATA_REASON = "the repository uses load_dataset, which needs it"
 
 
@@ -153,7 +151,7 @@ def with_data_packages(requirements: Requirements, structure: Structure) -> Requ
         return noted
     added = noted
     if not any(entry.name == "datasets" and entry.specifier for entry in noted.entries):
-        added = _with(added, "datasets", DATASETS, DATA_REASON)
+        added = _with(added, "datasets", bounds.of_load_dataset()["datasets"].specifier, DATA_REASON)
     if not any(entry.name == "pillow" for entry in noted.entries):
         added = _with(added, "pillow", "", DATA_REASON)
     return with_pyarrow_bound(added) if numpy_is_one(added) else added
@@ -163,7 +161,8 @@ def with_pyarrow_bound(requirements: Requirements) -> Requirements:
     """Add the bound on pyarrow that NumPy 1 needs, unless the repository pins pyarrow; adding it twice changes nothing."""
     if requirements.complete or any(entry.name == "pyarrow" and entry.specifier for entry in requirements.entries):
         return requirements
-    return _with(requirements, "pyarrow", PYARROW_WITH_NUMPY_1, "later versions are built for NumPy 2")
+    bound = next(bound for bound in bounds.bounds() if bound.package == "pyarrow" and "numpy" in bound.beside)
+    return _with(requirements, bound.package, bound.specifier, bound.reason)
 
 
 def numpy_is_one(requirements: Requirements) -> bool:

@@ -29,6 +29,11 @@ BASIC = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 LONG_LITERAL = re.compile(r"'''.*?'{3,5}", re.DOTALL)
 LONG_BASIC = re.compile(r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*"{3,5}', re.DOTALL)
 SCALAR = re.compile(r"[^,\]}#\r\n]+")
+#: All but the brackets of lists and tables.
+FLAT = re.compile(
+    r"(?:[^\[\]{}\"'#]+|#[^\n]*|" + "|".join(one.pattern for one in (LONG_LITERAL, LONG_BASIC, LITERAL, BASIC)) + ")*",
+    re.DOTALL,
+)
 STRINGS = (LONG_LITERAL, LONG_BASIC, LITERAL, BASIC)
 
 
@@ -86,14 +91,19 @@ class Document:
         )
 
 
-def read(path: str, data: bytes, reading: Reading, *, limit: int | None = None) -> Document | None:
-    """Read a file; None, and a problem with its line, where it is no TOML. `limit`: bytes, where not the usual."""
+def read(
+    path: str, data: bytes, reading: Reading, *, limit: int | None = None, closed: frozenset[str] = frozenset()
+) -> Document | None:
+    """Read a file; None, and a problem with its line, where it is no TOML.
+
+    `limit`: bytes, where not the usual. `closed`: keys of lists and tables in which no line is asked for.
+    """
     text = reading.text(path, data, limit=limit)
     if text is None:
         return None
     try:
         root = tomllib.loads(text)
-        lines = scan(text)
+        lines = scan(text, closed)
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+),", str(error))
         line = int(place[1]) if place else text.count("\n") + 1 if "end of document" in str(error) else 0
@@ -105,9 +115,12 @@ def read(path: str, data: bytes, reading: Reading, *, limit: int | None = None) 
     return Document(path=path, root=root, lines=lines, reading=reading)
 
 
-def scan(text: str) -> dict[Path, int]:
-    """The line (1-based) of every key, table and list item of a valid document; RecursionError beyond DEPTH."""
-    scanner = _Scanner(text=text)
+def scan(text: str, closed: frozenset[str] = frozenset()) -> dict[Path, int]:
+    """The line (1-based) of every key, table and list item of a valid document; RecursionError beyond DEPTH.
+
+    What lies inside of the values of the `closed` keys is passed over.
+    """
+    scanner = _Scanner(text=text, closed=closed)
     scanner.document()
     return scanner.lines
 
@@ -119,6 +132,7 @@ def _plain(key: str | int) -> bool:
 @dataclass(kw_only=True)
 class _Scanner:
     text: str
+    closed: frozenset[str] = frozenset()
     at: int = 0
     lines: dict[Path, int] = field(default_factory=dict)
     counts: dict[Path, int] = field(default_factory=dict)
@@ -190,7 +204,9 @@ class _Scanner:
             raise RecursionError
         self.skip(SPACE)
         opening = self.text[self.at]
-        if opening in "[{":
+        if opening in "[{" and path[-1] in self.closed:
+            self.pass_over()
+        elif opening in "[{":
             self.at += 1
             self.collection(path, depth, "]" if opening == "[" else "}")
         elif opening in "\"'":
@@ -213,6 +229,17 @@ class _Scanner:
                 self.at += 1
                 self.skip(SPACE)
         self.at += 1
+
+    def pass_over(self) -> None:
+        """To the end of a list or table, without a look at what it holds."""
+        depth = 0
+        while True:
+            self.skip(FLAT)
+            sign = self.text[self.at]
+            self.at += 1
+            depth += 1 if sign in "[{" else -1
+            if depth == 0:
+                return
 
     def take(self, pattern: re.Pattern[str]) -> re.Match[str]:
         found = pattern.match(self.text, self.at)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops.builder import pyproject, toml_document
-from flops.builder.lockfiles import LIMIT, PACKAGES, LockedPackage, LockReader, package_name, package_version
+from flops.builder.lockfiles import CLOSED, LIMIT, PACKAGES, LockedPackage, LockReader, package_name, package_version
 from flops.builder.marker_grid import holds
 from flops.builder.requirement import REMOVED, Reading
 from flops.errors import NeedsBuild
@@ -60,7 +60,7 @@ def read_uv_lock(
 
     UsageError for a group that it does not have.
     """
-    document = toml_document.read(path, files[path], reading, limit=LIMIT)
+    document = toml_document.read(path, files[path], reading, limit=LIMIT, closed=CLOSED)
     if document is None:
         return False
     if document.get(int, "version") != 1:
