@@ -53,7 +53,8 @@ def propose(
 def _options(case: Case, place: int, modules: Collection[str] | None) -> list[Requirement | None]:
     """The same line with other names, then without it where that can't be missed."""
     entry = case.entries[place]
-    if conda.names().reason(entry.name) is not None and entry.name not in distributions(modules or ()):
+    own = {module.partition(".")[0].lower() for module in modules or ()} | distributions(modules or ())
+    if conda.names().reason(entry.name) is not None and entry.name not in own:
         return [None]
     others: list[Requirement | None] = []
     present = {one.name for one in case.entries}

@@ -41,7 +41,7 @@ SLIPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(\s*(?:-\s+)?(?:pip|dependencies|channels|name))(?=\s*$)"), r"\1:"),
     (re.compile(r"^(\s*(?:dependencies|channels))\s*[=;.]\s*$"), r"\1:"),
     (re.compile(r"^\s+(?=(?:dependencies|channels|name)\s*:)"), ""),
-    (re.compile(rf"^(\s*-\s+[\w.-]+)\s*:\s*(?={_NUMBER})"), r"\1=="),
+    (re.compile(rf"^(\s*(?:-\s+)?[\w.-]+)\s*:\s*(?={_NUMBER})"), r"\1=="),
 )
 
 
