@@ -828,6 +828,13 @@ def test_hashes_of_requirements_are_compared(shelf, locker):
     assert own_lock.compare_hashes(moved, {AMD64: lock}, Silent()) == ()
 
 
+def test_a_build_for_another_accelerator_has_no_hash_to_be_compared_with(shelf, locker):
+    shelf.add("plain", "1.0+cpu")
+    lock = locker.lock(["plain"], platform=AMD64, python="3.11.2", glibc=(2, 36))
+    found = read(f"plain==1.0 --hash=sha256:{SHA}\n", "requirements.txt")
+    assert codes(own_lock.compare_hashes(found, {AMD64: lock}, Silent())) == ["requirements.txt:1 LOCK_FILE_MISSING"]
+
+
 def test_groups_are_part_of_the_recipe():
     assert Recipe().digest == Recipe(groups=()).digest
     assert len({Recipe().digest, Recipe(groups=("dev",)).digest, Recipe(groups=("dev", "gpu")).digest}) == 3

@@ -26,7 +26,7 @@ def compare(lines: Mapping[Platform, Sequence[Requirement]], locks: Mapping[Plat
     """Compare each platform's lock with the hashes of its requirements; a version that was moved has nothing to be compared with.
 
     WheelHash, with every line, where a file has other bytes. Notes, LOCK_FILE_MISSING, where a lock file does not list what was
-    locked, since it was made for another Python.
+    locked, since it was made for another Python, or where it is another build.
     """
     wrong: dict[Finding, None] = {}
     notes: dict[Finding, None] = {}
@@ -62,6 +62,8 @@ def _named(entries: Sequence[Requirement], platform: Platform, python: str) -> I
 def _judge(entry: Requirement, wheel: LockedWheel) -> str:
     if any(known.sha256 == wheel.sha256 for known in entry.hashes):
         return "same"
+    if "+" in wheel.version and "+" not in entry.specifier:  # the accelerator's build of it, which is another file
+        return "unlisted"
     names = {known.filename for known in entry.hashes}
     return "unlisted" if "" not in names and wheel.filename not in names else "different"
 
