@@ -169,12 +169,12 @@ def settings(index, tmp_path):
 
 @pytest.fixture
 def repository(tmp_path):
-    def make(requirements: str, imports: str = "import numpy", platforms=(AMD64,)):
+    def make(requirements: str, imports: str = "import numpy", platforms=(AMD64,), name: str = "requirements.txt"):
         root = tmp_path / "digits"
         root.mkdir()
         texts = {"model_manager.py": MANAGER.format(imports=imports), "data_manager.py": DATA}
-        for name, text in (texts | {"requirements.txt": requirements}).items():
-            (root / name).write_text(text)
+        for path, text in (texts | {name: requirements}).items():
+            (root / path).write_text(text)
         for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
             subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@x", *words], cwd=root, check=True)
         return Request(source=parse_source(str(root)), platforms=platforms, recipe=Recipe())
@@ -237,6 +237,23 @@ def test_one_that_can_be_added_is_added_beside_one_that_can_not(index, settings,
     report = check(repository("numpy==1.0\n", "import numpy, cv2\nimport PIL.Image"), settings=settings)
     assert [(one.package, one.where) for one in report.adjustments] == [("pillow", "model_manager.py:2")]
     assert told(report.findings) == [("IMPORT_MISSING", "model_manager.py:1")]
+
+
+def test_to_a_lock_of_the_repository_nothing_is_added(index, settings, repository):
+    index.add("pillow", "10.0", modules=("PIL",))
+    index.add("wandb", "0.16")
+    lock = 'lock-version = "1.0"\ncreated-by = "test"\n'
+    for name in ("numpy-1.0", "wandb-0.16"):
+        file = f"{name}-py3-none-any.whl"
+        digest = hashlib.sha256(index.files[file]).hexdigest()
+        package, _, version = name.partition("-")
+        lock += f'[[packages]]\nname = "{package}"\nversion = "{version}"\n'
+        lock += f'wheels = [{{ name = "{file}", url = "https://files.example/{file}", size = {len(index.files[file])}, '
+        lock += f'hashes = {{ sha256 = "{digest}" }} }}]\n'
+    report = check(repository(lock, "import numpy, PIL", name="pylock.toml"), settings=settings)
+    assert [lock.versions for lock in report.locks.values()] == [{"numpy": "1.0"}]
+    assert [(one.code, one.package) for one in report.adjustments] == [("REMOVED", "wandb")]
+    assert ("IMPORT_MISSING", "model_manager.py:1") in told(report.findings)
 
 
 def test_strict_names_what_would_be_added(index, settings, repository):
