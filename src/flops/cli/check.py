@@ -81,9 +81,12 @@ def _registered(settings: Settings, name: str | None) -> Registered | None:
     from flops.oci.client import RegistryClient  # noqa: PLC0415
     from flops.oci.credentials import UserCredentials  # noqa: PLC0415
     from flops.oci.reference import Registry  # noqa: PLC0415
+    from flops.oci.retry import Retry  # noqa: PLC0415
 
     registry = Registry.parse(name)
-    client = RegistryClient(registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle)
+    client = RegistryClient(
+        registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle, retry=Retry(tries=2)
+    )
     return Registered(
         name=str(registry),
         holds=lambda repository, digest: client.has_blob(registry.repository(repository, Actor.LEARNER.value), digest),

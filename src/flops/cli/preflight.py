@@ -73,12 +73,12 @@ def _cuda(platform: Platform, preflight: Preflight) -> list[Text]:
 
 
 def _rebuild(rebuild: Rebuild) -> Text:
-    where = f"push to {rebuild.registry}" if rebuild.registry else "push"
+    where = f" to {rebuild.registry}" if rebuild.registry else ""
     without = "" if rebuild.runtime else ", and the FL runtime, which was never built here"
     return Text(
         plain(
             f"a build would fetch {_amount(rebuild.fetch, 'wheel')}, make {_amount(rebuild.make, 'layer')}, "
-            f"{where} {_amount(rebuild.push, 'layer')} and reuse {_amount(rebuild.keep, 'layer')}; "
+            f"push {_amount(rebuild.push, 'layer')}{where} and reuse {_amount(rebuild.keep, 'layer')}; "
             f"beside these the base and the repository's own files{without}"
         )
     )
