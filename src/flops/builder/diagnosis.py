@@ -16,6 +16,7 @@ from flops.errors import (
     NoWheel,
     NoWheelForPython,
     PackageNotFound,
+    PythonUnavailable,
     RequiresPython,
     SdistOnly,
     Unresolvable,
@@ -42,6 +43,7 @@ KINDS: tuple[type[DependencyError], ...] = (
     NoWheel,
     NoWheelForPython,
     RequiresPython,
+    PythonUnavailable,
     Unresolvable,
 )
 #: No other version of Python changes anything about these.
@@ -146,7 +148,7 @@ def lacking(entry: Requirement, why: Cause, usable: Sequence[Version]) -> Findin
         return finding(entry, why.kind, message, hint)
     near = by_distance(usable, named(entry) or max(usable)) or list(usable)
     return finding(
-        entry, why.kind, why.message, f"the nearest that can be used is {near[0]}: write {entry.name}=={near[0]}"
+        entry, why.kind, message, f"the nearest that can be used is {near[0]}: write {entry.name}=={near[0]}"
     )
 
 
