@@ -19,6 +19,8 @@ import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
@@ -204,7 +206,7 @@ def misspelt_name(file: _File, random: Random) -> Mutant:
             name[:place] + name[place + 1] + name[place] + name[place + 2 :],
         )
     )
-    if new == name:
+    if canonicalize_name(new) == canonicalize_name(name):
         new = name + name[-1]
     line = file.lines[item.index].replace(name, new, 1)
     return file.replaced(item.index, line, f"{name} -> {new}")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
 from flops.builder import bounds, diagnosis, file_hashes, proposal
-from flops.builder.nearest import distributions
+from flops.builder import requirements as requirement_files
+from flops.builder.nearest import distributions, lookalikes
 from flops.builder.pythons import MOVED, PythonChoice, Wish, order
 from flops.builder.pythons import adjustments as python_adjustments
 from flops.builder.repair import Case, Repair
 from flops.builder.requirement import Requirement
 from flops.builder.trial import Outcome, Pages, Trial
-from flops.errors import Adjustment, DependencyError, Finding, NoWheel, PythonUnavailable, Unresolvable
+from flops.errors import Adjustment, DependencyError, Finding, FlopsError, NoWheel, PythonUnavailable, Unresolvable
 from flops.progress import Stage
 from flops.recipe import Policy
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonChoice", "Resolution", "resolve"]
 
+#: Seconds for which repairs are tried; most are found within ten.
+SECONDS = 180.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
@@ -40,7 +45,7 @@ class Resolution:
     adjustments: tuple[Adjustment, ...]
     """The doctor's own; those of the requirements file come before them."""
     findings: tuple[Finding, ...] = ()
-    """Packages whose versions differ between the platforms."""
+    """Packages whose versions differ between the platforms, names that may not be what was meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,8 @@ class _Question:
     """Pythons, the nearest first."""
     wish: Wish | None
     modules: frozenset[str] | None
+    deadline: float = field(compare=False, default_factory=lambda: time.monotonic() + SECONDS)
+    """No further repair is tried after it (monotonic clock)."""
     proposing: bool = True
     """Whether a failure is worth the search for what might be meant."""
     locker: Locker = field(repr=False, compare=False)
@@ -63,6 +70,18 @@ class _Question:
         """Whether the repository's code imports a requirement."""
         names = distributions(self.modules or ())
         return lambda entry: entry.name in names
+
+    def locks(self, files: Mapping[str, bytes]) -> bool:
+        """Whether these files, instead of the repository's, lock on every platform without a repair."""
+        try:
+            read = requirement_files.read(files, platforms=self.platforms)
+            wish = Wish.read(read.python, None)
+            choice = order(wish, self.candidates)[0]
+        except FlopsError:
+            return False
+        entries = (*read.entries, *(entry for entry in self.entries if entry.line == 0))
+        trial = Trial(self.locker, self.pages, choice, self.platforms)
+        return trial.lock(dict.fromkeys(self.platforms, entries)).complete
 
     @property
     def key(self) -> dict[str, Any]:
@@ -108,15 +127,17 @@ def resolve(
             repair = _found(question)
             file_hashes.compare(repair.lines, repair.locks)
         except DependencyError as error:
-            raise proposal.with_patch(error, files) from error.__cause__
-    moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
-    if policy is Policy.STRICT:
-        _refuse((*(moved if python_flag is None else ()), *repair.adjustments), repair.findings, files)
+            raise proposal.with_patch(error, files, question.locks) from error.__cause__
+        moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
+        if policy is Policy.STRICT:
+            asked = (*(moved if python_flag is None else ()), *repair.adjustments)
+            if asked:
+                raise proposal.with_patch(_refusal(asked, repair.findings), files, question.locks)
     locks, bound = _bounded(repair, requirements, reporter)
     adjustments = (*moved, *repair.adjustments, *bound)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
-    findings = tuple(differences(locks, requirements))
+    findings = (*differences(locks, requirements), *_suspects(requirements, modules or ()))
     for finding in findings:
         reporter.finding(finding)
     return Resolution(python=repair.trial.choice, locks=locks, adjustments=adjustments, findings=findings)
@@ -143,6 +164,22 @@ def differences(locks: Mapping[Platform, Lock], requirements: Requirements) -> l
             )
         )
     return found
+
+
+def _suspects(requirements: Requirements, modules: Collection[str]) -> list[Finding]:
+    """One finding for each name that exists but is nearly that of a package that the code imports."""
+    alike = lookalikes([entry.name for entry in requirements.entries], modules)
+    return [
+        Finding(
+            path=entry.path,
+            line=entry.line,
+            code="NAME_SUSPECT",
+            message=f"{entry.name} is imported nowhere, and {alike[entry.name]}, which is imported, is named nearly so",
+            hint=f"did you mean {alike[entry.name]}?",
+        )
+        for entry in requirements.entries
+        if entry.name in alike
+    ]
 
 
 def _found(question: _Question) -> Repair:
@@ -207,15 +244,27 @@ def _search(question: _Question) -> Repair:
                 return repair
     usable = [case for case in cases if not case.hopeless]
     if usable:
-        repair = _mended(usable, question.wish)
+        repair = _mended(usable, question.wish) or _of_others(question, question.candidates[len(cases) :])
         if repair is not None:
             return repair
     found = cases[0].findings()
     error = diagnosis.error(found, details=cases[0].reasons)
-    error.repairs = proposal.propose(
-        cases[0], question.modules, lambda entries: _search(replace(question, entries=entries))
-    )
+    if question.proposing:
+        changed = replace(question, proposing=False)
+        error.repairs = proposal.propose(
+            cases[0], question.modules, lambda entries: _search(replace(changed, entries=entries))
+        )
     raise error
+
+
+def _of_others(question: _Question, choices: Sequence[PythonChoice]) -> Repair | None:
+    """Where one requirement fails with every Python and the others with the first: both at once."""
+    for choice in choices:
+        trial = Trial(question.locker, question.pages, choice, question.platforms)
+        case = _case(question, trial, trial.lock(dict.fromkeys(question.platforms, question.entries)))
+        if not case.hopeless and (repair := case.mend(far=True)) is not None:
+            return repair
+    return None
 
 
 def _mended(cases: Sequence[Case], wish: Wish | None) -> Repair | None:
@@ -240,34 +289,30 @@ def _case(question: _Question, trial: Trial, outcome: Outcome) -> Case:
         outcome=outcome,
         lacking=trial.missing(lines, tuple(outcome.failures)),
         imported=question.imported,
+        deadline=question.deadline,
     )
 
 
-def _refuse(
-    adjustments: Sequence[Adjustment],
-    findings: Sequence[Finding],
-    files: Mapping[str, bytes] | None,
-) -> None:
-    """Raise what STRICT forbids to repair, with the repairs as a patch."""
-    if not adjustments:
-        return
-    told = list(findings)
-    for change in adjustments:
-        if change.code == MOVED:
-            path, _, line = change.where.rpartition(":")
-            place, number = (path, int(line)) if path and line.isdecimal() else (change.where, 0)
-            hint = f"write python=={change.after}"
-            code = PythonUnavailable.code
-            told.append(Finding(path=place, line=number, code=code, message=change.reason, hint=hint))
-    only_python = all(change.code == MOVED for change in adjustments)
+def _refusal(adjustments: Sequence[Adjustment], findings: Sequence[Finding]) -> DependencyError:
+    """What STRICT forbids to repair, with the repairs."""
+    moved = [_python_finding(change) for change in adjustments if change.code == MOVED]
+    told = (*findings, *moved)
     first = told[0]
     error = (
-        PythonUnavailable(f"{first.where}: {first.message}", hint=first.hint, findings=told)
-        if only_python
-        else diagnosis.error(told)
+        diagnosis.error(findings)
+        if findings
+        else PythonUnavailable(f"{first.where}: {first.message}", hint=first.hint, findings=told)
     )
+    error.findings = told
     error.repairs = tuple(adjustments)
-    raise proposal.with_patch(error, files)
+    return error
+
+
+def _python_finding(change: Adjustment) -> Finding:
+    path, _, line = change.where.rpartition(":")
+    place, number = (path, int(line)) if path and line.isdecimal() else (change.where, 0)
+    hint = f"write python=={change.after}"
+    return Finding(path=place, line=number, code=PythonUnavailable.code, message=change.reason, hint=hint)
 
 
 def _bounded(

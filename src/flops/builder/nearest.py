@@ -56,3 +56,17 @@ def names(name: str, modules: Collection[str]) -> list[str]:
     others = difflib.get_close_matches(wanted, popular(), n=SHOWN, cutoff=ALIKE)
     ordered = dict.fromkeys([*by_conda, *by_module, *of_code, *others])
     return [one for one in ordered if one != wanted][:SHOWN]
+
+
+def lookalikes(names: Collection[str], modules: Collection[str]) -> dict[str, str]:
+    """Required names that few use, that no import needs, and that are nearly the name of a package that one does need.
+
+    A misspelt name may exist: others wait for it. By the required name, what may be meant.
+    """
+    needed = distributions(modules)
+    absent = sorted(needed - set(names))
+    found: dict[str, str] = {}
+    for name in sorted(set(names) - needed - set(popular())):
+        if near := difflib.get_close_matches(name, absent, n=1, cutoff=ALIKE):
+            found[name] = near[0]
+    return found

@@ -91,13 +91,18 @@ def _told(entry: Requirement, new: Requirement | None, message: str) -> Adjustme
     )
 
 
-def with_patch(error: DependencyError, files: Mapping[str, bytes] | None) -> DependencyError:
-    """The error with its repairs as a patch behind its hint; in words where no file is at hand."""
+def with_patch(
+    error: DependencyError, files: Mapping[str, bytes] | None, locks: Callable[[Mapping[str, bytes]], bool]
+) -> DependencyError:
+    """The error with its repairs as a patch behind its hint; in words where no file is at hand.
+
+    `locks` makes sure that the files with the patch in them are read as what was repaired: conda has no pins for one platform.
+    """
     if not error.repairs:
         return error
     words = "; ".join(dict.fromkeys(words_of(change) for change in error.repairs))
     edit = rewrite.edit(files, error.repairs) if files else None
-    diff = rewrite.patch(files, edit.files) if files and edit else ""
+    diff = rewrite.patch(files, edit.files) if files and edit and locks({**files, **edit.files}) else ""
     error.findings = tuple(_hinted(finding, error.repairs) for finding in error.findings)
     error.hint = f"{words} (this locks on every requested platform)" + (
         f"; as a patch:\n{diff.rstrip()}" if diff else ""

@@ -7,7 +7,9 @@ At last the specifiers of the smallest set that helps are left out.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from typing import TYPE_CHECKING
@@ -85,6 +87,8 @@ class Case:
     locks: int = LOCKS
     """How many may still be tried."""
 
+    deadline: float = math.inf
+    """No further repair is tried after it (monotonic clock)."""
     reasons: str = ""
     """uv's own words about the smallest set, where there is one."""
 
@@ -135,6 +139,8 @@ class Case:
         )
         sets = (chosen for size in range(1, len(places) + 1) for chosen in combinations([p for _, p in places], size))
         for chosen in islice(sets, UNPINNED_LOCKS):
+            if time.monotonic() > self.deadline:
+                return None
             draft = self.draft.noting(self.findings())
             for place in chosen:
                 reason = f"{diagnosis.shown(self.entries[place])} and the other requirements exclude each other"
@@ -147,7 +153,7 @@ class Case:
     def _mend(self, draft: Draft, outcome: Outcome, depth: int, *, far: bool) -> Repair | None:
         tried: list[tuple[Draft, Outcome]] = []
         for change in islice(self._changes(draft, outcome, far=far), NEAREST):
-            if self.locks == 0:
+            if self.locks == 0 or time.monotonic() > self.deadline:
                 return None
             self.locks -= 1
             result = self.trial.lock(change.lines)

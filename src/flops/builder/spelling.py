@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops.builder import rewrite
+from flops.builder import conda, rewrite
 from flops.errors import Adjustment, DependencyError, Finding, RequirementForbidden, RequirementSyntax
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LINES = 200
 #: Findings that are looked at; a file with more is none of ours.
 MOST = 20
+_NAMED = re.compile(r"\s*(?:-\s+)?[\"']?([A-Za-z_][\w.-]*)\s*(?:$|[=<>!~;#\"'])")
 _NUMBER = r"v?\d[\w.*!+-]*"
 #: What is meant by what was written, within one line; the first that can be read counts.
 SLIPS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -98,14 +99,16 @@ def _changes(files: Mapping[str, bytes], finding: Finding) -> Iterator[Adjustmen
         written = lines[number - 1].removeprefix("\ufeff")
         above = lines[number - 2] if number > 1 else ""
         more = _as_above(written, above) if yaml else _without_dash(written)
-        for text in dict.fromkeys((*_spellings(written), *more)):
+        named = _NAMED.match(written)
+        reason = conda.names().reason(named[1]) if named else None
+        for text in dict.fromkeys((*([""] if reason else []), *_spellings(written), *more)):
             yield Adjustment(
                 code=rewrite.SPELLED,
                 package="",
                 before=written,
                 after=text,
                 where=f"{finding.path}:{number}",
-                reason=finding.message,
+                reason=reason or finding.message,
             )
 
 
@@ -137,7 +140,9 @@ def explained(error: DependencyError, files: Mapping[str, bytes], read: Read) ->
         diff = rewrite.patch(files, edit.files)
         meant = {change.where: change.after.strip() for change in error.repairs}
         error.findings = tuple(
-            replace(one, hint=f"did you mean {meant[one.where]}?") if one.where in meant else one
+            replace(one, hint=f"did you mean {meant[one.where]}?" if meant[one.where] else "take the line out")
+            if one.where in meant
+            else one
             for one in error.findings
         )
         error.hint = f"{error.hint}; what may be meant, as a patch:\n{diff.rstrip()}"
