@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flops.builder.pins import by_distance, named, pinned
+from flops.builder.pins import by_distance, named, near, pinned
 from flops.errors import (
     DependencyError,
     Finding,
@@ -108,8 +108,8 @@ def _never(project: Project, entry: Requirement) -> str:
 
 def _near(project: Project, entry: Requirement) -> str:
     pin = pinned(entry) or named(entry)
-    near = by_distance(project.versions, pin) if pin else []
-    return ", ".join(str(one) for one in sorted(near[:3]))
+    around = by_distance(project.versions, pin) if pin else []
+    return ", ".join(str(one) for one in sorted(around[:3]))
 
 
 def _subject(entry: Requirement) -> str:
@@ -146,10 +146,8 @@ def lacking(entry: Requirement, why: Cause, usable: Sequence[Version]) -> Findin
     if not usable:
         hint = "no version of it can be used here; take the line out, or use another package"
         return finding(entry, why.kind, message, hint)
-    near = by_distance(usable, named(entry) or max(usable)) or list(usable)
-    return finding(
-        entry, why.kind, message, f"the nearest that can be used is {near[0]}: write {entry.name}=={near[0]}"
-    )
+    best = (near(entry, usable) or usable)[0]
+    return finding(entry, why.kind, message, f"the nearest that can be used is {best}: write {entry.name}=={best}")
 
 
 def conflict(core: Sequence[Requirement], platform: Platform, python: str, reasons: str) -> list[Finding]:

@@ -74,6 +74,17 @@ def by_distance(versions: Iterable[Version], pin: Version, *, stages: Sequence[i
     return sorted(chosen, key=lambda version: distance(version, pin))
 
 
+def near(entry: Requirement, versions: Sequence[Version], *, stages: Sequence[int] = ALL) -> list[Version]:
+    """Of these versions (ascending) the nearest to what a requirement asks for, first; the newest where it asks for none."""
+    pin = named(entry)
+    if pin is None:
+        return list(reversed(versions))
+    ends = [
+        version for version in versions if version == pin and pinned(entry) is None
+    ]  # of `<2`, 2 itself is the nearest
+    return [*ends, *by_distance(versions, pin, stages=stages)]
+
+
 def nearest(pin: Version, ask: Ask, *, stages: Sequence[int] = ALL) -> Iterator[Version]:
     """Versions that can be used, nearest first: of the same minor by patch, then of the same major by minor, then by major.
 

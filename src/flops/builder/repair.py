@@ -195,10 +195,7 @@ class Case:
     def _usable(self, draft: Draft, place: int, where: Sequence[Platform], *, far: bool) -> list[Version]:
         entry = draft.lines[where[0]][place]
         versions = self.trial.with_wheels(entry.name, where)
-        if not versions:
-            return []
-        pin = pins.named(entry) or versions[-1]
-        return pins.by_distance(versions, pin, stages=pins.ALL if far else pins.SAME_MAJOR)[:NEAREST]
+        return pins.near(entry, versions, stages=pins.ALL if far else pins.SAME_MAJOR)[:NEAREST]
 
     def _loosened(self, draft: Draft, outcome: Outcome, platforms: Sequence[Platform], *, far: bool) -> Iterator[Draft]:
         core = self._core(draft, outcome)
