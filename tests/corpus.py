@@ -110,14 +110,13 @@ def resolve(name, room, locker, table):
         "python_flag": None,
         "reporter": Silent(),
     }
-    resolution = own_lock.take(asked, platforms(expected), OFFERED, **question) or doctor.resolve(
-        asked,
-        platforms(expected),
-        OFFERED,
-        **question,
-        modules=frozenset(item.module for item in found.imports if item.reached),
-        files=done.read(requirements.is_candidate),
-    )
+
+    def otherwise():
+        modules = frozenset(item.module for item in found.imports if item.reached)
+        files = done.read(requirements.is_candidate)
+        return doctor.resolve(asked, platforms(expected), OFFERED, **question, modules=modules, files=files)
+
+    resolution = own_lock.resolve(asked, platforms(expected), OFFERED, **question, otherwise=otherwise)
     notes = own_lock.compare_hashes(asked, resolution.locks, Silent())
     return resolution, (*resolution.findings, *notes)
 

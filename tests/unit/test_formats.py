@@ -413,7 +413,7 @@ def test_a_pylock_is_the_whole_where_it_covers_every_platform():
         ("numpy==1.26.4", "pylock.toml:4"),
         ('tomli==2.0.1 ; python_full_version < "3.11.0"', "pylock.toml:9"),
     ]
-    assert codes(found.notes) == ["pylock.toml LOCK_TAKEN"]
+    assert codes(found.notes) == []
     assert found.python.specifier == ">=3.10"
     assert {file.filename for file in found.entries[0].hashes} == {f"numpy-1.26.4-{tag}.whl" for tag in (X86, ARM)}
 
@@ -600,7 +600,6 @@ def test_a_uv_lock_is_what_the_project_reaches():
     assert codes(found.notes) == [
         "pyproject.toml:7 GROUP_NOT_TAKEN",
         f"uv.lock:{speed} LOCK_INDEX_IGNORED",
-        "uv.lock LOCK_TAKEN",
     ]
     alone = read(UV_LOCK, "uv.lock")
     assert alone.entries == found.entries
@@ -798,6 +797,18 @@ def test_the_python_of_a_lock(shelf, locker):
     assert take(locker, found, flag="3.11") is None
     bound = read(pylock(("native", "1.0", wheels, ""), head="requires-python = '<3.12'"), "pylock.toml")
     assert take(locker, bound) is None
+    ruled = own_lock.resolve(
+        bound,
+        tuple(Platform),
+        (BOOKWORM, TRIXIE),
+        locker=locker,
+        policy=Policy.FIX,
+        python_flag=None,
+        reporter=Silent(),
+        otherwise=lambda: take(locker, found),
+    )
+    assert ruled.python == TRIXIE
+    assert codes(ruled.findings) == ["pylock.toml LOCK_NOT_TAKEN"]
 
 
 def test_what_a_lock_does_not_list_is_noted(shelf, locker):

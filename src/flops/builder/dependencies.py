@@ -120,7 +120,21 @@ class _Doctor:
 
     def solve(self, requirements: Requirements, locker: Locker) -> Resolution:
         question = self._question
-        own = own_lock.take(
+
+        def otherwise() -> Resolution:
+            return doctor.resolve(
+                requirements,
+                question.platforms,
+                question.pythons,
+                locker=locker,
+                policy=question.recipe.policy,
+                python_flag=question.recipe.python,
+                reporter=self._reporter,
+                modules=self._modules,
+                files=self._files,
+            )
+
+        return own_lock.resolve(
             requirements,
             question.platforms,
             question.pythons,
@@ -128,17 +142,7 @@ class _Doctor:
             policy=question.recipe.policy,
             python_flag=question.recipe.python,
             reporter=self._reporter,
-        )
-        return own or doctor.resolve(
-            requirements,
-            question.platforms,
-            question.pythons,
-            locker=locker,
-            policy=question.recipe.policy,
-            python_flag=question.recipe.python,
-            reporter=self._reporter,
-            modules=self._modules,
-            files=self._files,
+            otherwise=otherwise,
         )
 
 

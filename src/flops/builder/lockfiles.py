@@ -2,7 +2,7 @@
 
 Names, versions and hashes are taken from them; addresses never are: the same version is looked up on our own index, and what
 is found there must have one of the hashes. Where a lock covers every requested platform it is the whole, and nothing is
-resolved again; else its versions are pins, and the rest is found as for any other file: LOCK_TAKEN, LOCK_PLATFORM_MISSING.
+resolved again; else its versions are pins, and the rest is found as for any other file: LOCK_PLATFORM_MISSING.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class LockReader:
             if not isinstance(entry, dict):
                 self.reading.wrong(self.path, line, "a wheel is not a table", "lock anew")
                 continue
-            url = entry.get("url", "")
-            name = entry.get("name") or entry.get("filename") or _last(url)
+            scheme, last = _address(entry.get("url"))
+            name = entry.get("name") or entry.get("filename") or last
             sha256 = _sha256(entry)
-            if "path" in entry or (url and urlsplit(str(url)).scheme not in {"http", "https"}):
+            if "path" in entry or scheme not in {"", "http", "https"}:
                 self.reading.forbid(self.path, line, "a wheel comes from a path", HINT_FOREIGN)
             elif not isinstance(name, str) or not name.endswith(".whl"):
                 self.reading.wrong(self.path, line, "a wheel has no name", "lock anew")
@@ -127,9 +127,6 @@ class LockReader:
             message = f"it was locked from {len(self.indexes)} indexes; all packages are looked up on this builder's"
             self.reading.note(self.path, sorted(self.indexes.values())[1], "LOCK_INDEX_IGNORED", message)
         missing = [platform for platform in grid.platforms if not self._covers(platform, platform in covered, reached)]
-        if not missing and not self.reading.problems:
-            message = f"taken as the lock: {len({package.name for package in packages})} packages"
-            self.reading.note(self.path, 0, "LOCK_TAKEN", message)
         return not missing
 
     def _add(self, package: LockedPackage, marker: str) -> None:
@@ -202,8 +199,13 @@ def _is_marker(text: str) -> bool:
     return True
 
 
-def _last(url: object) -> str:
-    return unquote(urlsplit(url).path.rpartition("/")[2]) if isinstance(url, str) else ""
+def _address(url: object) -> tuple[str, str]:
+    """Scheme and last part of the path; empty where it is no URL."""
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        return "", ""
+    return parts.scheme, unquote(parts.path.rpartition("/")[2])
 
 
 def _sha256(entry: Mapping[str, Any]) -> str:

@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flops.builder import file_hashes
 from flops.builder.doctor import Resolution
 from flops.builder.pythons import Wish, order
 from flops.builder.pythons import adjustments as python_adjustments
-from flops.errors import NoWheel, Unresolvable
+from flops.errors import Finding, NoWheel, Unresolvable
 from flops.recipe import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flops.builder.lock import Lock, Locker
     from flops.builder.pythons import PythonChoice
     from flops.builder.requirements import Requirements
-    from flops.errors import Finding
     from flops.platforms import Platform
     from flops.progress import Reporter
+
+
+def resolve(
+    requirements: Requirements,
+    platforms: Sequence[Platform],
+    pythons: Sequence[PythonChoice],
+    *,
+    locker: Locker,
+    policy: Policy,
+    python_flag: str | None,
+    reporter: Reporter,
+    otherwise: Callable[[], Resolution],
+) -> Resolution:
+    """The repository's own lock where it has one that can be taken, else what `otherwise` finds; a finding says which.
+
+    Errors as `take`, and those of `otherwise`.
+    """
+    own = take(
+        requirements,
+        platforms,
+        pythons,
+        locker=locker,
+        policy=policy,
+        python_flag=python_flag,
+        reporter=reporter,
+    )
+    path = requirements.path
+    if own is not None:
+        count = len({entry.name for entry in requirements.entries})
+        taken = Finding(path=path, line=0, code="LOCK_TAKEN", message=f"taken as the lock: {count} packages")
+        return replace(own, findings=(*own.findings, taken))
+    found = otherwise()
+    if not requirements.complete:
+        return found
+    message = "no Python that it is for has all of its wheels on this builder's index: its versions were taken as pins"
+    hint = f"lock for Python {found.python.minor}"
+    left = Finding(path=path, line=0, code="LOCK_NOT_TAKEN", message=message, hint=hint)
+    return replace(found, findings=(*found.findings, left))
 
 
 def take(

@@ -30,7 +30,7 @@ def read_pylock(path: str, data: bytes, groups: Sequence[str], platforms: Sequen
     if document.text("lock-version").split(".")[0] != "1":
         reading.wrong(path, document.line("lock-version"), "not a lock of version 1 (PEP 751)", "lock anew")
         return False
-    names = frozenset({*document.items("default-groups"), *_asked(document, groups)})
+    names = frozenset(filter(package_name, (*document.items("default-groups"), *_asked(document, groups))))
     python = document.text("requires-python")
     reading.ask_python(python, path=path, line=document.line("requires-python"))
     reader = LockReader(document, reading)

@@ -106,6 +106,11 @@ def _shape(reading: Reading) -> set[tuple[str, tuple[str, ...], str]]:
     return names | {(change.package, (), change.before) for change in reading.adjustments if change.code == "REMOVED"}
 
 
+def _listed(table: Mapping[str, Any], key: str) -> list[Any]:
+    value = table.get(key)
+    return value if isinstance(value, list) else []
+
+
 class _Graph:
     """The packages of a lock by name, and where to start."""
 
@@ -171,24 +176,23 @@ class _Graph:
     def asked(self, groups: Sequence[str]) -> Reading | None:
         """What pyproject.toml asked for when the lock was made; None where the lock does not say."""
         metadata = self.document.table("package", self.number).get("metadata")
-        if not isinstance(metadata, dict) or "requires-dist" not in metadata:
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("requires-dist"), list):
             return None
         wanted = {package_name(group) for group in groups}
         own = self.root.package.name if self.root else ""
-        developing = metadata.get("requires-dev", {})
-        named = (
-            {package_name(name): items for name, items in developing.items()} if isinstance(developing, dict) else {}
-        )
+        developing = metadata.get("requires-dev")
+        groups_then = developing.items() if isinstance(developing, dict) else ()
+        named = {package_name(name): items for name, items in groups_then if isinstance(items, list)}
         listed = [item for item in metadata["requires-dist"] if isinstance(item, dict)]
         for item in [item for item in listed if item.get("name") == own and self._of_extra(item, wanted)]:
-            wanted |= {package_name(extra) for extra in item.get("extras", ())}  # an extra made of other extras
+            wanted |= set(map(package_name, _listed(item, "extras")))  # an extra made of other extras
         items = [item for item in listed if self._of_extra(item, wanted - set(named))]
         for group in wanted & set(named):
             items += named[group]
         then = Reading()
         for item in items:
             if isinstance(item, dict) and item.get("name") != own:
-                extras = item.get("extras") or ()
+                extras = _listed(item, "extras")
                 shown = f"[{','.join(map(str, extras))}]" if extras else ""
                 then.add(f"{item.get('name')}{shown}{item.get('specifier', '')}", path=self.reader.path, line=0)
         return then if not then.problems else None
