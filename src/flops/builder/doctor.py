@@ -7,11 +7,10 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
-
 from flops.builder import bounds, diagnosis, file_hashes, proposal
 from flops.builder import requirements as requirement_files
-from flops.builder.nearest import distributions, lookalikes
+from flops.builder.agreement import differences, suspects
+from flops.builder.nearest import distributions
 from flops.builder.pythons import MOVED, PythonChoice, Wish, order
 from flops.builder.pythons import adjustments as python_adjustments
 from flops.builder.repair import Case, Repair
@@ -137,49 +136,10 @@ def resolve(
     adjustments = (*moved, *repair.adjustments, *bound)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
-    findings = (*differences(locks, requirements), *_suspects(requirements, modules or ()))
+    findings = (*differences(locks, requirements), *suspects(requirements, modules or ()))
     for finding in findings:
         reporter.finding(finding)
     return Resolution(python=repair.trial.choice, locks=locks, adjustments=adjustments, findings=findings)
-
-
-def differences(locks: Mapping[Platform, Lock], requirements: Requirements) -> list[Finding]:
-    """One finding for each package whose version is not the same on all platforms that have it."""
-    found: list[Finding] = []
-    versions = {platform: lock.versions for platform, lock in sorted(locks.items())}
-    for name in sorted({name for one in versions.values() for name in one}):
-        own = {platform: one[name] for platform, one in versions.items() if name in one}
-        # `2.1.1+cpu` and `2.1.1` are builds of one release
-        if len({Version(version).public for version in own.values()}) < 2:  # noqa: PLR2004
-            continue
-        entry = next((entry for entry in requirements.entries if entry.name == name), None)
-        shown = ", ".join(f"{version} on {platform}" for platform, version in own.items())
-        found.append(
-            Finding(
-                path=entry.path if entry else requirements.path,
-                line=entry.line if entry else 0,
-                code="VERSIONS_DIFFER",
-                message=f"{name} is {shown}: learners of these platforms may not agree on parameters",
-                hint=f"pin a version of {name} that has a wheel on every platform",
-            )
-        )
-    return found
-
-
-def _suspects(requirements: Requirements, modules: Collection[str]) -> list[Finding]:
-    """One finding for each name that exists but is nearly that of a package that the code imports."""
-    alike = lookalikes([entry.name for entry in requirements.entries], modules)
-    return [
-        Finding(
-            path=entry.path,
-            line=entry.line,
-            code="NAME_SUSPECT",
-            message=f"{entry.name} is imported nowhere, and {alike[entry.name]}, which is imported, is named nearly so",
-            hint=f"did you mean {alike[entry.name]}?",
-        )
-        for entry in requirements.entries
-        if entry.name in alike
-    ]
 
 
 def _found(question: _Question) -> Repair:

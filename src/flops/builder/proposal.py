@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
-from flops.builder import conda, nearest, rewrite
+from flops.builder import conda, line_edit, nearest, rewrite
 from flops.builder.nearest import distributions
 from flops.errors import Adjustment, DependencyError, Finding
 
@@ -74,7 +74,7 @@ def _told(entry: Requirement, new: Requirement | None, message: str) -> Adjustme
     if new is None:
         reason = conda.names().reason(entry.name) or f"{message}, and nothing needs it"
         return Adjustment(
-            code="TAKEN_OUT",
+            code=line_edit.TAKEN_OUT,
             package=entry.name,
             before=entry.name + entry.specifier,
             after="",
@@ -82,7 +82,7 @@ def _told(entry: Requirement, new: Requirement | None, message: str) -> Adjustme
             reason=reason,
         )
     return Adjustment(
-        code=rewrite.CORRECTED,
+        code=line_edit.CORRECTED,
         package=entry.name,
         before=entry.name,
         after=new.name,
@@ -114,11 +114,11 @@ def words_of(change: Adjustment) -> str:
     """A repair as an instruction."""
     where = f" for {change.platform}" if change.platform else ""
     match change.code:
-        case "TAKEN_OUT":
+        case line_edit.TAKEN_OUT:
             return f"take {change.package} out ({change.where})"
-        case rewrite.CORRECTED:
+        case line_edit.CORRECTED:
             return f"write {change.after} instead of {change.before} ({change.where})"
-        case rewrite.SPELLED:
+        case line_edit.SPELLED:
             return f"write {change.after} ({change.where})"
     return f"write {change.package}{change.after if change.after[:1] in '<>=!~' else f'=={change.after}'}{where} ({change.where})"
 

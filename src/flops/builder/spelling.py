@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops.builder import conda, rewrite
+from flops.builder import conda, line_edit, rewrite
 from flops.errors import Adjustment, DependencyError, Finding, RequirementForbidden, RequirementSyntax
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _changes(files: Mapping[str, bytes], finding: Finding) -> Iterator[Adjustmen
         reason = conda.names().reason(named[1]) if named else None
         for text in dict.fromkeys((*([""] if reason else []), *_spellings(written), *more)):
             yield Adjustment(
-                code=rewrite.SPELLED,
+                code=line_edit.SPELLED,
                 package="",
                 before=written,
                 after=text,
