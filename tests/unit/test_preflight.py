@@ -228,6 +228,7 @@ def test_an_addition_that_contradicts_a_pin_is_a_finding(index, settings, reposi
     index.add("opencv-python-headless", "4.10", "numpy>=2", modules=("cv2",))
     report = check(repository("numpy==1.0\n", "import numpy, cv2"), settings=settings)
     assert told(report.findings) == [("IMPORT_MISSING", "model_manager.py:1")]
+    assert report.findings[-1].hint.startswith("opencv-python-headless provides it and does not lock beside")
     assert report.adjustments == ()
 
 
@@ -253,7 +254,15 @@ def test_to_a_lock_of_the_repository_nothing_is_added(index, settings, repositor
     report = check(repository(lock, "import numpy, PIL", name="pylock.toml"), settings=settings)
     assert [lock.versions for lock in report.locks.values()] == [{"numpy": "1.0"}]
     assert [(one.code, one.package) for one in report.adjustments] == [("REMOVED", "wandb")]
-    assert ("IMPORT_MISSING", "model_manager.py:1") in told(report.findings)
+    (missing,) = [one for one in report.findings if one.code == "IMPORT_MISSING"]
+    assert (missing.where, missing.hint.partition(",")[0]) == ("model_manager.py:1", "add pillow and lock again")
+
+
+def test_modules_of_one_package_add_it_once_for_the_first(index, settings, repository):
+    index.add("matplotlib", "3.8", modules=("matplotlib", "mpl_toolkits"))
+    lines = "import numpy\nimport mpl_toolkits.mplot3d\nimport matplotlib.pyplot"
+    report = check(repository("numpy\n", lines), settings=settings)
+    assert [(one.package, one.where) for one in report.adjustments] == [("matplotlib", "model_manager.py:2")]
 
 
 def test_strict_names_what_would_be_added(index, settings, repository):
