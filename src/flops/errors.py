@@ -196,6 +196,8 @@ class StructureError(FlopsError):
 # --- 5: dependencies --------------------------------------------------------------------------------------------------
 class DependencyError(FlopsError):
     code, exit_code = "DEPENDENCIES", 5
+    repairs: tuple[Adjustment, ...] = ()
+    """Changes of the repository's file with which every requested platform locks; empty where none was found."""
 
 
 class RequirementsMissing(DependencyError):
@@ -228,14 +230,52 @@ class PackageNotFound(DependencyError):
     code = "PACKAGE_NOT_FOUND"
 
 
+class VersionNotFound(DependencyError):
+    """No version that a requirement allows was ever published."""
+
+    code = "VERSION_NOT_FOUND"
+
+
+class Yanked(DependencyError):
+    """All versions that a requirement allows were withdrawn by their authors."""
+
+    code = "YANKED"
+
+
+class RequiresPython(DependencyError):
+    """A package itself excludes the Python that is used."""
+
+    code = "REQUIRES_PYTHON"
+
+
 class NoWheel(DependencyError):
+    """No wheel for the platform."""
+
     code = "NO_WHEEL"
+
+
+class NoWheelForPython(NoWheel):
+    """Wheels for the platform, but for other versions of Python."""
+
+    code = "NO_WHEEL_PYTHON"
+
+
+class SdistOnly(NoWheel):
+    """Nothing but sources, which would have to be built."""
+
+    code = "SDIST_ONLY"
 
 
 class Unresolvable(DependencyError):
     """The requirements contradict each other."""
 
     code = "RESOLVE"
+
+
+class ImportMissing(DependencyError):
+    """The code imports what no required package provides."""
+
+    code = "IMPORT_MISSING"
 
 
 class LockTimeout(DependencyError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -89,7 +90,7 @@ def run(
         except (FileNotFoundError, PermissionError) as error:
             raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
         try:
-            code = child.wait(timeout=seconds)
+            code = _wait(child, seconds)
         except subprocess.TimeoutExpired:
             raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
         finally:
@@ -155,6 +156,22 @@ class Running:
         stream = self._child.stdout
         while stream is not None and (line := stream.readline(LINE_LIMIT)):
             on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit code as soon as there is one; `Popen.wait` with a deadline looks only every 50 ms. TimeoutExpired."""
+    try:
+        descriptor = os.pidfd_open(child.pid)
+    except (AttributeError, OSError):  # not Linux, or a sandbox that forbids it
+        return child.wait(timeout=seconds)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            raise subprocess.TimeoutExpired(child.args, seconds)
+    finally:
+        os.close(descriptor)
+    return child.wait()
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -53,6 +53,8 @@ class Recipe:
     base: str | None = None
     """An image reference; None: made from Debian packages."""
     subdir: str = ""
+    groups: tuple[str, ...] = ()
+    """Of pyproject.toml, beside the project's own dependencies; sorted."""
 
     @property
     def digest(self) -> str:
@@ -60,6 +62,8 @@ class Recipe:
         fields = {key: value.value if isinstance(value, Enum) else value for key, value in asdict(self).items()} | {
             "version": RECIPE_VERSION
         }
+        if not self.groups:  # a request without groups is the same as before there were any
+            del fields["groups"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -267,13 +267,21 @@ def test_lines_survive_comments_and_blanks():
 
 
 def test_the_first_file_counts():
-    files = {name: b"dependencies: [numpy]" for name in requirements.FILES if name.endswith("ml")} | {
-        "requirements.txt": b"scipy"
+    files = {name: b"dependencies: [numpy]" for name in requirements.FILES if name.endswith(".yaml")} | {
+        "conda.yml": b"dependencies: [numpy]",
+        "environment.yml": b"dependencies: [numpy]",
+        "pylock.toml": b'lock-version = "1.0"',
+        "uv.lock": b'version = 1\n[[package]]\nname = "it"\nversion = "0"\nsource = {virtual = "."}',
+        "requirements.txt": b"scipy",
+        "pyproject.toml": b"[project]\nname = 'it'",
     }
+    assert set(files) == set(requirements.FILES)
     for name in requirements.FILES:
         found = requirements.read(files)
         assert found.path == name
-        assert [note.code for note in found.notes] == ["MORE_THAN_ONE_FILE"] * (len(files) - 1)
+        ignored = [note.path for note in found.notes if note.code == "MORE_THAN_ONE_FILE"]
+        read = {name, "pyproject.toml"} if name == "uv.lock" else {name}
+        assert ignored == [other for other in requirements.FILES if other in files and other not in read]
         del files[name]
     with pytest.raises(RequirementsMissing):
         requirements.read({"sub/requirements.txt": b"", "setup.py": b""})

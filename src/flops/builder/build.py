@@ -16,19 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder import actors, compose, doctor, naming, runtime, verify
+from flops.builder import actors, compose, naming, runtime, verify
 from flops.builder.actors import Actor
 from flops.builder.assemble import Assembly, Workshop
 from flops.builder.clock import Clock
 from flops.builder.compose import Identity
+from flops.builder.dependencies import Question, Settlement, settle
 from flops.builder.foundation import Foundation
 from flops.builder.inspection import Inspection, inspect
 from flops.builder.layer_cache import LayerCache
 from flops.builder.lock import Locker
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
+from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
-from flops.builder.result import ActorImage, PythonUsed, Report, Result, actor_images
+from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError
 from flops.oci.blobs import BlobStore
@@ -48,26 +50,6 @@ if TYPE_CHECKING:
     from flops.oci.image import Image
     from flops.platforms import Platform
     from flops.settings import Settings
-
-
-def check(request: Request, *, settings: Settings, reporter: Reporter | None = None) -> Report:
-    """Everything up to the locks; no layers. The same errors as `build` up to there."""
-    with ExitStack() as stack:
-        job = _Job(request, settings, reporter or Silent(), stack)
-        seen = job.inspect()
-        with job.clock.stage(Stage.RESOLVE, "locks"):
-            found = job.resolve(seen)
-            notes = job.notes(seen, found.python)
-        return Report(
-            repository=seen.checkout.source,
-            commit=seen.checkout.commit,
-            recipe=request.recipe.digest,
-            python=job.python_used(seen, found.python),
-            adjustments=(*seen.requirements.adjustments, *found.adjustments),
-            findings=(*seen.structure.notes, *seen.requirements.notes, *notes),
-            locks=found.locks,
-            seconds=job.clock.seconds(),
-        )
 
 
 def build(
@@ -182,15 +164,17 @@ class _Job:
                 self.reporter.finding(note)
         return notes
 
-    def resolve(self, seen: Inspection) -> Resolution:
-        return doctor.resolve(
-            seen.requirements,
-            self.request.platforms,
-            self.foundation.choices(self.wish(seen)),
+    def settle(self, seen: Inspection) -> Settlement:
+        return settle(
+            seen,
+            Question(
+                platforms=self.request.platforms,
+                pythons=self.foundation.choices(self.wish(seen)),
+                recipe=self.request.recipe,
+                reporter=self.reporter,
+            ),
             locker=self.locker,
-            policy=self.request.recipe.policy,
-            python_flag=self.request.recipe.python,
-            reporter=self.reporter,
+            provides=Provides(self.settings.cache_dir / "provides", self.wheels, ca_bundle=self.settings.ca_bundle),
         )
 
     def workshop(self, target: Target, seen: Inspection) -> Workshop:
@@ -223,21 +207,23 @@ class _Job:
             for choice in self.foundation.choices(wish):
                 if choice.provider == STANDALONE:  # fetched while the locks are made
                     self.foundation.start(choice)
-            found = self._locked(seen, assembly)
-            if not self.foundation.obtained(wish, found.python):
-                found = self._locked(seen, assembly)
-            notes = self.notes(seen, found.python)
+            settled = self._settled(seen, assembly)
+            if not self.foundation.obtained(wish, settled.resolution.python):
+                settled = self._settled(seen, assembly)
+            found = settled.resolution
+            notes = (*settled.findings, *self.notes(seen, found.python))
             runtime_locks, bytecode = early.result()
             if (found.python.suite, found.python.runtime) != (likely.suite, likely.runtime):
                 runtime_locks, bytecode = self._begin(found.python, assembly)
         return Provision(resolution=found, runtime=runtime_locks, bytecode=bytecode, findings=notes)
 
-    def _locked(self, seen: Inspection, assembly: Assembly) -> Resolution:
+    def _settled(self, seen: Inspection, assembly: Assembly) -> Settlement:
         """Python and locks, and their layers begun."""
-        found = self.resolve(seen)
+        settled = self.settle(seen)
+        found = settled.resolution
         for platform in self.request.platforms:
             assembly.add(ml_layers(found.locks[platform], found.python.minor))
-        return found
+        return settled
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
         """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""
@@ -337,19 +323,13 @@ class _Job:
             recipe=self.request.recipe.digest,
             registry=registry,
             images=images,
-            python=self.python_used(seen, found.python) if found else None,
+            python=PythonUsed.of(found.python, seen.requirements.python, flag=self.request.recipe.python)
+            if found
+            else None,
             adjustments=(*seen.requirements.adjustments, *(found.adjustments if found else ())),
             findings=(*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ())),
             seconds=self.clock.seconds(),
             bytes=moved,
-        )
-
-    def python_used(self, seen: Inspection, choice: PythonChoice) -> PythonUsed:
-        asked = seen.requirements.python
-        return PythonUsed(
-            requested=self.request.recipe.python or (asked.text if asked else None),
-            used=choice.version,
-            provider=choice.provider,
         )
 
 

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import TYPE_CHECKING
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
-
-from flops.builder import pins
-from flops.builder.diagnosis import explain
+from flops.builder import bounds, diagnosis, file_hashes, proposal
+from flops.builder import requirements as requirement_files
+from flops.builder.agreement import differences, suspects
+from flops.builder.nearest import distributions
 from flops.builder.pythons import MOVED, PythonChoice, Wish, order
 from flops.builder.pythons import adjustments as python_adjustments
-from flops.builder.requirements import with_pyarrow_bound
-from flops.builder.trial import Outcome, Trial
-from flops.errors import Adjustment, Finding, NoWheel, PythonUnavailable, Unresolvable
+from flops.builder.repair import Case, Repair
+from flops.builder.requirement import Requirement
+from flops.builder.trial import Outcome, Pages, Trial
+from flops.errors import Adjustment, DependencyError, Finding, FlopsError, NoWheel, PythonUnavailable, Unresolvable
 from flops.progress import Stage
 from flops.recipe import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from flops.builder.bounds import Bound
     from flops.builder.lock import Lock, Locker
-    from flops.builder.requirement import Requirement
     from flops.builder.requirements import Requirements
     from flops.platforms import Platform
     from flops.progress import Reporter
 
 __all__ = ["PythonChoice", "Resolution", "resolve"]
 
-RELAXED = "PIN_RELAXED"
-#: Versions tried for one pin, and locks tried for one set of pins.
-NEAREST = 4
-LOCKS = 8
+#: Seconds for which repairs are tried; most are found within ten.
+SECONDS = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +43,54 @@ class Resolution:
     locks: Mapping[Platform, Lock]
     adjustments: tuple[Adjustment, ...]
     """The doctor's own; those of the requirements file come before them."""
+    findings: tuple[Finding, ...] = ()
+    """Packages whose versions differ between the platforms, names that may not be what was meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Case:
-    """A trial that failed, and why as far as single requirements tell."""
+class _Question:
+    """What is to be locked, and with what."""
 
-    trial: Trial
-    outcome: Outcome
-    missing: Mapping[Requirement, tuple[Platform, ...]]
+    entries: tuple[Requirement, ...]
+    platforms: tuple[Platform, ...]
+    candidates: tuple[PythonChoice, ...]
+    """Pythons, the nearest first."""
+    wish: Wish | None
+    modules: frozenset[str] | None
+    deadline: float = field(compare=False, default_factory=lambda: time.monotonic() + SECONDS)
+    """No further repair is tried after it (monotonic clock)."""
+    proposing: bool = True
+    """Whether a failure is worth the search for what might be meant."""
+    locker: Locker = field(repr=False, compare=False)
+    pages: Pages = field(repr=False, compare=False)
 
+    @property
+    def imported(self) -> Callable[[Requirement], bool]:
+        """Whether the repository's code imports a requirement."""
+        names = distributions(self.modules or ())
+        return lambda entry: entry.name in names
 
-@dataclass(frozen=True, kw_only=True)
-class _Repair:
-    """Lines and locks that work, and what was changed for them."""
+    def locks(self, files: Mapping[str, bytes]) -> bool:
+        """Whether these files, instead of the repository's, lock on every platform without a repair."""
+        try:
+            read = requirement_files.read(files, platforms=self.platforms)
+            wish = Wish.read(read.python, None)
+            choice = order(wish, self.candidates)[0]
+        except FlopsError:
+            return False
+        entries = (*read.entries, *(entry for entry in self.entries if entry.line == 0))
+        trial = Trial(self.locker, self.pages, choice, self.platforms)
+        return trial.lock(dict.fromkeys(self.platforms, entries)).complete
 
-    trial: Trial
-    lines: Mapping[Platform, tuple[str, ...]]
-    locks: Mapping[Platform, Lock]
-    adjustments: tuple[Adjustment, ...] = ()
+    @property
+    def key(self) -> dict[str, Any]:
+        return {
+            "repair of": [[entry.pep508, entry.where] for entry in self.entries],
+            "platforms": [platform.value for platform in self.platforms],
+            "pythons": [asdict(choice) for choice in self.candidates],
+            "wish": [str(self.wish.specifier), self.wish.where] if self.wish else None,
+            "imports": sorted(entry.name for entry in self.entries if self.imported(entry)),
+        }
 
 
 def resolve(
@@ -75,191 +102,216 @@ def resolve(
     policy: Policy,
     python_flag: str | None,
     reporter: Reporter,
+    modules: Collection[str] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Resolution:
     """Find one Python and a lock per platform, by the smallest repair that locks on all of them.
 
-    STRICT repairs nothing and names the repairs. PythonUnavailable, PackageNotFound, NoWheel, Unresolvable with
-    findings; IndexUnreachable, LockTimeout.
+    `modules`: what the repository imports, dotted; None where nobody knows. `files`: its dependency files, for a patch.
+    STRICT repairs nothing. DependencyError with findings, and with `repairs` and a patch in its hint where some were made
+    sure of; IndexUnreachable, LockTimeout.
     """
     wish = Wish.read(requirements.python, python_flag)
-    repair = _found(requirements.entries, sorted(platforms), order(wish, pythons), wish, locker)
-    moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
-    if policy is Policy.STRICT:
-        _refuse((*(moved if python_flag is None else ()), *repair.adjustments))
-    locks, bound = _bound_pyarrow(repair, requirements, reporter)
+    with Pages(locker) as pages:
+        question = _Question(
+            entries=requirements.entries,
+            platforms=tuple(sorted(platforms)),
+            candidates=tuple(order(wish, pythons)),
+            wish=wish,
+            modules=None if modules is None else frozenset(modules),
+            locker=locker,
+            pages=pages,
+        )
+        try:
+            repair = _found(question)
+            file_hashes.compare(repair.lines, repair.locks)
+        except DependencyError as error:
+            raise proposal.with_patch(error, files, question.locks) from error.__cause__
+        moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
+        if policy is Policy.STRICT:
+            asked = (*(moved if python_flag is None else ()), *repair.adjustments)
+            if asked:
+                raise proposal.with_patch(_refusal(asked, repair.findings), files, question.locks)
+    locks, bound = _bounded(repair, requirements, reporter)
     adjustments = (*moved, *repair.adjustments, *bound)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
-    return Resolution(python=repair.trial.choice, locks=locks, adjustments=adjustments)
+    findings = (*differences(locks, requirements), *suspects(requirements, modules or ()))
+    for finding in findings:
+        reporter.finding(finding)
+    return Resolution(python=repair.trial.choice, locks=locks, adjustments=adjustments, findings=findings)
 
 
-def _found(
-    entries: Sequence[Requirement],
-    platforms: Sequence[Platform],
-    candidates: Sequence[PythonChoice],
-    wish: Wish | None,
-    locker: Locker,
-) -> _Repair:
+def _found(question: _Question) -> Repair:
     """The repair that was found before for the same request, else a search; a search costs some seconds."""
-    request = {
-        "repair of": [[entry.pep508, entry.where] for entry in entries],
-        "platforms": [platform.value for platform in platforms],
-        "pythons": [asdict(choice) for choice in candidates],
-        "wish": [str(wish.specifier), wish.where] if wish else None,
-    }
-    known = locker.recall(request)
+    known = question.locker.recall(question.key)
     if known is not None:
-        with contextlib.suppress(KeyError, TypeError, AttributeError, StopIteration, Unresolvable, NoWheel):
-            choice = next(choice for choice in candidates if choice.version == known["python"])
-            lines = {platform: tuple(known["lines"][platform.value]) for platform in platforms}
-            told = tuple(Adjustment(**adjustment) for adjustment in known["adjustments"])
-            trial = Trial(locker, choice, platforms)
-            outcome = trial.lock(lines)
-            if outcome.complete:
-                return _Repair(trial=trial, lines=lines, locks=outcome.locks, adjustments=told)
-    repair = _search(entries, platforms, candidates, wish, locker)
-    locker.remember(
-        request,
+        with contextlib.suppress(KeyError, TypeError, AttributeError, StopIteration, ValueError, Unresolvable, NoWheel):
+            return _recalled(question, known)
+    repair = _search(question)
+    question.locker.remember(
+        question.key,
         {
             "python": repair.trial.choice.version,
-            "lines": {platform.value: list(lines) for platform, lines in repair.lines.items()},
+            "specifiers": {
+                platform.value: [entry.specifier for entry in entries] for platform, entries in repair.lines.items()
+            },
             "adjustments": [adjustment.to_json() for adjustment in repair.adjustments],
+            "findings": [finding.to_json() for finding in repair.findings],
         },
     )
     return repair
 
 
-def _search(
-    entries: Sequence[Requirement],
-    platforms: Sequence[Platform],
-    candidates: Sequence[PythonChoice],
-    wish: Wish | None,
-    locker: Locker,
-) -> _Repair:
-    """The asked Python as it is, then with pins moved; then other Pythons as they are, then with pins moved."""
-    lines = {platform: tuple(entry.pep508 for entry in entries) for platform in platforms}
-    failed: list[_Case] = []
-    later: list[_Case] = []
-    for choice in candidates:
-        trial = Trial(locker, choice, platforms)
-        outcome = trial.lock(lines)
-        if outcome.complete:
-            return _Repair(trial=trial, lines=lines, locks=outcome.locks)
-        case = _Case(trial=trial, outcome=outcome, missing=trial.missing(entries, tuple(outcome.failures)))
-        failed.append(case)
-        if wish is None or not wish.names_minor_of(choice):
-            later.append(case)
-        elif (repair := _relax(case, entries)) is not None:
-            return repair
-    for case in sorted(later, key=lambda case: len(case.missing)):
-        if (repair := _relax(case, entries)) is not None:
-            return repair
-    raise explain(failed[0].trial, entries, failed[0].outcome, failed[0].missing)
+def _recalled(question: _Question, known: Mapping[str, Any]) -> Repair:
+    choice = next(choice for choice in question.candidates if choice.version == known["python"])
+    lines = {
+        platform: tuple(
+            entry if specifier == entry.specifier else replace(entry, specifier=specifier, hashes=())
+            for entry, specifier in zip(question.entries, known["specifiers"][platform.value], strict=True)
+        )
+        for platform in question.platforms
+    }
+    trial = Trial(question.locker, question.pages, choice, question.platforms)
+    outcome = trial.lock(lines)
+    if not outcome.complete:
+        raise ValueError("the index has changed")
+    return Repair(
+        trial=trial,
+        lines=lines,
+        locks=outcome.locks,
+        adjustments=tuple(Adjustment(**adjustment) for adjustment in known["adjustments"]),
+        findings=tuple(Finding(**finding) for finding in known["findings"]),
+    )
 
 
-def _relax(case: _Case, entries: Sequence[Requirement]) -> _Repair | None:
-    """Move each pin that has no wheel to the nearest version that has one, where all of them then lock."""
-    trial = case.trial
-    searches: dict[Requirement, Iterator[Version]] = {}
-    for entry, platforms in case.missing.items():
-        version = pins.pinned(entry)
-        if version is None:
-            return None
-        searches[entry] = islice(trial.nearest(entry.name, version, platforms), NEAREST)
-    for versions in islice(_combinations(searches), LOCKS):
-        lines = {platform: _lines(case, entries, versions, platform) for platform in trial.platforms}
+def _search(question: _Question) -> Repair:
+    """The asked Python as it is, then with near pins; other Pythons likewise; then pins from afar, then without pins."""
+    cases: list[Case] = []
+    for choice in question.candidates:
+        trial = Trial(question.locker, question.pages, choice, question.platforms)
+        lines = dict.fromkeys(question.platforms, question.entries)
         outcome = trial.lock(lines)
         if outcome.complete:
-            told = tuple(adjustment for entry in versions for adjustment in _relaxed(case, entry, versions[entry]))
-            return _Repair(trial=trial, lines=lines, locks=outcome.locks, adjustments=told)
+            return Repair(trial=trial, lines=lines, locks=outcome.locks)
+        case = _case(question, trial, outcome)
+        cases.append(case)
+        if case.whatever_python:
+            break
+        if question.wish is not None and question.wish.names_minor_of(choice):
+            repair = case.mend(far=False)
+            if repair is not None:
+                return repair
+    usable = [case for case in cases if not case.hopeless]
+    if usable:
+        repair = _mended(usable, question.wish) or _of_others(question, question.candidates[len(cases) :])
+        if repair is not None:
+            return repair
+    found = cases[0].findings()
+    error = diagnosis.error(found, details=cases[0].reasons)
+    if question.proposing:
+        changed = replace(question, proposing=False)
+        error.repairs = proposal.propose(
+            cases[0], question.modules, lambda entries: _search(replace(changed, entries=entries))
+        )
+    raise error
+
+
+def _of_others(question: _Question, choices: Sequence[PythonChoice]) -> Repair | None:
+    """Where one requirement fails with every Python and the others with the first: both at once."""
+    for choice in choices:
+        trial = Trial(question.locker, question.pages, choice, question.platforms)
+        case = _case(question, trial, trial.lock(dict.fromkeys(question.platforms, question.entries)))
+        if not case.hopeless and (repair := case.mend(far=True)) is not None:
+            return repair
     return None
 
 
-def _combinations(searches: Mapping[Requirement, Iterator[Version]]) -> Iterator[dict[Requirement, Version]]:
-    """The nearest of each; then one pin at a time farther away. Nothing where a pin has none."""
-    nearest: dict[Requirement, Version] = {}
-    for entry, search in searches.items():
-        version = next(search, None)
-        if version is None:
-            return
-        nearest[entry] = version
-    if nearest:
-        yield nearest
-    for _ in range(1, NEAREST):
-        for entry, search in searches.items():
-            version = next(search, None)
-            if version is not None:
-                yield {**nearest, entry: version}
+def _mended(cases: Sequence[Case], wish: Wish | None) -> Repair | None:
+    later = [case for case in cases if wish is None or not wish.names_minor_of(case.trial.choice)]
+    for case in sorted(later, key=lambda case: len(case.lacking)):
+        if not case.whatever_python and (repair := case.mend(far=False)) is not None:
+            return repair
+    for case in cases:
+        if (repair := case.mend(far=True)) is not None:
+            return repair
+    for case in cases:
+        if (repair := case.unpin()) is not None:
+            return repair
+    return None
 
 
-def _lines(
-    case: _Case, entries: Sequence[Requirement], versions: Mapping[Requirement, Version], platform: Platform
-) -> tuple[str, ...]:
-    return tuple(
-        pins.repinned(entry, versions[entry]) if platform in case.missing.get(entry, ()) else entry.pep508
-        for entry in entries
+def _case(question: _Question, trial: Trial, outcome: Outcome) -> Case:
+    lines = dict.fromkeys(question.platforms, question.entries)
+    return Case(
+        trial=trial,
+        entries=question.entries,
+        outcome=outcome,
+        lacking=trial.missing(lines, tuple(outcome.failures)),
+        imported=question.imported,
+        deadline=question.deadline,
     )
 
 
-def _relaxed(case: _Case, entry: Requirement, version: Version) -> Iterator[Adjustment]:
-    """One adjustment per platform, or a single one where it holds for all of them."""
-    platforms = case.missing[entry]
-    everywhere = set(platforms) == set(case.trial.platforms)
-    for platform in [None] if everywhere else platforms:
-        where = "any requested platform" if everywhere and len(platforms) > 1 else str(platform or platforms[0])
-        yield Adjustment(
-            code=RELAXED,
-            package=entry.name,
-            before=entry.specifier,
-            after=f"=={version}",
-            where=entry.where,
-            reason=f"{entry.name} {pins.pinned(entry)} has no wheel for Python {case.trial.choice.minor} on {where}; "
-            f"{version} is the nearest version that has one",
-            platform=platform.value if platform else None,
-        )
+def _refusal(adjustments: Sequence[Adjustment], findings: Sequence[Finding]) -> DependencyError:
+    """What STRICT forbids to repair, with the repairs."""
+    moved = [_python_finding(change) for change in adjustments if change.code == MOVED]
+    told = (*findings, *moved)
+    first = told[0]
+    error = (
+        diagnosis.error(findings)
+        if findings
+        else PythonUnavailable(f"{first.where}: {first.message}", hint=first.hint, findings=told)
+    )
+    error.findings = told
+    error.repairs = tuple(adjustments)
+    return error
 
 
-def _refuse(adjustments: Sequence[Adjustment]) -> None:
-    """Raise what STRICT forbids to repair, with each repair as a finding."""
-    if not adjustments:
-        return
-    findings = []
-    for change in adjustments:
-        path, _, line = change.where.rpartition(":")
-        place, number = (path, int(line)) if path and line.isdecimal() else (change.where, 0)
-        hint = f"write {change.package}=={change.after.removeprefix('==')}" + (
-            f" for {change.platform}" if change.platform else ""
-        )
-        findings.append(Finding(path=place, line=number, code=change.code, message=change.reason, hint=hint))
-    kind = PythonUnavailable if adjustments[0].code == MOVED else NoWheel
-    hints = "; ".join(dict.fromkeys(finding.hint for finding in findings))
-    raise kind(f"{findings[0].where}: {findings[0].message}", hint=f"{hints} (or use --policy fix)", findings=findings)
+def _python_finding(change: Adjustment) -> Finding:
+    path, _, line = change.where.rpartition(":")
+    place, number = (path, int(line)) if path and line.isdecimal() else (change.where, 0)
+    hint = f"write python=={change.after}"
+    return Finding(path=place, line=number, code=PythonUnavailable.code, message=change.reason, hint=hint)
 
 
-def _bound_pyarrow(
-    repair: _Repair, requirements: Requirements, reporter: Reporter
+def _bounded(
+    repair: Repair, requirements: Requirements, reporter: Reporter
 ) -> tuple[Mapping[Platform, Lock], tuple[Adjustment, ...]]:
-    """Keep pyarrow below the versions that don't import beside NumPy 1, where only the lock tells which NumPy it is."""
-    bounded = with_pyarrow_bound(requirements)
-    if bounded == requirements or not any(
-        _pyarrow_clashes(lock, bounded.entries[-1]) for lock in repair.locks.values()
-    ):
-        return repair.locks, ()
-    added = bounded.adjustments[len(requirements.adjustments) :]
-    line = bounded.entries[-1].pep508
-    outcome = repair.trial.lock({platform: (*lines, line) for platform, lines in repair.lines.items()})
-    if not outcome.complete:
-        message = f"the pyarrow that was locked can't be imported beside NumPy 1, and {line} can't be locked"
-        reporter.warning(Stage.RESOLVE, message, hint="allow NumPy 2, or pin an older pyarrow")
-        return repair.locks, ()
-    return outcome.locks, added
+    """Keep bounds that no metadata states, where a lock breaks one and the repository does not ask for just that.
+
+    What keeps one bound may break another, so until none is left.
+    """
+    locks, lines = repair.locks, repair.lines
+    asked = {entry.name: entry for entry in requirements.entries if entry.specifier}
+    added: dict[str, Adjustment] = {}
+    while wrong := {name: bound for name, bound in _broken(locks).items() if name not in asked and name not in added}:
+        entries = tuple(_entry(bound, requirements.path) for bound in wrong.values())
+        lines = {platform: (*own, *entries) for platform, own in lines.items()}
+        outcome = repair.trial.lock(lines)
+        if not outcome.complete:
+            text = ", ".join(entry.pep508 for entry in entries)
+            message = f"{wrong[entries[0].name].reason}, and {text} can't be locked"
+            reporter.warning(Stage.RESOLVE, message, hint="pin versions that fit")
+            break
+        locks = outcome.locks
+        added |= {entry.name: _added(entry, wrong[entry.name].reason) for entry in entries}
+    for name, bound in sorted(_broken(locks).items()):
+        if name in asked:
+            message = f"{diagnosis.shown(asked[name])} ({asked[name].where}): {bound.reason}"
+            reporter.warning(Stage.RESOLVE, message, hint=f"write {name}{bound.specifier}")
+    return locks, tuple(added.values())
 
 
-def _pyarrow_clashes(lock: Lock, bound: Requirement) -> bool:
-    versions = lock.versions
-    return (
-        "numpy" in versions
-        and bound.name in versions
-        and Version(versions["numpy"]).major < 2  # noqa: PLR2004
-        and versions[bound.name] not in SpecifierSet(bound.specifier)
-    )
+def _broken(locks: Mapping[Platform, Lock]) -> dict[str, Bound]:
+    return {bound.package: bound for lock in locks.values() for bound in bounds.broken(lock.versions)}
+
+
+def _entry(bound: Bound, path: str) -> Requirement:
+    text = bound.package + bound.specifier
+    return Requirement(name=bound.package, specifier=bound.specifier, path=path, line=0, text=text)
+
+
+def _added(entry: Requirement, reason: str) -> Adjustment:
+    after, where = entry.specifier, entry.path
+    return Adjustment(code="ADDED", package=entry.name, before="", after=after, where=where, reason=reason)

@@ -1,7 +1,4 @@
-"""Conda environment files (`conda.yaml`, `environment.yml`): bytes in, requirements out, each with its line.
-
-YAML is composed to nodes, never constructed to objects; aliases are refused, since a small file of them unfolds to a large one.
-"""
+"""Conda environment files (`conda.yaml`, `environment.yml`): bytes in, requirements out, each with its line."""
 
 from __future__ import annotations
 
@@ -13,10 +10,11 @@ from packaging.utils import canonicalize_name
 
 from flops.builder import conda
 from flops.builder.requirement import TEXT_LIMIT, PythonRequest
-from flops.builder.requirement_lines import COMMENT, Lines
+from flops.builder.requirement_lines import Lines
+from flops.builder.yaml_document import FORM, compose, is_not_empty, line_of, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from flops.builder.requirement import Reading
 
@@ -24,96 +22,45 @@ if TYPE_CHECKING:
 PUBLIC_CHANNELS = frozenset({"defaults", "conda-forge", "nodefaults", "pytorch", "nvidia", "anaconda", "main"})
 #: Keys that change nothing in an image.
 SILENT_KEYS = frozenset({"name", "prefix", "dependencies", "channels", "platforms"})
-#: Collections in one another; an environment file has three.
-DEPTH = 16
-FORM = "write a list of `- NAME=VERSION` under `dependencies:`"
 
 
 def read_environment(path: str, data: bytes, files: Mapping[str, bytes], reading: Reading) -> None:
     """Read one environment file into `reading`; `files` holds what a `-r` in its pip section may follow."""
-    root = _compose(path, data, reading)
+    root = compose(path, data, reading)
     if root is None:
         return
     fields = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
     for key, _ in root.value:
         if not isinstance(key, yaml.ScalarNode) or key.value not in SILENT_KEYS:
             message = "this key is for conda alone and has no effect in an image"
-            reading.note(path, _line(key), "KEY_IGNORED", message)
+            reading.note(path, line_of(key), "KEY_IGNORED", message)
     if (channels := fields.get("channels")) is not None:
         _note_channels(path, channels, reading)
     dependencies = fields.get("dependencies")
     if isinstance(dependencies, yaml.SequenceNode):
         for node in dependencies.value:
             if isinstance(node, yaml.ScalarNode):
-                _read_entry(path, _line(node), node.value.strip(), reading)
+                _read_entry(path, line_of(node), node.value.strip(), reading)
             else:
                 _read_section(path, node, files, reading)
-    elif dependencies is None or _is_not_empty(dependencies):
-        reading.wrong(path, _line(dependencies) if dependencies else 0, "the file lists no dependencies", FORM)
-
-
-def _compose(path: str, data: bytes, reading: Reading) -> yaml.MappingNode | None:
-    text = reading.text(path, data)
-    if text is None:
-        return None
-    try:
-        if problem := _unfit(text):
-            reading.wrong(path, *problem, "write the entries themselves, one a line")
-            return None
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        reading.wrong(path, line, f"not YAML: {error.problem}", "check its indentation")
-        return None
-    except (yaml.YAMLError, ValueError):
-        reading.wrong(path, 0, "not YAML", FORM)
-        return None
-    if not isinstance(root, yaml.MappingNode):
-        reading.wrong(path, 0, "the file lists no dependencies", FORM)
-        return None
-    return root
-
-
-def _unfit(text: str) -> tuple[int, str] | None:
-    """Line and reason of what makes a small file a long work, told before anything is built from it."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.AliasEvent):
-            return line, "YAML aliases are not supported"
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > DEPTH:
-            return line, "lists are nested too deeply"
-    return None
+    elif dependencies is None or is_not_empty(dependencies):
+        reading.wrong(path, line_of(dependencies) if dependencies else 0, "the file lists no dependencies", FORM)
 
 
 def _read_section(path: str, node: yaml.Node, files: Mapping[str, bytes], reading: Reading) -> None:
     """`- pip:` and its list."""
     sections = node.value if isinstance(node, yaml.MappingNode) else []
     if not sections:
-        reading.wrong(path, _line(node), "this is not a dependency", FORM)
+        reading.wrong(path, line_of(node), "this is not a dependency", FORM)
     for key, value in sections:
         if not isinstance(key, yaml.ScalarNode) or key.value != "pip":
-            reading.wrong(path, _line(key), "only `pip:` may hold a list of its own", FORM)
+            reading.wrong(path, line_of(key), "only `pip:` may hold a list of its own", FORM)
         elif isinstance(value, yaml.SequenceNode):
             lines = Lines(reading=reading, files=files)
-            for line, text in _texts(path, value, reading):
+            for line, text in texts(path, value, reading):
                 lines.read_line(path, line, text)
-        elif _is_not_empty(value):
-            reading.wrong(path, _line(value), "`pip:` holds no list", "write one `- NAME==VERSION` a line below it")
-
-
-def _texts(path: str, sequence: yaml.SequenceNode, reading: Reading) -> Iterator[tuple[int, str]]:
-    for node in sequence.value:
-        if not isinstance(node, yaml.ScalarNode):
-            reading.wrong(path, _line(node), "this is not a requirement", "write NAME==VERSION")
-            continue
-        text = COMMENT.sub("", node.value).strip()
-        if text:
-            yield _line(node), text
+        elif is_not_empty(value):
+            reading.wrong(path, line_of(value), "`pip:` holds no list", "write one `- NAME==VERSION` a line below it")
 
 
 def _read_entry(path: str, line: int, text: str, reading: Reading) -> None:
@@ -176,16 +123,8 @@ def _note_channels(path: str, node: yaml.Node, reading: Reading) -> None:
             shown = name if re.fullmatch(r"[\w.-]{1,40}", name) else "this channel"
             reading.note(
                 path,
-                _line(item),
+                line_of(item),
                 "CHANNEL_IGNORED",
                 f"{shown} is not read: all packages come from the package index",
                 "packages that only this channel has will not be found",
             )
-
-
-def _is_not_empty(node: yaml.Node) -> bool:
-    return not (isinstance(node, yaml.ScalarNode) and node.value in ("", "null", "~"))
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1

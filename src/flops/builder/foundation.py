@@ -11,21 +11,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from flops.builder.pythons import STANDALONE, PythonChoice, Wish, not_standalone, standalone
-from flops.builder.rootfs.base_image import ImageBase
 from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
 from flops.builder.rootfs.standalone import Offer, StandalonePythons
 from flops.builder.rootfs.standalone_layers import StandaloneLayers
 from flops.errors import BaseUnavailable
-from flops.oci.client import RegistryClient
-from flops.oci.credentials import UserCredentials
-from flops.oci.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flops.builder.bytecode import Interpreter
     from flops.builder.rootfs import Base
+    from flops.builder.rootfs.base_image import ImageBase
     from flops.errors import Finding
+    from flops.oci.client import RegistryClient
     from flops.oci.layout import BlobStore
     from flops.platforms import Platform
     from flops.progress import Reporter
@@ -201,6 +199,12 @@ class Foundation:
     def _image(self) -> ImageBase:
         if self._recipe.base is None:
             raise BaseUnavailable("no base image was named", hint="--base-image REF")
+        # slow to import, and seldom needed
+        from flops.builder.rootfs.base_image import ImageBase  # noqa: PLC0415
+        from flops.oci.client import RegistryClient  # noqa: PLC0415
+        from flops.oci.credentials import UserCredentials  # noqa: PLC0415
+        from flops.oci.reference import Reference  # noqa: PLC0415
+
         reference = Reference.parse(self._recipe.base)
         self._client = RegistryClient(
             reference.registry, credentials=UserCredentials.of_user(), verify=self._settings.ca_bundle

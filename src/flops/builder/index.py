@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-import ssl
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-import httpx
-
+from flops.builder.catalog import Project, parse
 from flops.errors import BadSetting, IndexUnreachable
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator
     from pathlib import Path
+
+    import httpx
 
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
 SECONDS = 20.0
+#: Bytes of one package's page; the largest known have some 10 MB.
+PAGE_LIMIT = 64 * 1024 * 1024
 HINT = "nothing is wrong with the repository; try again, or set FLOPS_INDEX_URL to an index that answers"
 _USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
 
@@ -43,6 +48,8 @@ def tls(ca_bundle: Path | None) -> ssl.SSLContext | bool:
     """What httpx verifies servers with: the given certificates, or its default (SSL_CERT_FILE, SSL_CERT_DIR)."""
     if ca_bundle is None:
         return True
+    import ssl  # noqa: PLC0415 - slow to import
+
     try:
         return ssl.create_default_context(cafile=str(ca_bundle))
     except (OSError, ssl.SSLError) as error:
@@ -57,6 +64,8 @@ class Index:
     def __init__(
         self, url: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
+        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
+
         self.url = check_url(url).rstrip("/")
         self._client = httpx.Client(
             verify=tls(ca_bundle) if transport is None else True,
@@ -74,20 +83,53 @@ class Index:
 
     def knows(self, name: str) -> bool:
         """Whether the index has a package of this name (PEP 503 form); IndexUnreachable where it does not say."""
+        return self._page(name, limit=0) is not None
+
+    def project(self, name: str) -> Project | None:
+        """Everything published under a name (PEP 503 form); None where there is no such package. IndexUnreachable."""
+        page = self._page(name, limit=PAGE_LIMIT)
+        if page is None:
+            return None
+        try:
+            return parse(name, *page)
+        except ValueError as error:  # of JSON, too
+            shown = without_credentials(self.url)
+            raise IndexUnreachable(f"the package index {shown} answers with no page for {name}", hint=HINT) from error
+
+    def _page(self, name: str, *, limit: int) -> tuple[str, bytes] | None:
+        """Content type and up to `limit` bytes of a page; None where there is none."""
+        import httpx  # noqa: PLC0415 - as above
+
         shown = without_credentials(self.url)
+        data = b""
         try:
             with self._client.stream("GET", f"{self.url}/{name}/") as response:
                 status = response.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+                pieces = response.iter_bytes() if limit and response.is_success else iter(())
+                data = b"".join(_up_to(limit, pieces))
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, _TooLong) as error:
             reason = without_credentials(str(error)) or type(error).__name__
             raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error
-        if status in {httpx.codes.NOT_FOUND, httpx.codes.GONE}:
-            return False
-        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.PROXY_AUTHENTICATION_REQUIRED}:
+        if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
+            return None
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
             raise IndexUnreachable(
                 f"the package index {shown} refuses us (status {status})",
                 hint="put the credentials into FLOPS_INDEX_URL, https://USER:TOKEN@HOST/simple",
             )
         if not response.is_success:
             raise IndexUnreachable(f"the package index {shown} answers with status {status}", hint=HINT)
-        return True
+        return response.headers.get("content-type", ""), data
+
+
+class _TooLong(Exception):
+    """A page that goes on."""
+
+
+def _up_to(limit: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > limit:
+            raise _TooLong(f"more than {limit} bytes")
+        yield piece

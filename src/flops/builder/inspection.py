@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flops.builder import requirements as requirement_files
 from flops.builder import structure as contract
 from flops.builder.checkout import Checkout, checkout
+from flops.builder.spelling import explained
 from flops.errors import DependencyError
 from flops.progress import Stage
 from flops.recipe import Flavor
@@ -55,7 +57,7 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
             reporter=reporter,
         )
     with clock.stage(Stage.CHECK, "structure and requirements"):
-        structure, requirements = _check(files)
+        structure, requirements = _check(files, request)
     for note in (*structure.notes, *requirements.notes):
         reporter.finding(note)
     for adjustment in requirements.adjustments:
@@ -68,15 +70,17 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
     return Inspection(checkout=files, structure=structure, requirements=requirements, flavor=flavor)
 
 
-def _check(files: Checkout) -> tuple[Structure, Requirements]:
+def _check(files: Checkout, request: Request) -> tuple[Structure, Requirements]:
     """Both halves are read before either fails, so that one run tells everything that is wrong."""
     structure = contract.check(files.path, files.files)
+    sources = files.read(requirement_files.is_candidate)
+    read = partial(requirement_files.read, groups=request.recipe.groups, platforms=request.platforms)
     try:
-        requirements = requirement_files.read(files.read(requirement_files.is_candidate))
+        requirements = read(sources)
     except DependencyError as error:
         if structure.findings:
             contract.require(replace(structure, findings=(*structure.findings, *error.findings)))
-        raise
+        raise explained(error, sources, read) from error.__cause__
     contract.require(structure)
     return structure, requirement_files.with_data_packages(requirements, structure)
 

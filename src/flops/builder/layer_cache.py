@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Raised whenever the same wheels would give another layer; beside the tar writer's own version.
 WHEEL_LAYER_VERSION = 1
+#: How a description begins, by the order of `Layer`'s fields, and the characters that this surely takes.
+_HEAD = re.compile(r'\{"digest": "(?P<digest>sha256:[0-9a-f]{64})", "diff_id": "[^"]*", "size": (?P<size>\d+), ')
+_HEAD_SIZE = 512
 
 
 def layer_key(hashes: Iterable[str], *, prefix: str, python: str, compression: Compression) -> str:
@@ -55,6 +59,21 @@ class LayerCache:
         except (ValueError, KeyError, TypeError):  # another version of ours, or a torn file: made again
             return None
         return layer if self._blobs.size(layer.digest) == layer.size else None
+
+    def known(self, key: str) -> tuple[str, int] | None:
+        """Digest and size of a layer whose bytes are here; None otherwise.
+
+        They stand at the beginning: the list of files behind them, of some hundred kilobytes, is not read.
+        """
+        try:
+            with self._path(key).open(encoding="utf-8") as file:
+                found = _HEAD.match(file.read(_HEAD_SIZE))
+        except (OSError, UnicodeDecodeError):
+            return None
+        if found is None:
+            return None
+        digest, size = found["digest"], int(found["size"])
+        return (digest, size) if self._blobs.size(digest) == size else None
 
     def layer_for(
         self, wheels: Sequence[WheelFile], *, prefix: str, python: str, compression: Compression

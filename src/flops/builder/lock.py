@@ -6,10 +6,12 @@ only ever sees a file that was written here, line by line, and an environment th
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,7 @@ from flops.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from flops.platforms import Platform
 
@@ -49,6 +51,10 @@ DEADLINE = 120.0
 RETRIES = 3
 #: uv's exit code for "there is no solution"; any other failure is not about the requirements.
 NO_SOLUTION = 1
+#: Seconds for which an experiment takes an answer of the index as it is; without this uv asks for every package again.
+RECENT = 600
+#: Seconds that an index of CPU builds is given to answer, and that its silence and its answer are remembered.
+TORCH_PATIENCE, TORCH_SILENT, TORCH_ANSWERS = 6.0, 600, 24 * 3600
 #: Characters of uv's explanation that a message keeps.
 EXPLANATION = 1500
 #: `find_uv_bin` reads sysconfig, whose first use by two threads at once fails in CPython 3.11.
@@ -89,6 +95,38 @@ class Locker:
         self._retries = retries
         self._made: set[str] = set()
         self._default_index: str | None = None
+        self._torch: frozenset[str] | None = None
+        self._patience: float | None = None
+
+    def for_cpu(self, names: Iterable[str]) -> Locker:
+        """A locker that takes CPU builds of PyTorch's packages, `names` in PEP 503's form; all else as this one does.
+
+        They come from FLOPS_TORCH_INDEX, which is asked for nothing but these, or from where uv knows them to be.
+        """
+        other = copy.copy(self)
+        other._torch = frozenset(names)  # noqa: SLF001 - of its own kind
+        return other
+
+    def cpu_refusal(self, target: Target) -> str:
+        """Why CPU builds of PyTorch can't be had; "" where they can. Told after some seconds, and remembered."""
+        request = {"torch for cpu": target.uv_platform}
+        known = self.recall(request)
+        if isinstance(known, dict) and time.time() < known.get("until", 0):
+            return str(known["reason"])
+        asking = self.for_cpu(["torch"])
+        asking._patience, asking._seconds, asking._retries = TORCH_PATIENCE, 2 * TORCH_PATIENCE, 0  # noqa: SLF001
+        reason = ""
+        try:
+            asking._compile(["torch"], target, options=["--no-deps"])  # noqa: SLF001
+        except (Unresolvable, NoWheel):
+            reason = "it has no PyTorch for this platform"
+        except LockTimeout:
+            reason = "it does not answer"
+        except (IndexUnreachable, ToolFailed) as error:
+            reason = error.message.rpartition("cause: ")[2]
+        until = time.time() + (TORCH_SILENT if reason else TORCH_ANSWERS)
+        self.remember(request, {"until": until, "reason": reason})
+        return reason
 
     def lock(
         self,
@@ -108,12 +146,7 @@ class Locker:
         """
         target = Target(platform=platform, python=python, glibc=glibc)
         lines = _plain(requirements)
-        request = {
-            "requirements": sorted(lines),
-            "target": [platform.value, python, target.uv_platform],
-            "prefer": prefer.digest if prefer else None,
-            "dependencies": dependencies,
-        }
+        request = _request(lines, target, prefer, dependencies)
         stored = self._stored(request)
         if stored is not None:
             return stored
@@ -121,6 +154,19 @@ class Locker:
         lock = self._compile(lines, target, prefer=prefer, options=options)
         self.remember(request, lock.to_json())
         return lock
+
+    def stored(
+        self,
+        requirements: Sequence[str],
+        *,
+        platform: Platform,
+        python: str,
+        glibc: tuple[int, int],
+        dependencies: bool = True,
+    ) -> Lock | None:
+        """The lock that `lock` would give without asking uv; None where it would have to."""
+        target = Target(platform=platform, python=python, glibc=glibc)
+        return self._stored(_request(_plain(requirements), target, None, dependencies))
 
     def recall(self, request: Mapping[str, Any]) -> Any:
         """What `remember` kept for this request on this index; None when it is old, absent, or to be made anew."""
@@ -138,36 +184,89 @@ class Locker:
 
         None: it has no wheel there. `lowest` picks the oldest instead of the newest; `alone` leaves out what it depends on.
         """
-        options = ["--resolution", "lowest"] if lowest else []
-        options += ["--no-deps"] if alone else []
         lines = _plain([requirement])
+        found = self.experiment(lines, target=target, lowest=lowest, alone=alone)
+        return found.get(_name(lines[0]), "") if isinstance(found, dict) else None
+
+    def experiment(
+        self, requirements: Sequence[str], *, target: Target, lowest: bool = False, alone: bool = False
+    ) -> dict[str, str] | Unresolvable | NoWheel:
+        """Which versions these requirements get together, or why none; nothing is stored.
+
+        What the index answered within RECENT is not asked again, so that an experiment costs uv's own time.
+        IndexUnreachable, LockTimeout.
+        """
+        options = ["--resolution", "lowest-direct"] if lowest else []
+        options += ["--no-deps"] if alone else []
         try:
-            versions = self._compile(lines, target, options=options).versions
-        except (Unresolvable, NoWheel):
-            return None
-        return versions.get(canonicalize_name(Requirement(lines[0]).name), "")
+            return self._compile(_plain(requirements), target, options=options, recent=True).versions
+        except (Unresolvable, NoWheel) as error:
+            return error
 
     def index(self) -> Index:
         """A client of the index that this locker uses; uv itself tells its default."""
+        return Index(self._index(), ca_bundle=self._ca_bundle)
+
+    def indexes(self) -> list[Index]:
+        """All of them, in the order in which uv asks: the first that knows a package provides it."""
+        first = [Index(self._torch_index, ca_bundle=self._ca_bundle)] if self._torch and self._torch_index else []
+        return [*first, self.index()]
+
+    def _index(self) -> str:
         if self._index_url is None and self._default_index is None:
             self._default_index = self._ask_default_index()
-        return Index(self._index_url or self._default_index or "", ca_bundle=self._ca_bundle)
+        return self._index_url or self._default_index or ""
 
     def _compile(
-        self, lines: Sequence[str], target: Target, *, prefer: Lock | None = None, options: Sequence[str] = ()
+        self,
+        lines: Sequence[str],
+        target: Target,
+        *,
+        prefer: Lock | None = None,
+        options: Sequence[str] = (),
+        recent: bool = False,
     ) -> Lock:
         with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
             home = Path(name)
-            source, output = home / "requirements.in", home / "pylock.flops.toml"
-            source.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            output = home / "pylock.flops.toml"
+            source = self._write_source(home, lines, dependencies="--no-deps" not in options)
             if prefer is not None:
                 output.write_text(pylock.preferences(prefer), encoding="utf-8")
-            words = [*options, "--python-platform", target.uv_platform, "--python-version", target.python]
+            words: list[str | Path] = [
+                *options,
+                "--python-platform",
+                target.uv_platform,
+                "--python-version",
+                target.python,
+            ]
             words += ["--offline"] if self._offline else []
+            words += ["--config-file", self._recent(home)] if recent else []
             done = self._run([*words, "--quiet", "--format", "pylock.toml", "-o", output, source], home)
             if done.code == 0:
                 return pylock.parse(output.read_bytes(), target)
         raise self._failure(done, lines)
+
+    def _write_source(self, home: Path, lines: Sequence[str], *, dependencies: bool) -> Path:
+        """What uv reads: plain requirements; where PyTorch has an index of its own, a project that says so.
+
+        uv has no other way to ask an index for some packages only, and such an index has old copies of many others.
+        """
+        if self._torch is None or not self._torch_index:
+            path = home / "requirements.in"
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            return path
+        named = {_name(line) for line in lines}
+        added = sorted(self._torch - named) if dependencies else []
+        sources = "".join(f'"{name}" = {{ index = "torch" }}\n' for name in sorted(self._torch & {*named, *added}))
+        path = home / "pyproject.toml"
+        path.write_text(
+            f'[project]\nname = "flops-lock"\nversion = "0"\n'
+            f"dependencies = {json.dumps([*lines, *added], ensure_ascii=False)}\n"
+            f'[[tool.uv.index]]\nname = "torch"\nurl = {json.dumps(self._torch_index)}\nexplicit = true\n'
+            f"[tool.uv.sources]\n{sources}",
+            encoding="utf-8",
+        )
+        return path
 
     def _run(self, words: Sequence[str | Path], home: Path) -> process.Completed:
         """Start `uv pip compile`; addresses go by the environment, where a credential in them is not for all to read."""
@@ -179,13 +278,18 @@ class Locker:
         }
         if self._ca_bundle is not None:
             env["SSL_CERT_FILE"] = str(self._ca_bundle)
-        if self._index_url:
+        if self._index_url and "--config-file" not in words:
             env["UV_DEFAULT_INDEX"] = self._index_url
-        if self._torch_index:
-            env["UV_INDEX"] = self._torch_index
+        if self._patience is not None:
+            env |= dict.fromkeys(("UV_HTTP_TIMEOUT", "UV_HTTP_CONNECT_TIMEOUT"), f"{self._patience:.0f}")
+        options = list(OPTIONS)
+        if self._torch is not None and self._torch_index:
+            options.remove("--no-sources")  # those that `_write_source` wrote
+        elif self._torch is not None:
+            options += ["--torch-backend", "cpu"]
         try:
             return process.run(
-                [uv_program(), "pip", "compile", *OPTIONS, *words],
+                [uv_program(), "pip", "compile", *options, *words],
                 seconds=self._seconds,
                 env=env,
                 cwd=home,
@@ -196,6 +300,16 @@ class Locker:
                 f"no lock was found within {self._seconds:.0f} s",
                 hint="pin more versions, or see whether the package index answers slowly",
             ) from error
+
+    def _recent(self, home: Path) -> Path:
+        """uv's settings for an experiment: the same index, whose answers may be some minutes old."""
+        path = home / "uv.toml"
+        path.write_text(
+            f"[[index]]\nurl = {json.dumps(self._index())}\ndefault = true\n"
+            f'cache-control = {{ api = "max-age={RECENT}" }}\n',
+            encoding="utf-8",
+        )
+        return path
 
     def _failure(self, done: process.Completed, lines: Sequence[str]) -> Exception:
         """What went wrong, told by uv's exit code and by asking the index, not by uv's prose."""
@@ -208,7 +322,7 @@ class Locker:
             return Unresolvable(_explanation(said), hint="change one of the requirements that are named")
         if lines and not self._offline:
             with self.index() as index:
-                index.knows(canonicalize_name(Requirement(lines[0]).name))
+                index.knows(_name(lines[0]))
         last = [line.strip() for line in said.splitlines() if line.strip()][-1:] or ["no message"]
         if "Failed to fetch" in said or "error sending request" in said:
             return IndexUnreachable(
@@ -224,7 +338,10 @@ class Locker:
             return None
 
     def _key(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return {**request, "indexes": [without_credentials(url or "") for url in (self._index_url, self._torch_index)]}
+        key = {**request, "indexes": [without_credentials(self._index_url or "")]}
+        if self._torch is not None:
+            key |= {"torch": sorted(self._torch), "torch index": without_credentials(self._torch_index or "")}
+        return key
 
     def _ask_default_index(self) -> str:
         """uv writes the index it would use as the first line of a file without requirements; nothing is fetched."""
@@ -250,6 +367,20 @@ def uv_program() -> str:
             return uv.find_uv_bin()
     except FileNotFoundError as error:
         raise ToolMissing("uv is not installed", hint="install the Python package uv beside flops") from error
+
+
+def _request(lines: Sequence[str], target: Target, prefer: Lock | None, dependencies: bool) -> dict[str, Any]:
+    """What a lock is stored under."""
+    return {
+        "requirements": sorted(lines),
+        "target": [target.platform.value, target.python, target.uv_platform],
+        "prefer": prefer.digest if prefer else None,
+        "dependencies": dependencies,
+    }
+
+
+def _name(line: str) -> str:
+    return canonicalize_name(Requirement(line).name)
 
 
 def _plain(requirements: Sequence[str]) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as Pep508
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from flops.errors import Adjustment, Finding, RequirementForbidden, RequirementSyntax
+from flops.errors import Adjustment, Finding, NeedsBuild, RequirementForbidden, RequirementSyntax
 
 #: Taken out of every learner, and why.
 REMOVED = {
@@ -39,6 +39,16 @@ def specifier_text(specifiers: SpecifierSet) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileHash:
+    """What a file of the package must be, as the repository says."""
+
+    sha256: str
+    """64 hexadecimal digits."""
+    filename: str = ""
+    """Empty where the format names none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Requirement:
     """A package that the repository asks for."""
 
@@ -54,6 +64,8 @@ class Requirement:
     """1-based; 0 where the builder added it."""
     text: str
     """As it was written."""
+    hashes: tuple[FileHash, ...] = ()
+    """One of them must fit what is locked; empty where the repository names none."""
 
     @property
     def pep508(self) -> str:
@@ -68,7 +80,7 @@ class Requirement:
 
 @dataclass(frozen=True, kw_only=True)
 class PythonRequest:
-    """The Python that a conda file asks for."""
+    """The Python that a repository asks for."""
 
     text: str
     """As it was written, without the name and a single `=`: `3.10.14`, `>=3.9,<3.12`."""
@@ -91,11 +103,12 @@ class Reading:
     seen: set[str] = field(default_factory=set)
     """Paths of the files that were read; each is read once."""
 
-    def text(self, path: str, data: bytes) -> str | None:
+    def text(self, path: str, data: bytes, *, limit: int | None = None) -> str | None:
         """A file's text by its byte order mark, UTF-8 without one; None, and a problem, where it is none."""
         self.seen.add(path)
-        if len(data) > FILE_LIMIT:
-            self.wrong(path, 0, f"the file has more than {FILE_LIMIT} bytes", "keep only requirements in it")
+        limit = limit or FILE_LIMIT
+        if len(data) > limit:
+            self.wrong(path, 0, f"the file has more than {limit} bytes", "keep only requirements in it")
             return None
         marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
         encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8")
@@ -127,16 +140,24 @@ class Reading:
             Adjustment(code=code, package=package, before=before, after=after, where=where, reason=reason)
         )
 
-    def add(self, text: str, *, path: str, line: int, pep508: str | None = None) -> None:
+    def add(
+        self, text: str, *, path: str, line: int, pep508: str | None = None, hashes: tuple[FileHash, ...] = ()
+    ) -> None:
         """Take one requirement in PEP 508's form (`pep508`, or `text` itself), with the rules that hold for all."""
         text = text.strip()
+        if "${" in text:
+            self.forbid(path, line, "variables are not filled in", "write the value itself")
+            return
         if len(text) > TEXT_LIMIT:
             self.wrong(path, line, f"a requirement has more than {TEXT_LIMIT} characters", "shorten it")
             return
         try:
             parsed = Pep508(pep508 or text)
         except (InvalidRequirement, RecursionError):
-            self.wrong(path, line, "this is not a requirement", "write NAME==VERSION (PEP 508), one on a line")
+            hint = "write NAME==VERSION (PEP 508), one on a line"
+            if not text.isascii():
+                hint += "; it holds a letter or a dash that is none of ASCII's"
+            self.wrong(path, line, "this is not a requirement", hint)
             return
         if parsed.url:
             self.forbid(path, line, f"{parsed.name} comes from a URL", f"write {parsed.name}==VERSION from the index")
@@ -152,6 +173,7 @@ class Reading:
             path=path,
             line=line,
             text=text,
+            hashes=hashes,
         )
         if entry.name == "pip":
             self.note(path, line, "PIP_DROPPED", "pip is left out: the builder installs without it")
@@ -174,16 +196,34 @@ class Reading:
             where=entry.where,
             reason="the package index has no builds with such a label; --accelerator chooses between cpu and cuda",
         )
-        return Requirement(**{**entry.__dict__, "specifier": specifier})
+        return replace(entry, specifier=specifier, hashes=())
+
+    def unbuilt(self, path: str, line: int, message: str) -> None:
+        """Something that only running the repository's own build would tell."""
+        hint = "nothing of a repository is executed: write the dependencies themselves into [project] dependencies"
+        self.problems.append(Finding(path=path, line=line, code=NeedsBuild.code, message=message, hint=hint))
+
+    def ask_python(self, specifiers: str, *, path: str, line: int, text: str | None = None) -> None:
+        """Take a PEP 440 specifier for Python, as `requires-python` holds one; empty asks for nothing.
+
+        `text`: as it was written, where that differs.
+        """
+        try:
+            specifier = specifier_text(SpecifierSet(specifiers))
+        except InvalidSpecifier:
+            self.wrong(path, line, "this is no specifier of Python versions", "for example >=3.10,<3.13")
+            return
+        if specifier:
+            self.python = PythonRequest(text=text or specifiers, specifier=specifier, path=path, line=line)
 
     def check(self, path: str) -> None:
-        """Raise all problems at once; RequirementForbidden where one is of its kind, else RequirementSyntax."""
+        """Raise all problems at once, by the gravest: RequirementForbidden, then NeedsBuild, then RequirementSyntax."""
         if not self.problems:
             return
         findings = sorted(set(self.problems))
-        forbidden = any(finding.code == RequirementForbidden.code for finding in findings)
+        codes = {finding.code for finding in findings}
         first = findings[0]
-        raise (RequirementForbidden if forbidden else RequirementSyntax)(
+        raise next(kind for kind in (RequirementForbidden, NeedsBuild, RequirementSyntax) if kind.code in codes)(
             f"{path} holds {len(findings)} lines that can't be used; the first is {first.where}: {first.message}",
             hint=first.hint,
             findings=findings,

@@ -1,6 +1,6 @@
 """requirements.txt, as pip's documentation describes the format, read by us alone: bytes in, requirements out.
 
-Taken: names, versions, extras, markers, comments, continued lines, hashes (left out: the lock has its own), and `-r` to
+Taken: names, versions, extras, markers, comments, continued lines, hashes (what is locked is compared with them), and `-r` to
 another file of the repository. Everything that would make a resolver read or run something else is refused, all of it at once.
 """
 
@@ -10,6 +10,8 @@ import posixpath
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from flops.builder.requirement import FileHash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +26,9 @@ OPTION = re.compile(r"(--?[A-Za-z][A-Za-z-]*)(?:\s*=\s*|\s+)?(.*)", re.DOTALL)
 SHORT = {"-r": "--requirement", "-c": "--constraint", "-e": "--editable", "-i": "--index-url", "-f": "--find-links"}
 PATH = re.compile(r"[.~/\\]|[A-Za-z]:[\\/]|file:|[^\s;\[<>=!~]*(/|\\)|\S+\.(whl|zip|egg|tar(\.\w+)?|tgz)(\s|;|$)")
 URL = re.compile(r"(\w+\+)?[A-Za-z][A-Za-z0-9+.-]*://")
+HASH = re.compile(
+    r"--hash[= ]\s*(?:sha256:(?P<sha256>[0-9a-fA-F]{64})|(?:sha384|sha512|sha224|sha1|md5|blake2b):[0-9a-fA-F]+)\s*"
+)
 IGNORED = frozenset({"--prefer-binary", "--require-hashes", "--only-binary", "--use-feature", "--progress-bar"})
 INDEX = frozenset({"--index-url", "--extra-index-url", "--find-links", "--trusted-host", "--no-index"})
 HINTS = {
@@ -61,14 +66,19 @@ class Lines:
             self.reading.forbid(path, number, "a requirement is given as a path", HINTS["--editable"])
         else:
             requirement, *options = re.split(r"\s(?=--?[A-Za-z])", line)
+            hashes = [found for option in options if (found := HASH.fullmatch(option))]
             if any(not option.startswith("--hash") for option in options):
                 message = "options of a single requirement are not supported"
                 self.reading.forbid(path, number, message, "remove them")
                 return
-            if options:
-                message = "hashes in the file are left out: the lock carries its own"
-                self.reading.note(path, 0, "HASHES_IGNORED", message)
-            self.reading.add(requirement.strip(), path=path, line=number)
+            if len(hashes) < len(options):
+                self.reading.wrong(path, number, "a hash is incomplete", "write --hash=sha256: and 64 digits")
+                return
+            taken = tuple(FileHash(sha256=found["sha256"].lower()) for found in hashes if found["sha256"])
+            if hashes and not taken:
+                message = "only sha256 hashes can be compared with what is locked"
+                self.reading.note(path, number, "HASH_NOT_COMPARED", message, "write --hash=sha256: and 64 digits")
+            self.reading.add(requirement.strip(), path=path, line=number, hashes=taken)
 
     def _option(self, path: str, number: int, line: str) -> None:
         found = OPTION.fullmatch(line)

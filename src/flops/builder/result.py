@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from flops.builder.publish import Summary
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flops.builder.actors import Actor
+    from flops.builder.doctor import PythonChoice
     from flops.builder.lock import Lock
-    from flops.builder.publish import Published
+    from flops.builder.preflight import Preflight
+    from flops.builder.publish import Published, Summary
+    from flops.builder.requirement import PythonRequest
     from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
@@ -24,6 +25,10 @@ class PythonUsed:
     """As the repository or `--python` says; None where neither does."""
     used: str
     provider: str
+
+    @classmethod
+    def of(cls, choice: PythonChoice, asked: PythonRequest | None, *, flag: str | None) -> PythonUsed:
+        return cls(requested=flag or (asked.text if asked else None), used=choice.version, provider=choice.provider)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class Report:
     findings: tuple[Finding, ...]
     locks: Mapping[Platform, Lock]
     seconds: Mapping[str, float]
+    preflight: Preflight
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +60,7 @@ class Report:
                 ]
                 for platform, lock in self.locks.items()
             },
+            **self.preflight.to_json(),
             "seconds": dict(self.seconds),
         }
 
@@ -72,6 +79,8 @@ def actor_images(
     images: Mapping[Actor, Sequence[Image]], published: Mapping[Actor, Published]
 ) -> dict[Actor, ActorImage]:
     """What was composed and where it was put, as results show it."""
+    from flops.builder.publish import Summary  # noqa: PLC0415 - a check needs nothing of publishing
+
     return {
         actor: ActorImage(
             reference=published[actor].reference,

@@ -63,3 +63,9 @@ def lock(locker: Locker, *, platform: Platform, python: str, glibc: tuple[int, i
                 hint="see which index FLOPS_INDEX_URL names, and whether it alters packages",
             )
     return found
+
+
+def known_lock(locker: Locker, *, platform: Platform, python: str, glibc: tuple[int, int]) -> Lock | None:
+    """The runtime's lock where it is stored, without asking the index; None otherwise."""
+    lines = pins(".".join(python.split(".")[:2])).lines
+    return locker.stored(lines, platform=platform, python=python, glibc=glibc, dependencies=False)

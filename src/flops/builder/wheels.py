@@ -8,19 +8,21 @@ import hashlib
 import os
 import random
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
-
-import httpx
 
 from flops.builder.index import tls, without_credentials
 from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    import httpx
 
     from flops.builder.lock import LockedWheel
 
@@ -51,21 +53,35 @@ class WheelCache:
         self._root = root
         self._workers = workers
         self._sleep = sleep
-        self._origin, self._auth = _credentials(index_url)
-        self._client = httpx.Client(
-            verify=tls(ca_bundle) if transport is None else True,
-            transport=transport,
-            timeout=SECONDS,
-            follow_redirects=True,
-            limits=httpx.Limits(max_connections=workers),
-            headers={"Accept-Encoding": "identity"},
-        )
+        self._origin, self._user = _credentials(index_url)
+        self._verify = tls(ca_bundle) if transport is None else True
+        self._transport = transport
+        self._opening = threading.Lock()
+        self._opened: httpx.Client | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _client(self) -> httpx.Client:
+        """Opened with the first download: a cache that has everything needs none."""
+        import httpx  # noqa: PLC0415 - slow to import
+
+        with self._opening:
+            if self._opened is None:
+                self._opened = httpx.Client(
+                    verify=self._verify,
+                    transport=self._transport,
+                    timeout=SECONDS,
+                    follow_redirects=True,
+                    limits=httpx.Limits(max_connections=self._workers),
+                    headers={"Accept-Encoding": "identity"},
+                )
+            return self._opened
 
     def path(self, wheel: LockedWheel) -> Path:
         """Where this wheel lies, or would lie."""
@@ -78,6 +94,11 @@ class WheelCache:
         except OSError:
             return False
         return wheel.size in {None, size}
+
+    def auth(self, wheel: LockedWheel) -> tuple[str, str] | None:
+        """The index's credentials (user name, password), for what lies on the index's own origin."""
+        parts = urlsplit(wheel.url)
+        return self._user if (parts.scheme, parts.netloc) == self._origin else None
 
     def fetch(self, wheel: LockedWheel, *, on_bytes: Callable[[int], None] | None = None) -> Path:
         """Fetch a wheel unless it is here, and give its path.
@@ -160,10 +181,10 @@ class WheelCache:
 
     def _pieces(self, wheel: LockedWheel) -> Iterator[bytes]:
         """The body as it arrives; _Again where another attempt may help, IndexUnreachable where it can't."""
-        parts = urlsplit(wheel.url)
-        auth = self._auth if (parts.scheme, parts.netloc) == self._origin else None
+        import httpx  # noqa: PLC0415 - slow to import
+
         try:
-            with self._client.stream("GET", wheel.url, auth=auth) as response:
+            with self._client.stream("GET", wheel.url, auth=self.auth(wheel)) as response:
                 _check(wheel, response)
                 yield from response.iter_raw(PIECE)
         except httpx.InvalidURL as error:
@@ -192,7 +213,7 @@ def _check(wheel: LockedWheel, response: httpx.Response) -> None:
     status = response.status_code
     if response.is_success:
         return
-    if status in {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS} or response.is_server_error:
+    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS} or response.is_server_error:
         after = response.headers.get("Retry-After", "")
         raise _Again(f"status {status}", float(after) if after.isdecimal() else None)
     raise IndexUnreachable(
@@ -201,13 +222,13 @@ def _check(wheel: LockedWheel, response: httpx.Response) -> None:
     )
 
 
-def _credentials(index_url: str | None) -> tuple[tuple[str, str] | None, httpx.BasicAuth | None]:
+def _credentials(index_url: str | None) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
     """The index's origin and the credentials in its URL, which go to that origin only."""
     parts = urlsplit(index_url or "")
     if parts.username is None:
         return None, None
-    auth = httpx.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-    return (parts.scheme, parts.netloc.rpartition("@")[2]), auth
+    user = (unquote(parts.username), unquote(parts.password or ""))
+    return (parts.scheme, parts.netloc.rpartition("@")[2]), user
 
 
 def _write(descriptor: int, piece: bytes) -> None:

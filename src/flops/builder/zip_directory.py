@@ -75,15 +75,27 @@ def read_directory(read: Callable[[int, int], bytes], length: int, *, most: int)
 
     ZipError, ZipOverlap; ZipTooLarge above `most` members.
     """
+    members, offset = _directory(read, length, most)
+    located = tuple(_located(read, member, offset) for member in members)
+    _refuse_overlap(located)
+    return located
+
+
+def list_members(read: Callable[[int, int], bytes], length: int, *, most: int) -> tuple[Member, ...]:
+    """What the directory alone says: enough to see what a file holds, not enough to unpack it. Errors as above.
+
+    At most three reads, all of the file's end.
+    """
+    return _directory(read, length, most)[0]
+
+
+def _directory(read: Callable[[int, int], bytes], length: int, most: int) -> tuple[tuple[Member, ...], int]:
     count, size, offset = _end(read, length)
     if count > most:
         raise ZipTooLarge(f"it has {count} members, and {most} are allowed")
     if size > _LARGEST_DIRECTORY:
         raise ZipTooLarge(f"its directory has {size} bytes")
-    members = tuple(_members(read(offset, size), count))
-    located = tuple(_located(read, member, offset) for member in members)
-    _refuse_overlap(located)
-    return located
+    return tuple(_members(read(offset, size), count)), offset
 
 
 def _end(read: Callable[[int, int], bytes], length: int) -> tuple[int, int, int]:

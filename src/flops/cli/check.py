@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from flops.builder.build import check
-from flops.builder.result import Report
+from flops.builder.preflight import Registered, check
 from flops.cli import options
-from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter
-from flops.errors import UsageError
+from flops.cli.preflight import show
+from flops.cli.render import print_json, reporter
+from flops.cli.write import check_and_write
+from flops.cli.write import show as show_written
 from flops.recipe import Accelerator, Policy
 from flops.settings import Settings
 
-#: Packages shown per platform; the rest is summed up.
-SHOWN = 8
+RegistryOption = Annotated[
+    str | None,
+    typer.Option("--registry", metavar="[http://]HOST[:PORT][/PREFIX]", help="Ask it which layers it holds already."),
+]
 
 
 def command(
@@ -31,16 +32,14 @@ def command(
     policy: options.PolicyOption = Policy.FIX,
     accelerator: options.AcceleratorOption = Accelerator.CPU,
     base_image: options.BaseImage = None,
+    group: options.Groups = None,
+    registry: RegistryOption = None,
     upgrade: options.Upgrade = False,
     write: Annotated[bool, typer.Option("--write", help="Write the repairs into the repository's file.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Check structure and dependencies, and lock them for every platform."""
-    if write:
-        raise UsageError(
-            "--write is not available yet", hint="the adjustments that are printed say which lines to change"
-        )
     settings = Settings.read()
     request = options.request(
         source,
@@ -52,40 +51,43 @@ def command(
         policy=policy,
         accelerator=accelerator,
         base_image=base_image,
+        groups=group,
         upgrade=upgrade,
     )
     with reporter(quiet=quiet) as progress:
-        report = check(request, settings=settings, reporter=progress)
+        registered = _registered(settings, registry)
+        if write:
+            done = check_and_write(
+                request, partial(check, request, settings=settings, reporter=progress, registry=registered)
+            )
+            report = done.report
+        else:
+            report = check(request, settings=settings, reporter=progress, registry=registered)
+    if write and not quiet:
+        show_written(done)
     if as_json:
         print_json(report.to_json())
     else:
         show(report)
 
 
-def show(report: Report) -> None:
-    """Adjustments, then each platform's packages, the largest first."""
-    console = Console(soft_wrap=True, highlight=False)
-    if report.adjustments:
-        console.print(adjustment_table(report.adjustments))
-        console.print()
-    for platform, lock in report.locks.items():
-        total = sum(wheel.size or 0 for wheel in lock.wheels)
-        table = Table(
-            title=f"{platform}: {len(lock.wheels)} packages, {megabytes(total)}",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-        )
-        table.add_column("package")
-        table.add_column("version")
-        table.add_column("size", justify="right")
-        largest = sorted(lock.wheels, key=lambda wheel: wheel.size or 0, reverse=True)
-        for wheel in largest[:SHOWN]:
-            table.add_row(Text(plain(wheel.name)), Text(plain(wheel.version)), megabytes(wheel.size or 0))
-        if len(largest) > SHOWN:
-            table.add_row(
-                f"and {len(largest) - SHOWN} more", "", megabytes(sum(wheel.size or 0 for wheel in largest[SHOWN:]))
-            )
-        console.print(table)
-    python = report.python
-    console.print(Text(plain(f"\ncommit {report.commit}, Python {python.used} ({python.provider}): can be built")))
+def _registered(settings: Settings, name: str | None) -> Registered | None:
+    """The registry that the option or FLOPS_REGISTRY names."""
+    name = name or settings.registry
+    if not name:
+        return None
+    # slow to import, and not needed without a registry
+    from flops.builder.actors import Actor  # noqa: PLC0415
+    from flops.oci.client import RegistryClient  # noqa: PLC0415
+    from flops.oci.credentials import UserCredentials  # noqa: PLC0415
+    from flops.oci.reference import Registry  # noqa: PLC0415
+    from flops.oci.retry import Retry  # noqa: PLC0415
+
+    registry = Registry.parse(name)
+    client = RegistryClient(
+        registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle, retry=Retry(tries=2)
+    )
+    return Registered(
+        name=str(registry),
+        holds=lambda repository, digest: client.has_blob(registry.repository(repository, Actor.LEARNER.value), digest),
+    )

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import sys
 import traceback
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 import flops
-from flops.cli import build, check, demo, try_
 from flops.cli.render import error_lines, print_json
 from flops.errors import Cancelled, FlopsError, InternalError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(
-    name="flops",
-    help="From an ML Git repository to federated-learning images for every platform.",
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("build")(build.command)
-app.command("check")(check.command)
-app.command("try")(try_.command)
-app.command("demo")(demo.command)
+#: The module of each command; its function is `command`.
+COMMANDS = {
+    "build": "flops.cli.build",
+    "check": "flops.cli.check",
+    "try": "flops.cli.try_",
+    "demo": "flops.cli.demo",
+}
 
 
 def _version(asked: bool) -> None:
@@ -37,7 +32,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
@@ -48,11 +42,29 @@ def _options(
         sys.stdout.write(context.get_help() + "\n")
 
 
+def _application(words: Sequence[str]) -> typer.Typer:
+    """Of all commands only the one that is called is imported: together they take longer than a check."""
+    app = typer.Typer(
+        name="flops",
+        help="From an ML Git repository to federated-learning images for every platform.",
+        invoke_without_command=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    called = next((word for word in words if not word.startswith("-")), None)
+    for name, module in COMMANDS.items():
+        if called == name or called not in COMMANDS:
+            app.command(name)(import_module(module).command)
+    return app
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (ARCHITECTURE.md, "Command line")."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=words, prog_name="flops", standalone_mode=False)
+        code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(Cancelled("interrupted"), as_json="--json" in words)
     except BrokenPipeError:

@@ -6,6 +6,7 @@ import re
 from typing import Annotated
 
 import typer
+from packaging.utils import canonicalize_name
 
 from flops.builder.request import Request
 from flops.builder.source import parse_source
@@ -40,6 +41,12 @@ CompressionOption = Annotated[
 BaseImage = Annotated[
     str | None, typer.Option("--base-image", metavar="REF", help="Base image instead of Debian packages.")
 ]
+Groups = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group", metavar="G", help="A group of pyproject.toml (or its lock) that is needed too; repeatable."
+    ),
+]
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Lock and resolve the base anew.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, in failure too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -57,6 +64,7 @@ def request(
     accelerator: Accelerator = Accelerator.CPU,
     compression: Compression = Compression.GZIP,
     base_image: str | None = None,
+    groups: list[str] | None = None,
     upgrade: bool = False,
     force: bool = False,
     verify: bool = True,
@@ -72,6 +80,7 @@ def request(
         compression=compression,
         base=base_image,
         subdir=subdir.strip("/"),
+        groups=tuple(sorted({canonicalize_name(name) for name in groups or ()})),
     )
     return Request(
         source=parse_source(source),

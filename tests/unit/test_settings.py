@@ -1,0 +1,63 @@
+"""Settings: from the environment, from a caller, and what can't be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flops.errors import BadSetting
+from flops.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"FLOPS_{name.upper()}", raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_variables_there_are_defaults():
+    settings = Settings.read()
+    assert settings.cache_dir == Path("/home/somebody/.cache/flops")
+    assert settings.data_dir == Path("/home/somebody/.local/share/flops")
+    assert (settings.registry, settings.workers, settings.ca_bundle, settings.allow_secrets) == (None, None, None, "")
+
+
+def test_variables_are_read_as_what_they_are(monkeypatch):
+    for name, value in {
+        "FLOPS_REGISTRY": "127.0.0.1:5073",
+        "FLOPS_WORKERS": "3",
+        "FLOPS_CA_BUNDLE": "/etc/ca.pem",
+        "FLOPS_UNKNOWN": "ignored",
+        "XDG_CACHE_HOME": "/var/cache",
+        "XDG_DATA_HOME": "relative",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.read()
+    assert settings.registry == "127.0.0.1:5073"
+    assert settings.workers == 3
+    assert settings.ca_bundle == Path("/etc/ca.pem")
+    assert settings.cache_dir == Path("/var/cache/flops")
+    assert settings.data_dir == Path("/home/somebody/.local/share/flops")
+
+
+def test_what_a_caller_gives_counts(monkeypatch):
+    monkeypatch.setenv("FLOPS_REGISTRY", "127.0.0.1:5073")
+    monkeypatch.setenv("FLOPS_CACHE_DIR", "/var/cache")
+    settings = Settings(registry=None, data_dir="/data")
+    assert (settings.registry, settings.cache_dir, settings.data_dir) == (None, Path("/var/cache"), Path("/data"))
+
+
+def test_every_variable_that_can_not_be_used_is_named(monkeypatch):
+    monkeypatch.setenv("FLOPS_WORKERS", "65")
+    monkeypatch.setenv("FLOPS_REGISTRY", "127.0.0.1:5073")
+    with pytest.raises(BadSetting, match="FLOPS_WORKERS: ") as caught:
+        Settings.read()
+    assert "FLOPS_REGISTRY" not in caught.value.message
+    for value in ("0", "-1", "1.5", "x"):
+        monkeypatch.setenv("FLOPS_WORKERS", value)
+        with pytest.raises(BadSetting):
+            Settings.read()
