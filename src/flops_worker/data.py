@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a data server may take to answer.
 SERVER_SECONDS = 60
+#: Seconds that one of its tables may take to arrive.
+TABLE_SECONDS = 6 * 3600
 
 
 class DataMissing(Exception):
@@ -81,11 +83,15 @@ def _files(directory: Path, tags: tuple[str, ...], shard: Shard) -> Iterator[tup
         raise DataMissing(f"{directory} holds {wanted}; it holds: {there}")
     offset = 0
     for path in chosen:
-        with path.open("rb") as stream:
-            file = pq.ParquetFile(stream)
-            batches = list(_rows(file.iter_batches(), shard, offset))
-            offset += file.metadata.num_rows
-            yield path.name, pa.Table.from_batches(batches, schema=file.schema_arrow)
+        try:
+            with path.open("rb") as stream:
+                file = pq.ParquetFile(stream)
+                batches = list(_rows(file.iter_batches(), shard, offset))
+                offset += file.metadata.num_rows
+                table = pa.Table.from_batches(batches, schema=file.schema_arrow)
+        except (pa.ArrowException, OSError) as error:
+            raise DataMissing(f"{path} can't be read as a parquet file: {str(error)[:300]}") from error
+        yield path.name, table
 
 
 def _flights(address: str, tags: tuple[str, ...], shard: Shard) -> Iterator[tuple[str, Any]]:
@@ -99,7 +105,7 @@ def _flights(address: str, tags: tuple[str, ...], shard: Shard) -> Iterator[tupl
             endpoints = [e for info in client.list_flights(criteria, options) for e in info.endpoints]
             offset = 0
             for number, endpoint in enumerate(sorted(endpoints, key=lambda e: e.ticket.ticket)):
-                reader = client.do_get(endpoint.ticket)
+                reader = client.do_get(endpoint.ticket, flight.FlightCallOptions(timeout=TABLE_SECONDS))
                 table = reader.read_all()
                 batches = list(_rows(table.to_batches(), shard, offset))
                 offset += table.num_rows

@@ -40,37 +40,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(options.socket))
         listener.listen()
+        _leave_start_directory()
+        model = _model()
         _enter(repository)
-        _serve(listener)
+        _serve(listener, model)
     return 0
+
+
+def _leave_start_directory() -> None:
+    """`python -m` put the directory that it was started in first; nothing of it is the user's."""
+    if not getattr(sys.flags, "safe_path", False) and sys.path:
+        del sys.path[0]
+
+
+def _model() -> Model:
+    """Imported late: numpy takes a moment, and the socket is there meanwhile.
+
+    Imported before the repository is on the path: its platform.py or numpy.py must not stand in for what a worker needs.
+    """
+    from flops_worker.model import Model  # noqa: PLC0415
+
+    return Model()
 
 
 def _enter(repository: Path) -> None:
     """The repository becomes the working directory and the first place for imports, as when its files are run there."""
     os.chdir(repository)
-    # `python -m` put the directory that it was started in there; nothing of it is the user's
-    if not getattr(sys.flags, "safe_path", False) and sys.path:
-        del sys.path[0]
     sys.path.insert(0, str(repository))
 
 
-def _serve(listener: socket.socket) -> None:
-    model = _model()
+def _serve(listener: socket.socket, model: Model) -> None:
+    ours = [listener]
+    # a process that the user's code forks must not keep a connection open that ends with this one, nor answer on it
+    os.register_at_fork(after_in_child=lambda: _close(ours))
     while True:
         connection, _ = listener.accept()
+        ours[1:] = [connection]
         # an actor's client may be stopped in mid-call: that ends its connection, never the worker
-        with connection, contextlib.suppress(frames.Disconnected, BrokenPipeError, ConnectionResetError):
+        with connection, contextlib.suppress(frames.FrameError, BrokenPipeError, ConnectionResetError):
             while True:
                 request = frames.receive(connection)
-                header, arrays = _answer(model, request)
-                frames.send(connection, header, arrays)
+                _reply(connection, request, *_answer(model, request))
 
 
-def _model() -> Model:
-    """Imported late: numpy takes a moment, and the socket is there meanwhile."""
-    from flops_worker.model import Model  # noqa: PLC0415
+def _close(sockets: Sequence[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
 
-    return Model()
+
+def _reply(
+    connection: socket.socket, request: frames.Frame, header: dict[str, Any], arrays: Sequence[frames.Array]
+) -> None:
+    try:
+        frames.send(connection, header, arrays)
+    except frames.FrameError as error:  # too much for a frame: nothing was sent yet
+        frames.send(connection, {"error": _described(request, error)})
 
 
 def _answer(model: Model, request: frames.Frame) -> tuple[dict[str, Any], Sequence[frames.Array]]:
@@ -88,11 +112,26 @@ def _answer(model: Model, request: frames.Frame) -> tuple[dict[str, Any], Sequen
             "info": model.info,
         }
         return {"result": calls[str(call)]()}, ()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises is the answer
-        text = _traceback(error)
+    except BaseException as error:  # noqa: BLE001 - whatever the user's code raises is the answer
+        return {"error": _described(request, error)}, ()
+
+
+def _described(request: frames.Frame, error: BaseException) -> dict[str, Any]:
+    """A failure as it travels, also one that can't be printed; its traceback goes to the log."""
+    text = _traceback(error)
+    with contextlib.suppress(Exception):  # the user's code may have closed it
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - the log is what a worker writes
-        described = {"call": call, "type": type(error).__name__, "message": str(error)[:2000], "traceback": text}
-        return {"error": described}, ()
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a __str__ of the user's
+        message = "(it has no text)"
+    call, kind = request.header.get("call"), type(error).__name__
+    return {"call": call, "type": kind, "message": _text(message[:2000]), "traceback": _text(text)}
+
+
+def _text(text: str) -> str:
+    """Without surrogates, which no log, protocol or file takes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _traceback(error: BaseException) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -256,3 +258,34 @@ def test_a_failed_build_leaves_the_tag_as_it_was(tmp_path, repository):
 def commit_of(repository):
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_build_as_cancelled(tmp_path, repository, number):
+    """While it waits for an index that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = [
+            sys.executable,
+            "-m",
+            "flops.cli.main",
+            "build",
+            str(repository),
+            "--output",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+        settings = {
+            "FLOPS_CACHE_DIR": str(tmp_path / "cache"),
+            "FLOPS_DATA_DIR": str(tmp_path / "data"),
+            "FLOPS_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple",
+        }
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(words, env={**os.environ, **settings}, stdout=pipe, stderr=pipe, text=True)
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            child.send_signal(number)
+            out, err = child.communicate(timeout=150)
+    assert child.returncode == 130, err
+    assert json.loads(out)["error"]["code"] == "CANCELLED"
+    assert not (tmp_path / "out" / "index.json").exists()

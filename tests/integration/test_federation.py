@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -36,6 +37,8 @@ LEARNERS = 2
 ROUNDS = 3
 #: Where an actor can't run for want of these, on small virtual machines with hybrid cgroups.
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000")
+#: Failures of a build that say that the machine, not the build, lacks something.
+NOT_HERE = ("BASE_UNAVAILABLE", "INDEX_UNREACHABLE")
 #: Seconds; on a busy machine of two cores each takes a fraction of it.
 SOON, LATER = 120, 300
 
@@ -57,7 +60,7 @@ def run(*words, seconds=SOON, code=0, env=None, cwd=None):
         cwd=cwd,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert code in (None, done.returncode), f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -255,7 +258,12 @@ def built(registry, repository, environment):
     """What `flops build --json` says."""
     words = [FLOPS, "build", repository, "--platform", f"{AMD64},{ARM64}"]
     words += ["--registry", f"http://{registry}/fl", "--quiet", "--json"]
-    return json.loads(run(*words, seconds=LATER, env=environment).stdout)
+    done = run(*words, seconds=LATER, code=None, env=environment)
+    told = json.loads(done.stdout)
+    if told.get("error", {}).get("code") in NOT_HERE:
+        pytest.skip(f"nothing can be built here: {told['error']['message']}")
+    assert done.returncode == 0, told
+    return told
 
 
 def by_digest(built, actor, platform):
@@ -273,38 +281,14 @@ def data(place):
 
 
 @pytest.fixture(scope="module")
-def federation(podman, built, data):
-    """An aggregator and two learners with disjoint data from the pushed images: rounds, and facts of each container."""
-    for actor in built["images"]:
-        podman.pull(by_digest(built, actor, AMD64))
-    port, number = free_port(), str(LEARNERS)
-    words = ["test", "-", "-", "-", "CLASSIC_AGGREGATOR", str(ROUNDS), number, number, number, "--port", str(port)]
-    with contextlib.ExitStack() as stack:
-        image = by_digest(built, "aggregator", AMD64)
-        seconds = ("--env", f"FLOPS_LEARNERS_SECONDS={SOON}", "--env", f"FLOPS_ROUND_SECONDS={SOON}")
-        aggregator = stack.enter_context(podman.container("aggregator", image, words, options=seconds))
-        learners = [
-            stack.enter_context(
-                podman.container(
-                    f"learner-{i}",
-                    by_digest(built, "learner", AMD64),
-                    ["test", "-", "-", f"127.0.0.1:{port}", "digits"],
-                    options=["--volume", f"{data}:/data:ro", "--env", f"FLOPS_DATA_SHARD={i}/{LEARNERS}"],
-                )
-            )
-            for i in range(LEARNERS)
-        ]
-        aggregator.wait_for("round 1/", seconds=SOON)
-        facts = {one.name: one.facts() for one in (aggregator, *learners)}
-        codes = [one.ended(seconds=SOON) for one in (aggregator, *learners)]
-        seen = [one for one in map(rounds.parse, aggregator.text.splitlines()) if one]
-    assert codes == [0, 0, 0], aggregator.text
-    return seen, facts
-
-
-@pytest.fixture(scope="module")
 def plain(place, repository, built, data, environment):
-    """The rounds of Flower alone: one environment with Flower and the ML packages, the same code and shards."""
+    """A future of the metrics of Flower alone, by round."""
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(federate_plainly, place, repository, built, data, environment)
+
+
+def federate_plainly(place, repository, built, data, environment):
+    """One environment with Flower and the ML packages, the same code and shards."""
     python = plain_environment(place / "plain", repository, built["python"]["used"], environment)
     shutil.copytree(PLAIN, place / "app", ignore=shutil.ignore_patterns("__pycache__"))
     port = free_port()
@@ -369,6 +353,39 @@ def plain_environment(path, repository, version, environment):
     return python
 
 
+@pytest.fixture(scope="module")
+def federation(podman, built, data, plain):
+    """An aggregator and two learners with disjoint data from the pushed images: rounds, and facts of each container.
+
+    It depends on `plain` so that both run side by side.
+    """
+    for actor in built["images"]:
+        podman.pull(by_digest(built, actor, AMD64))
+    port, number = free_port(), str(LEARNERS)
+    words = ["test", "-", "-", "-", "CLASSIC_AGGREGATOR", str(ROUNDS), number, number, number, "--port", str(port)]
+    with contextlib.ExitStack() as stack:
+        image = by_digest(built, "aggregator", AMD64)
+        seconds = ("--env", f"FLOPS_LEARNERS_SECONDS={LATER}", "--env", f"FLOPS_ROUND_SECONDS={LATER}")
+        aggregator = stack.enter_context(podman.container("aggregator", image, words, options=seconds))
+        learners = [
+            stack.enter_context(
+                podman.container(
+                    f"learner-{i}",
+                    by_digest(built, "learner", AMD64),
+                    ["test", "-", "-", f"127.0.0.1:{port}", "digits"],
+                    options=["--volume", f"{data}:/data:ro", "--env", f"FLOPS_DATA_SHARD={i}/{LEARNERS}"],
+                )
+            )
+            for i in range(LEARNERS)
+        ]
+        aggregator.wait_for("round 1/", seconds=LATER)
+        facts = {one.name: one.facts() for one in (aggregator, *learners)}
+        codes = [one.ended(seconds=LATER) for one in (aggregator, *learners)]
+        seen = [one for one in map(rounds.parse, aggregator.text.splitlines()) if one]
+    assert codes == [0, 0, 0], aggregator.text
+    return seen, facts
+
+
 def test_the_running_containers_are_the_pushed_images(built, federation):
     _, facts = federation
     pushed = {actor: image["platforms"][AMD64]["digest"] for actor, image in built["images"].items()}
@@ -402,11 +419,12 @@ def test_training_succeeds(federation, data):
 
 def test_every_round_is_what_plain_flower_computes(federation, plain):
     seen, _ = federation
-    assert sorted(plain) == list(range(1, ROUNDS + 1))
+    expected = plain.result(LATER)
+    assert sorted(expected) == list(range(1, ROUNDS + 1))
     assert len({one.loss for one in seen}) == ROUNDS  # else equality would say little
     for one in seen:
-        assert one.loss == pytest.approx(plain[one.number]["loss"], rel=0, abs=1e-9)
-        assert one.accuracy == pytest.approx(plain[one.number]["accuracy"], rel=0, abs=1e-9)
+        assert one.loss == pytest.approx(expected[one.number]["loss"], rel=0, abs=1e-9)
+        assert one.accuracy == pytest.approx(expected[one.number]["accuracy"], rel=0, abs=1e-9)
 
 
 def test_the_arm64_learner_starts_under_emulation(podman, built, data):
@@ -458,7 +476,7 @@ def pictures(place):
     return path.parent
 
 
-def test_encoded_images_train_through_reshape(place, environment, pictures):
+def test_encoded_images_train_through_reshape(place, environment, built, pictures):
     def change(directory):
         path = directory / "data_manager.py"
         text = path.read_text()
@@ -475,7 +493,7 @@ def test_encoded_images_train_through_reshape(place, environment, pictures):
     assert only["accuracy"] > 0.75
 
 
-def test_an_exception_in_the_users_code_is_told_with_its_line(place, environment, data):
+def test_an_exception_in_the_users_code_is_told_with_its_line(place, environment, built, data):
     """It is raised deep in a package: the user's own line stands at the start of a long traceback."""
     good, bad = "self.model.fit(images, labels)", "self.model.fit(images, labels[:3])"
 

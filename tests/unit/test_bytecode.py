@@ -175,3 +175,25 @@ def test_the_interpreter_is_started_through_its_own_loader():
         "x.py",
     ]
     assert interpreter.home == Path("/cache/abc/usr")
+
+
+def test_an_interpreter_that_writes_nothing_is_told():
+    class Silent(Ours):
+        def command(self, arguments):
+            return [sys.executable, "-c", ""]
+
+    silent = Silent(root=Path("/"), minor=MINOR, program="x", loader="", libraries=())
+    with pytest.raises(BuildError, match=r"wrote no bytecode for a\.py"):
+        write_bytecode(silent, [target(LayerWriter(io.BytesIO()), {"a.py": b""})])
+
+
+def test_an_interpreter_can_not_fill_the_disk(monkeypatch):
+    class Endless(Ours):
+        def command(self, arguments):
+            program = "import sys\nwith open(sys.argv[1], 'wb') as f:\n  while True: f.write(bytes(65536))"
+            return [sys.executable, "-c", program, str(list(arguments)[-1])]
+
+    monkeypatch.setattr(bytecode, "_CHUNK_OUTPUT", 1024 * 1024)
+    endless = Endless(root=Path("/"), minor=MINOR, program="x", loader="", libraries=())
+    with pytest.raises(BuildError, match="can't compile"):
+        write_bytecode(endless, [target(LayerWriter(io.BytesIO()), {"a.py": b""})])

@@ -523,3 +523,33 @@ def test_any_path_is_fit_or_refused(path):
     assert path
     assert not path.startswith("/")
     assert ".." not in path.split("/")
+
+
+@pytest.mark.parametrize("target", [b"\xff\xfe", b"a\nb", b"a\x1b[31m"])
+def test_links_to_unreadable_names_are_refused(work, take, target):
+    os.symlink(target, bytes(work / "link"))
+    with pytest.raises(SourceError, match="link is a symbolic link to"):
+        take(work)
+
+
+def test_a_directory_whose_name_is_no_utf8(tmp_path, take):
+    place = os.path.join(os.fsencode(tmp_path), b"d\xff")
+    os.mkdir(place)
+    (tmp_path / os.fsdecode(b"d\xff") / "a.py").write_text("x = 1\n")
+    taken = take(os.fsdecode(place))
+    assert taken.source == "local/d?"
+    assert taken.repository == "local/d"
+
+
+def test_an_object_that_the_directorys_history_lacks_is_told(work, take):
+    blob = git(work, "rev-parse", "HEAD:model_manager.py")
+    (work / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(CloneFsck, match=r"model_manager\.py is missing"):
+        take(work, ref="main")
+
+
+def test_a_link_in_the_way_of_a_file_is_told(writer):
+    writer.file("a/b", [b"x"], size=1, executable=False)
+    writer.link("a", "elsewhere")
+    with pytest.raises(SourceError, match="a can't be read or written"):
+        writer.close()

@@ -1,6 +1,7 @@
 """Which rows a learner gets, out of files and out of a data server, and what it is told where there are none."""
 
 import json
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,3 +124,25 @@ def test_a_data_server_that_does_not_answer_is_told(monkeypatch):
     environment = {"FLOPS_DATA": "/nonexistent", "FLOPS_DATA_SERVER": "grpc://127.0.0.1:1"}
     with pytest.raises(data.DataMissing, match=r"did not answer .*FLOPS_DATA"):
         data.read_table(environment)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(100) + b"\xff\xff\xff\xffPAR1"])
+def test_a_file_that_is_no_parquet_is_named(directory, content):
+    (directory / "digits.ee.parquet").write_bytes(content)
+    with pytest.raises(data.DataMissing, match=r"digits\.ee\.parquet can't be read as a parquet file"):
+        data.read_table({"FLOPS_DATA": str(directory)})
+
+
+def test_a_table_that_never_ends_is_told(directory, monkeypatch):
+    class Slow(Server):
+        def do_get(self, context, ticket):
+            def batches():
+                yield pa.record_batch({"row": [1]})
+                time.sleep(3)
+                yield pa.record_batch({"row": [2]})
+
+            return flight.GeneratorStream(pa.schema({"row": pa.int64()}), batches())
+
+    monkeypatch.setattr(data, "TABLE_SECONDS", 1)
+    with Slow(directory) as server, pytest.raises(data.DataMissing, match="did not answer"):
+        data.read_table({"FLOPS_DATA": "/nonexistent", "FLOPS_DATA_SERVER": f"grpc://127.0.0.1:{server.port}"})

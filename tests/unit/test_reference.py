@@ -133,3 +133,13 @@ def test_a_tag_has_up_to_128_characters():
     for text in ("t" * 129, "", ".a", "-a", "a/b", "a:b", "a b", "a\n", "ä"):
         with pytest.raises(BadTarget):
             check_tag(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://u:s3cret@host.example/x/y:z", "u:s3cret@host.example:5000", "u:s3/cret@h.example/x"]
+)
+@pytest.mark.parametrize("parse", [Registry.parse, Reference.parse])
+def test_a_password_is_refused_and_not_shown(parse, text):
+    with pytest.raises(BadTarget) as caught:
+        parse(text)
+    assert "s3" not in caught.value.message + caught.value.hint

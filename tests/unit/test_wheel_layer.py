@@ -278,7 +278,7 @@ def test_whatever_the_name_a_layer_stays_inside_its_prefix(tmp_path, parts):
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "a/../../x", "/abs", "a\\..\\b", "C:/w", "c:x", "a//b", "./a", ".wh.x", "a/.wh.x/b", "a\nb", "a/" + "x" * 1100, "é" * 200 + "/x", "demo-1.0.data/x", "demo-1.0.data", "demo-1.0.database/x", "demo-1.0.data/nowhere/x", "demo-1.0.data/scripts", "demo-1.0.data/data/pyvenv.cfg", "demo-1.0.data/scripts/python3.11", "demo-1.0.data/data/bin/python"],
+    ["../x", "a/../../x", "/abs", "a\\..\\b", "C:/w", "c:x", "a//b", "./a", ".wh.x", "a/.wh.x/b", "a\nb", "a/" + "x" * 1100, "é" * 200 + "/x", "demo-1.0.data/x", "demo-1.0.data", "demo-1.0.database/x", "demo-1.0.data/nowhere/x", "demo-1.0.data/scripts", "demo-1.0.data/data/pyvenv.cfg", "demo-1.0.data/scripts/python3.11", "demo-1.0.data/data/bin/python", "demo-1.0.data/data/bin"],
 )  # fmt: skip
 def test_names_that_no_wheel_may_have(tmp_path, name):
     with pytest.raises(WheelUnsafe, match=r"demo-1\.0-py3"):
@@ -363,8 +363,9 @@ def test_entry_points_that_escape_or_make_no_sense(tmp_path, text):
 
 @pytest.mark.parametrize("metadata", [b"", b"Wheel-Version: 2.0\n", b"\xff"])
 def test_wheels_of_another_version(tmp_path, metadata):
-    with pytest.raises(WheelUnsafe):
+    with pytest.raises(WheelUnsafe) as caught:
         build(wheel(tmp_path, {}, metadata=metadata))
+    assert " object at 0x" not in caught.value.message
 
 
 def test_a_wheel_that_is_another_one(tmp_path):

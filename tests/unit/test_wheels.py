@@ -12,6 +12,7 @@ from flops.builder import wheels
 from flops.builder.lock import LockedWheel
 from flops.builder.wheels import WheelCache
 from flops.errors import BadSetting, BuildError, DiskFull, IndexUnreachable, WheelHash
+from flops.oci import answers
 
 DATA = os.urandom(300_000)
 
@@ -253,3 +254,29 @@ def test_certificates_that_are_none(tmp_path):
         WheelCache(tmp_path, ca_bundle=tmp_path / "ca.pem")
     with pytest.raises(BadSetting):
         WheelCache(tmp_path, ca_bundle=tmp_path / "absent.pem")
+
+
+def test_a_wheel_of_unknown_size_is_not_taken_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(wheels, "LARGEST", len(DATA) - 1)
+    with Script(good, good).cache(tmp_path) as cache, pytest.raises(WheelHash):
+        cache.fetch(locked(size=None))
+    assert files(tmp_path) == []
+
+
+def test_an_address_whose_host_is_no_name_is_told(tmp_path):
+    with WheelCache(tmp_path) as cache, pytest.raises(IndexUnreachable):
+        cache.fetch(locked(host="xn--"))
+
+
+def test_a_wheel_in_drops_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "PACE_SECONDS", -1)
+    drops = Script(lambda: httpx.Response(200, stream=Drops()))
+    with drops.cache(tmp_path) as cache, pytest.raises(IndexUnreachable, match="only 1 bytes came"):
+        cache.fetch(locked())
+    assert files(tmp_path) == []
+
+
+class Drops(httpx.SyncByteStream):
+    def __iter__(self):
+        for byte in DATA:
+            yield bytes([byte])

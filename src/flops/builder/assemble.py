@@ -114,13 +114,20 @@ class Assembly:
     def wait_for_wheels(self, *others: Future[Any]) -> None:
         """Until every wheel that is wanted so far is here; the first failure, of `others` too, is raised."""
         wheels = list(self._wheels.values())
-        _first_failure([*wheels, *self._layers.values(), *others], until=wheels)
+        _first_failure([*wheels, *others], until=wheels)
 
     def finish(self, layers: Iterable[PlannedLayer]) -> dict[PlannedLayer, Layer]:
-        """These layers, made; the first failure is raised."""
-        wanted = list(layers)
-        _first_failure([*self._wheels.values(), *self._layers.values()], until=[self._layers[one] for one in wanted])
-        return {layer: self._layers[layer].result() for layer in wanted}
+        """These layers, made; the first failure is raised, but not of what was begun and is not wanted after all."""
+        wanted = {layer: self._layers[layer] for layer in layers}
+        wheels = {
+            wheel.sha256: self._wheels[wheel.sha256]
+            for layer in wanted
+            if isinstance(layer, WheelsLayer | BytecodeLayer)
+            for wheel in layer.wheels
+            if wheel.sha256 in self._wheels
+        }
+        _first_failure([*wheels.values(), *wanted.values()], until=list(wanted.values()))
+        return {layer: future.result() for layer, future in wanted.items()}
 
     def wait_for_offers(self) -> None:
         _first_failure(self._offers)
@@ -244,10 +251,12 @@ class Assembly:
             compression=self._workshop.compression,
             workers=self._workshop.workers,
         )
+        found: list[Layer] = []
         for layer in wanted:
-            key = bytecode_layer.key(layer, self._workshop.compression)
-            self._workshop.layers.put(key, WheelLayer(**made[layer].to_json()))
-        return [made[layer] for layer in wanted]
+            one = WheelLayer(**made[layer].to_json())
+            self._workshop.layers.put(bytecode_layer.key(layer, self._workshop.compression), one)
+            found.append(one)
+        return found
 
     def _count(self, stage: Stage, number: int) -> None:
         with self._guard:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops.builder import bytecode_child
+from flops.builder.limits import limited
 from flops.errors import BuildError, ToolFailed, ToolMissing, ToolTimeout
 from flops.process import run
 
@@ -29,6 +30,9 @@ BYTECODE_VERSION = 1
 _CHUNK_FILES = 200
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_SECONDS = 300
+#: Of one such process: a base image's Python is somebody else's program. Bytes of address space, bytes of a file.
+_CHUNK_MEMORY = 4 * 1024**3
+_CHUNK_OUTPUT = 512 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +148,9 @@ def _compile(interpreter: Interpreter, chunk: Sequence[_Job], room: Path, number
     flags = ["-S", "-s", "-B", "-X", "utf8", "-W", "ignore"]
     seed = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(interpreter.home)}
     try:
+        command = interpreter.command([*flags, bytecode_child.__file__, sources, bytecode])
         run(
-            interpreter.command([*flags, bytecode_child.__file__, sources, bytecode]),
+            limited(command, memory=_CHUNK_MEMORY, processor_seconds=_CHUNK_SECONDS, file_bytes=_CHUNK_OUTPUT),
             seconds=_CHUNK_SECONDS,
             env=seed,
             cwd=room,
@@ -153,8 +158,11 @@ def _compile(interpreter: Interpreter, chunk: Sequence[_Job], room: Path, number
     except (ToolFailed, ToolMissing, ToolTimeout) as error:
         first, last = chunk[0].path, chunk[-1].path
         raise BuildError(f"the base's Python can't compile {first} to {last}: {error.message}") from error
-    with bytecode.open("rb") as pack:
-        compiled = [pack.read(int.from_bytes(pack.read(4), "little")) for _ in chunk]
+    try:
+        with bytecode.open("rb") as pack:
+            compiled = [pack.read(int.from_bytes(pack.read(4), "little")) for _ in chunk]
+    except OSError as error:
+        raise BuildError(f"the base's Python wrote no bytecode for {chunk[0].path}: {error.strerror}") from error
     sources.unlink()
     bytecode.unlink()
     return compiled

@@ -252,6 +252,8 @@ def _entries(git: Git, tree: str, limits: Limits) -> dict[str, _Entry]:
         facts, _, path = record.partition("\t")
         mode, _, blob, size = facts.split()
         check_path(path, depth=limits.depth)
+        if size != "-" and not size.isdecimal():
+            raise CloneFsck(f"the object of {path} is missing", hint="run git fsck there, or clone it anew")
         entries[path] = _Entry(path=path, mode=mode, blob=blob, size=0 if size == "-" else int(size))
         total += entries[path].size
         check_size(len(entries), total, limits)

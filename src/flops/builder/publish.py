@@ -1,30 +1,26 @@
-"""Where finished images go: a registry, an OCI layout, an archive, or this machine's container engine.
+"""Where finished images go: what every place can do, and the registry; `local_targets` has those on this machine.
 
 The build knows none of them: it offers each layer as soon as it is made, and publishes both actors' images at the end.
 """
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from flops.builder.actors import Actor
-from flops.errors import BadImage, ImageNotFound, OutputError, UnknownPlatform
+from flops.errors import BadImage, ImageNotFound
 from flops.oci.image import INDEX, Descriptor, ImageIndex, index, index_document, parse_index, parse_manifest
-from flops.oci.layout import Layout, write_archive
-from flops.platforms import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flops.oci.client import RegistryClient
-    from flops.oci.engine import Engine
     from flops.oci.image import Image, ParsedManifest
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.oci.reference import Registry
+    from flops.platforms import Platform
 
 #: A manifest's annotation: bytes of its layers, unpacked.
 UNPACKED = "io.flops.unpacked"
@@ -123,153 +119,6 @@ class Target(Protocol):
         """How a person goes on from here, in lines."""
 
 
-class LayoutTarget:
-    """An OCI image layout in a directory, read by skopeo, podman, buildah and others."""
-
-    registry = None
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.uploaded = self.reused = 0
-
-    def check(self) -> None:
-        _writable_directory(self.root)
-
-    def reference(self, repository: str, actor: Actor, tag: str) -> str:
-        return f"{repository}/{actor.value}:{tag}"
-
-    def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """What has this name, where every blob of it is there."""
-        layout = Layout(self.root)
-        found = layout.read(self.reference(repository, actor, tag))
-        try:
-            whole = parse_index(layout.blobs.read(found.digest)) if found else None
-            entries = {one.platform: one for one in whole.manifests if one.platform is not None} if whole else {}
-            summaries = {platform: self._summary(layout.blobs, entry) for platform, entry in entries.items()}
-        except (BadImage, FileNotFoundError):
-            return None  # written anew
-        if found is None or whole is None:
-            return None
-        return Existing(annotations=whole.annotations, digest=found.digest, manifests=entries, summaries=summaries)
-
-    def _summary(self, blobs: BlobStore, entry: Descriptor) -> Summary:
-        manifest = parse_manifest(blobs.read(entry.digest))
-        for blob in (manifest.config, *manifest.layers):
-            if blobs.size(blob.digest) != blob.size:
-                raise BadImage(f"the blob {blob.digest} is not there, or not whole")
-        return summary_of(entry.digest, manifest)
-
-    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
-        """Nothing travels to a directory before the images are whole."""
-
-    def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
-        layout = Layout(self.root)
-        published = {}
-        for actor in delivery.images:
-            whole = with_others(delivery, actor, self.existing(delivery.repository, actor, delivery.tags[-1]))
-            fresh = [layer for layer in whole.layers if not layout.blobs.has(layer.digest)]
-            self.uploaded += sum(layer.size for layer in fresh)
-            self.reused += sum(layer.size for layer in whole.layers) - sum(layer.size for layer in fresh)
-            names = [self.reference(delivery.repository, actor, tag) for tag in delivery.tags]
-            for name in reversed(names):
-                layout.write(name, whole, delivery.store)
-            published[actor] = Published(reference=names[0], digest=whole.digest)
-        return published
-
-    def next_steps(self, references: Sequence[str]) -> list[str]:
-        lines = ["", f"The images are in the OCI layout {self.root}. Copy them where they are needed:"]
-        return lines + [f"  skopeo copy --all oci:{self.root}:{name} docker://REGISTRY/{name}" for name in references]
-
-
-class ArchiveTarget:
-    """One tar file of an OCI image layout."""
-
-    registry = None
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.uploaded = self.reused = 0
-
-    def check(self) -> None:
-        _writable_directory(self.path.absolute().parent)
-        if self.path.is_dir():
-            raise OutputError(f"{self.path} is a directory", hint="name a file that ends in .tar")
-
-    def reference(self, repository: str, actor: Actor, tag: str) -> str:
-        return f"{repository}/{actor.value}:{tag}"
-
-    def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """A file is written anew."""
-
-    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
-        """A file is written at the end."""
-
-    def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
-        named: dict[str, ImageIndex] = {}
-        published = {}
-        for actor, images in delivery.images.items():
-            whole = index(images, delivery.annotations(actor, delivery.locks))
-            for tag in delivery.tags:
-                named[self.reference(delivery.repository, actor, tag)] = whole
-            name = self.reference(delivery.repository, actor, delivery.tags[0])
-            published[actor] = Published(reference=name, digest=whole.digest)
-        write_archive(self.path, named, delivery.store)
-        self.uploaded = self.path.stat().st_size
-        return published
-
-    def next_steps(self, references: Sequence[str]) -> list[str]:
-        lines = ["", f"The images are in the archive {self.path}. Copy them where they are needed:"]
-        return lines + [
-            f"  skopeo copy --all oci-archive:{self.path}:{name} docker://REGISTRY/{name}" for name in references
-        ]
-
-
-class EngineTarget:
-    """podman's or docker's own storage: this machine's platform only."""
-
-    registry = None
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.uploaded = self.reused = 0
-
-    def check(self) -> None:
-        """The engine answered when it was found."""
-
-    def reference(self, repository: str, actor: Actor, tag: str) -> str:
-        return f"localhost/{repository}/{actor.value}:{tag}"
-
-    def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """Loading again is what was asked for."""
-
-    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
-        """An engine takes whole images."""
-
-    def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
-        published = {}
-        for actor, images in delivery.images.items():
-            own = [image for image in images if image.platform is Platform.host()]
-            if not own:
-                raise UnknownPlatform(
-                    "none of the images is for this machine, so none can be loaded",
-                    hint=f"add --platform {Platform.host()}, or use --output or --registry",
-                )
-            name = f"{delivery.repository}/{actor.value}:{delivery.tags[0]}"
-            with tempfile.TemporaryDirectory(prefix="flops-load-") as place:
-                archive = Path(place, f"{actor.value}.tar")
-                whole = index(own, delivery.annotations(actor, delivery.locks))
-                write_archive(archive, {name: whole}, delivery.store)
-                self.uploaded += archive.stat().st_size
-                self.engine.load(archive)
-            reference = self.reference(delivery.repository, actor, delivery.tags[0])
-            published[actor] = Published(reference=reference, digest=own[0].digest)
-        return published
-
-    def next_steps(self, references: Sequence[str]) -> list[str]:
-        lines = ["", f"The images are in {self.engine.program}. Look at one:"]
-        return lines + [f"  {self.engine.program} run --rm {name} --help" for name in references]
-
-
 class RegistryTarget:
     """A registry: layers travel while others are made; blobs, manifests, index, then the tags of both actors."""
 
@@ -322,13 +171,14 @@ class RegistryTarget:
             actor: with_others(delivery, actor, self.existing(delivery.repository, actor, recipe_tag))
             for actor in delivery.images
         }
-        counted = _Counter(
-            delivery.on_bytes, {layer.digest: layer.size for one in wholes.values() for layer in one.layers}
-        )
+        sizes = {actor: _size(whole) for actor, whole in wholes.items()}
+        before = 0
         for actor, whole in wholes.items():
             name = self._registry.repository(delivery.repository, actor.value)
             mounts = () if name == learner else (learner,)
-            report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=counted)
+            progress = _onward(delivery.on_bytes, before, sum(sizes.values()))
+            report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=progress)
+            before += sizes[actor]
             self.uploaded += report.uploaded
             self.reused += report.reused
         delivery.before_tags()
@@ -372,23 +222,12 @@ def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
     )
 
 
-class _Counter:
-    """Adds up bytes over both actors' pushes, which share most of their layers."""
-
-    def __init__(self, on_bytes: Callable[[int, int], None], sizes: Mapping[str, int]) -> None:
-        self._on_bytes = on_bytes
-        self._total = sum(sizes.values())
-
-    def __call__(self, done: int, total: int) -> None:
-        self._on_bytes(min(done, self._total), max(total, self._total))
+def _size(whole: ImageIndex) -> int:
+    """Bytes of all blobs of an index, each once."""
+    configs = {image.config_digest: len(image.config) for image in whole.images}
+    return sum(layer.size for layer in whole.layers) + sum(configs.values())
 
 
-def _writable_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"can't write into {path}: {error.strerror or error}", hint="name a place that can be written"
-        ) from error
+def _onward(on_bytes: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    """Counts one actor's bytes on from those of the actors before it."""
+    return lambda done, _total: on_bytes(before + done, total)

@@ -134,6 +134,11 @@ class TreeWriter:
                 f"{path} is a symbolic link that leaves the repository",
                 hint=f"commit the file itself as {path}, or link to a place in the repository by a path without detours",
             )
+        if UNREADABLE.search(target):
+            raise SourceError(
+                f"{path} is a symbolic link to {target[:200]!r}, which is no name in UTF-8 without control characters",
+                hint="remove it, or rename what it leads to",
+            )
         content = hashlib.new(self._algorithm, b"blob %d\0" % len(data) + data, usedforsecurity=False)
         return self._add(path, len(data), content.hexdigest(), executable=False, link=target)
 
@@ -159,8 +164,11 @@ class TreeWriter:
         for file in self._files:
             if file.link is not None:
                 place = self._destination / file.path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(file.link)
+                try:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.symlink_to(file.link)
+                except OSError as error:
+                    raise _write_error(file.path, error) from error
         warnings = [
             f"{path} is a Git LFS pointer; the images hold the pointer, not its content" for path in self._pointers
         ]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 INSTALLER = "flops"
 _SHEBANG = b"#!python"
 #: Each of these makes the prefix an environment; a wheel that wrote them would be another environment.
-_RESERVED = ("pyvenv.cfg", "bin/python", "bin/python3")
+_RESERVED = ("pyvenv.cfg", "bin", "bin/python", "bin/python3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,9 @@ def installed_files(archive: WheelArchive, prefix: Prefix) -> tuple[InstalledFil
     try:
         install(_Source(archive), destination, {"INSTALLER": f"{INSTALLER}\n".encode()})
     except (InstallerError, ValueError, KeyError, TypeError) as error:
-        archive.refuse(f"it can't be installed ({error})", error)
+        # installer's own errors carry the source before the reason, whose text is an address in memory
+        reason = error.args[-1] if error.args else type(error).__name__
+        archive.refuse(f"it can't be installed ({str(reason)[:300]})", error)
     return tuple(sorted(destination.files, key=lambda file: file.order))
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from flops.builder.index import tls, without_credentials
 from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
+from flops.oci import answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ PAUSE = 10.0
 PIECE = 256 * 1024
 #: Times that other bytes than the lock's are taken for an accident.
 HASH_ATTEMPTS = 2
+#: Bytes that are taken where a lock does not tell a wheel's size; the index that left it out may send without end.
+LARGEST = 16 * 1024**3
 
 
 class WheelCache:
@@ -168,7 +171,7 @@ class WheelCache:
         try:
             for piece in self._pieces(wheel):
                 received += len(piece)
-                if wheel.size is not None and received > wheel.size:
+                if received > (LARGEST if wheel.size is None else wheel.size):
                     break
                 sha256.update(piece)
                 _write(descriptor, piece)
@@ -186,8 +189,9 @@ class WheelCache:
         try:
             with self._client.stream("GET", wheel.url, auth=self.auth(wheel)) as response:
                 _check(wheel, response)
+                answers.pace(response)
                 yield from response.iter_raw(PIECE)
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a host that is no IDNA name
             raise IndexUnreachable(f"{wheel.filename} has an address that can't be used") from error
         except httpx.HTTPError as error:
             raise _Again(without_credentials(str(error)) or type(error).__name__) from error

@@ -63,7 +63,8 @@ class WorkTree:
 
     @property
     def source(self) -> str:
-        return self.origin or f"local/{self.directory.name}"
+        # images carry it as text, and a directory's name may be no UTF-8
+        return self.origin or f"local/{self.directory.name.encode('utf-8', 'replace').decode()}"
 
     @property
     def root(self) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +17,7 @@ from flops.errors import Cancelled, FlopsError, InternalError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
 #: The module of each command; its function is `command`.
 COMMANDS = {
@@ -63,23 +65,33 @@ def _application(words: Sequence[str]) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (ARCHITECTURE.md, "Command line")."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # a process of our own: orchestrators end one by SIGTERM, which is no other than Ctrl-C
+        signal.signal(signal.SIGTERM, _interrupted)
+    failure: FlopsError
     try:
         code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail(Cancelled("interrupted"), as_json="--json" in words)
+        if code == Cancelled.exit_code:  # typer answers an interrupt with this code and without a word
+            raise KeyboardInterrupt  # noqa: TRY301
     except BrokenPipeError:
         return 1
+    except (KeyboardInterrupt, typer.Abort):
+        failure = Cancelled("interrupted")
     except typer.TyperException as error:
-        return _fail(_usage(error), as_json="--json" in words)
+        failure = _usage(error)
     except FlopsError as error:
-        return _fail(error, as_json="--json" in words)
+        failure = error
     except Exception as error:  # noqa: BLE001 - a bug of ours, told as one
         traceback.print_exc(file=sys.stderr)
-        bug = InternalError(
+        failure = InternalError(
             f"{type(error).__name__}: {error}", hint="this is a bug of the image builder: please report the lines above"
         )
-        return _fail(bug, as_json="--json" in words)
-    return code if isinstance(code, int) else 0
+    else:
+        return code if isinstance(code, int) else 0
+    return _fail(failure, as_json="--json" in words)
+
+
+def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _usage(error: typer.TyperException) -> UsageError:

@@ -41,6 +41,11 @@ def plain(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Foreign text where a second line could pass for one of ours."""
+    return plain(text).replace("\n", "\\n")
+
+
 def _is_bidi(character: str) -> bool:
     """Marks that reorder what is seen (the Trojan Source class)."""
     return "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
@@ -69,7 +74,7 @@ def error_lines(error: FlopsError) -> list[Text]:
 def finding_lines(finding: Finding, word: str, style: str) -> list[Text]:
     lines = [
         _headline(word, finding.code, finding.message, style),
-        Text.assemble(("  --> ", "blue"), plain(finding.where)),
+        Text.assemble(("  --> ", "blue"), one_line(finding.where)),
     ]
     if finding.hint:
         lines.append(_hint(finding.hint))
@@ -105,7 +110,7 @@ def adjustment_table(adjustments: Iterable[Adjustment]) -> Table:
         table.add_column(name, overflow="fold")
     for one in adjustments:
         cells = (one.where, one.package, one.before or "-", one.after or "-", one.platform or "all", one.reason)
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     return table
 
 
@@ -131,6 +136,9 @@ class Lines:
         where = f" ({one.where})" if one.where else ""
         self._say(f"adjusted[{one.code}]: {one.package} {_change(one)}{platform}{where}: {one.reason}")
 
+    def _say(self, text: str) -> None:
+        self._console.print(Text(one_line(text)))
+
     def finding(self, finding: Finding) -> None:
         for line in finding_lines(finding, "note", "bold yellow"):
             self._console.print(line)
@@ -139,9 +147,6 @@ class Lines:
         self._console.print(Text.assemble(("warning", "bold yellow"), f": {stage.value}: {plain(message)}"))
         if hint:
             self._console.print(_hint(hint))
-
-    def _say(self, text: str) -> None:
-        self._console.print(Text(plain(text)))
 
 
 class _Bytes(DownloadColumn):

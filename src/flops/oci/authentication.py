@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from flops.errors import AuthRealm, RegistryAuth, RegistryUnreachable
+from flops.oci import answers
 from flops.oci.hosts import check_realm
 from flops.oci.retry import Transient, is_transient, retry_after
 
@@ -76,6 +78,7 @@ class RegistryAuthentication(httpx.Auth):
         response = yield request
         if response.status_code != _UNAUTHORIZED:
             return
+        answers.read(response)
         with self._lock(scope):
             current = self._authorization(scope)
             if current is None or current == used:
@@ -116,9 +119,9 @@ class RegistryAuthentication(httpx.Auth):
         """Ask the realm for a token, with credentials where we have some, else as anybody."""
         try:
             realm = httpx.URL(challenge.parameters.get("realm", ""))
-        except httpx.InvalidURL as error:
+            check_realm(self._registry, realm, self._realms)
+        except (httpx.InvalidURL, UnicodeError) as error:  # a host that is no IDNA name is seen when it is asked for
             raise AuthRealm(f"the registry {self._registry.host} names a token realm that can't be read") from error
-        check_realm(self._registry, realm, self._realms)
         scopes = merge_scopes((*challenge.parameters.get("scope", "").split(), *scope))
         response = yield _token_request(realm, challenge.parameters.get("service", ""), scopes, self._credential())
         token = self._read_token(response)
@@ -127,6 +130,7 @@ class RegistryAuthentication(httpx.Auth):
 
     def _read_token(self, response: httpx.Response) -> _Token:
         host = response.request.url.host
+        answer = answers.read(response)
         if is_transient(response.status_code):
             failure = RegistryUnreachable(f"the token server {host} answered {response.status_code}")
             raise Transient(failure, after=retry_after(response))
@@ -135,12 +139,11 @@ class RegistryAuthentication(httpx.Auth):
                 f"{host} gave no token for the registry {self._registry.host} (it answered {response.status_code})",
                 hint=f"log in with `docker login {self._registry.host}` or `podman login`; see what the account may do",
             )
-        response.read()
         try:
-            document = response.json()
+            document = json.loads(answer.content)
             value = str(document.get("token") or document.get("access_token") or "")
             lifetime = float(document.get("expires_in") or _LIFETIME)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise RegistryAuth(f"the answer of the token server {host} can't be read") from error
         if not value.isascii() or not value.isprintable() or not value:
             raise RegistryAuth(f"the token server {host} gave no token that can be sent")

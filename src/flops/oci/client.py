@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from urllib.parse import urlencode
 
 from flops.errors import RegistryDigest, RegistryRefused
-from flops.oci import pull, push
+from flops.oci import answers, pull, push
 from flops.oci.authentication import pulling, pushing
 from flops.oci.manifests import Manifests
 from flops.oci.retry import Transient
@@ -209,6 +209,7 @@ class RegistryClient:
 
     def _checked(self, response: httpx.Response, digest: str) -> Iterator[bytes]:
         received = hashlib.sha256()
+        answers.pace(response)
         for piece in response.iter_raw(PIECE):
             received.update(piece)
             yield piece

@@ -32,6 +32,8 @@ _PIECE = 1024 * 1024
 _BROKEN: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, isal_zlib.error, zstandard.ZstdError)  # type: ignore[assignment]
 #: Documents are small; nobody needs a config of more.
 _CONFIG_LIMIT = 8 * 1024 * 1024
+#: Bytes of a layer's tar; a small layer may unpack to more than a day's work.
+_LAYER_LIMIT = 64 * 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,8 @@ def _unpacked(store: BlobStore, descriptor: Descriptor) -> tuple[str, int]:
             while piece := tar.read(_PIECE):
                 digest.update(piece)
                 size += len(piece)
+                if size > _LAYER_LIMIT:
+                    raise BadImage(f"the layer {descriptor.digest} unpacks to more than {_LAYER_LIMIT} bytes")
     except _BROKEN as error:
         raise BadImage(f"the layer {descriptor.digest} can't be unpacked: {error}") from error
     return f"sha256:{digest.hexdigest()}", size

@@ -35,6 +35,8 @@ class Registry:
     def parse(cls, text: str) -> Registry:
         """Read `[http://|https://]HOST[:PORT][/PREFIX]`; BadTarget says what is wrong with it."""
         scheme, rest = _scheme(text.strip())
+        if "@" in rest:
+            raise _credential()
         host, slash, prefix = rest.rstrip("/").partition("/")
         _check_host(host, text)
         return cls(host=host, prefix=repository_name(prefix) if slash else "", plain_http=_plain(scheme, host))
@@ -79,6 +81,8 @@ class Reference:
         """Read `[http://]HOST[:PORT]/NAME[:TAG][@sha256:DIGEST]`, the tag `latest` where neither is written."""
         scheme, rest = _scheme(text.strip())
         rest, at, digest = rest.partition("@")
+        if at and not digest.startswith("sha"):
+            raise _credential()
         if at and not _DIGEST.fullmatch(digest):
             raise BadTarget(f"the digest of {text!r} can't be read", hint="write @sha256: and 64 hexadecimal digits")
         host, slash, name = rest.partition("/")
@@ -174,6 +178,14 @@ def _split_port(host: str) -> tuple[str, str]:
         name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
         return name, port
     return host, ""
+
+
+def _credential() -> BadTarget:
+    """Never with the text itself: it would show the password."""
+    return BadTarget(
+        "a registry's name holds no user name and password",
+        hint="write [http://]HOST[:PORT][/PREFIX], and log in with `docker login` or `podman login`",
+    )
 
 
 def _check_host(host: str, text: str) -> None:

@@ -19,6 +19,7 @@ from flops.errors import (
     RegistryTooLarge,
     RegistryUnreachable,
 )
+from flops.oci import answers
 from flops.oci.authentication import SCOPE, RegistryAuthentication
 from flops.oci.hosts import check_location
 from flops.oci.retry import Retry, Transient, is_transient, retry_after
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from flops.oci.upload import FileBody
 
 PIECE = 256 * 1024
-#: Most bytes of an answer that is read whole: a manifest has up to 4 MiB.
-ANSWER_LIMIT = 4 * 1024 * 1024
 _HOPS = 5
 #: Tries at a registry that never answered: it is most likely not there, and its user waits.
 _FIRST_TRIES = 3
@@ -117,7 +116,7 @@ class Session:
             try:
                 self._reached = True
                 expected = response.status_code in expect
-                whole = response if unread and expected else self._read(response)
+                whole = response if unread and expected else answers.read(response)
                 if not expected:
                     raise self._failure(whole)
                 yield whole
@@ -131,9 +130,9 @@ class Session:
             raise RegistryRefused(f"the registry {self.registry.host} told no Location for an upload")
         try:
             url = response.request.url.join(text)
-        except httpx.InvalidURL as error:
+            return check_location(self.registry, url)
+        except (httpx.InvalidURL, UnicodeError) as error:  # a host that is no IDNA name is seen when it is asked for
             raise RegistryRefused(f"the registry {self.registry.host} told a Location that can't be read") from error
-        return check_location(self.registry, url)
 
     def refusal(self, response: httpx.Response) -> FlopsError:
         """The error for an answer whose status nobody can use."""
@@ -149,7 +148,7 @@ class Session:
         if response.is_redirect:
             hint = f"name the registry as it is reached: {response.headers.get('location', '')[:200]}"
             return RegistryRefused(f"{host} redirects {doing}", hint=hint)
-        if "HTTP request to an HTTPS server" in response.text[:1000]:
+        if b"HTTP request to an HTTPS server" in response.content[:1000]:
             hint = f"write https://{host}"
             return RegistryUnreachable(f"{host} speaks HTTPS, and was spoken to by HTTP", hint=hint)
         return RegistryRefused(f"{host} answered {status} to {doing}{said}", hint=_hint(status))
@@ -172,16 +171,6 @@ class Session:
             request = self._client.build_request(request.method, target, headers=headers, extensions=request.extensions)
         raise RegistryRefused(f"the registry {self.registry.host} redirects without end")
 
-    def _read(self, response: httpx.Response) -> httpx.Response:
-        body = bytearray()
-        for piece in response.iter_bytes():
-            body += piece
-            if len(body) > ANSWER_LIMIT:
-                raise RegistryRefused(f"an answer of {self.registry.host} is larger than {ANSWER_LIMIT} bytes")
-        return httpx.Response(
-            response.status_code, headers=response.headers, content=bytes(body), request=response.request
-        )
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -191,7 +180,7 @@ class Session:
             if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
                 raise failure from error
             raise Transient(failure, tries=None if self._reached else _FIRST_TRIES) from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
             raise RegistryRefused(f"the registry {self.registry.host} can't be used: {error}") from error
 
     def _unreachable(self, error: httpx.TransportError) -> RegistryUnreachable:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import zstandard
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from flops.builder.rootfs.deb import Kind
 from flops.errors import BaseUnsuitable
+from flops.oci.blobs import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,25 @@ _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _MOST_LINKS = 40
 _PIECE = 1024 * 1024
+#: Bytes of one file, and of all files of one call, that are written to this machine's disk: a Python has some 40 MB.
+_LARGEST_FILE = 256 * 1024 * 1024
+_LARGEST_EXTRACT = 1024 * 1024 * 1024
+#: Bytes of a member's extended header, which tarfile reads whole.
+_LARGEST_HEADER = 1024 * 1024
+#: Reads past a layer's end; tarfile would go on for as long as a member claims to be.
+_MOST_EMPTY_READS = 100
+#: What the decompressors and tarfile say of bytes that they can't read.
+_BROKEN: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    ValueError,
+    RecursionError,
+    OverflowError,
+    zlib.error,
+    isal_zlib.error,  # type: ignore[assignment]
+    gzip.BadGzipFile,
+    zstandard.ZstdError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +120,17 @@ class ImageTree:
         return found if found in self.nodes else None
 
     def extract(self, paths: Iterable[str], destination: Path) -> None:
-        """Write these files (not links) under a directory, each at its path; one pass over each layer that holds some."""
+        """Write these files (not links) under a directory, each at its path; one pass over each layer that holds some.
+
+        BaseUnsuitable where they are larger than any Python's, or can't lie side by side; DiskFull.
+        """
         wanted: dict[int, dict[str, list[str]]] = {}
+        total = 0
         for path in paths:
             node = self.nodes[path]
+            total += node.size
+            if node.size > _LARGEST_FILE or total > _LARGEST_EXTRACT:
+                raise BaseUnsuitable(f"/{path[:200]} of the base has {node.size} bytes, too many for its purpose")
             wanted.setdefault(node.layer, {}).setdefault(node.stored_as, []).append(path)
         for number, sources in sorted(wanted.items()):
             with _opened(self._layers[number], self._blobs) as archive:
@@ -147,6 +174,9 @@ def _note(member: tarfile.TarInfo, number: int, below: dict[str, Node], added: d
 
 
 def _remove(nodes: dict[str, Node], path: str, *, itself: bool) -> None:
+    if itself and path in nodes and nodes[path].kind is not Kind.DIRECTORY:
+        del nodes[path]  # nothing lies below it: no need to look through all
+        return
     prefix = f"{path}/" if path else ""
     for name in [name for name in nodes if name.startswith(prefix)]:
         del nodes[name]
@@ -161,13 +191,17 @@ def _clean(name: str) -> str:
 
 
 def _write(content: IO[bytes], targets: Sequence[Path], mode: int) -> None:
-    for target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with targets[0].open("wb") as file:
-        shutil.copyfileobj(content, file, _PIECE)
-    targets[0].chmod(mode)
-    for other in targets[1:]:
-        shutil.copy(targets[0], other)
+    try:
+        with disk_errors(targets[0].parent):
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with targets[0].open("wb") as file:
+                shutil.copyfileobj(content, file, _PIECE)
+            targets[0].chmod(mode)
+            for other in targets[1:]:
+                shutil.copy(targets[0], other)
+    except OSError as error:  # a name that this file system has not, a file where another one wants a directory
+        raise BaseUnsuitable(f"{targets[0].name[:200]!r} of the base can't be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -181,7 +215,42 @@ def _opened(layer: Layer, blobs: BlobStore) -> Iterator[tarfile.TarFile]:
                 stream = cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True))
             else:
                 stream = blob
-            with stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            bounded = cast("IO[bytes]", _Bounded(stream))
+            with stream, tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Member) as archive:
                 yield archive
-    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, EOFError) as error:
+    except _BROKEN as error:
         raise BaseUnsuitable(f"layer {layer.digest} of the base can't be read: {error}") from error
+
+
+class _Bounded:
+    """A layer's tar, of which a reader that goes on past its end hears so."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._empty = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._empty += not data
+        if self._empty > _MOST_EMPTY_READS:
+            raise EOFError("a member is longer than the layer")
+        return data
+
+
+class _Member(tarfile.TarInfo):
+    """Looks at a header's size before tarfile reads what it announces into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = self.type not in tarfile.SUPPORTED_TYPES or self.type in _EXTENDED
+        if self.size < 0 or (extended and self.size > _LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return cast("tarfile.TarInfo", super()._proc_member(archive))  # type: ignore[misc]
+
+
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)

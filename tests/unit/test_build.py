@@ -1,0 +1,495 @@
+"""The main job with its outer parts replaced: no network, no apt, no uv; checkout, layers, images and places are real."""
+
+import base64
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import Future
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flops.builder import build as main_job
+from flops.builder.actors import Actor
+from flops.builder.build import build, check
+from flops.builder.bytecode import Interpreter
+from flops.builder.doctor import PythonChoice, Resolution
+from flops.builder.local_targets import LayoutTarget
+from flops.builder.lock import Lock, LockedWheel
+from flops.builder.request import Request
+from flops.builder.rootfs import Base
+from flops.builder.source import parse_source
+from flops.builder.wheels import WheelCache
+from flops.errors import Adjustment, BaseUnavailable, Cancelled, LayerConflict, NoWheel, StructureError
+from flops.oci.image import parse_config, parse_index, parse_manifest
+from flops.oci.layer import LayerWriter
+from flops.oci.layout import Layout
+from flops.platforms import Platform
+from flops.progress import Silent, Stage
+from flops.recipe import Compression, Flavor, Recipe
+from flops.settings import Settings
+
+AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
+MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
+FULL = ".".join(map(str, sys.version_info[:3]))
+OURS = PythonChoice(version=FULL, minor=MINOR, glibc=(2, 36), provider="debian", suite="bookworm")
+OTHER = PythonChoice(version="3.99.1", minor="3.99", glibc=(2, 41), provider="debian", suite="trixie")
+MODEL_MANAGER = """\
+import thing
+from flops_utils.ml_repo_templates import ModelManagerTemplate
+from sklearn.linear_model import SGDClassifier
+
+
+class ModelManager(ModelManagerTemplate):
+    def set_model_data(self): ...
+    def get_model(self): ...
+    def get_model_parameters(self): ...
+    def set_model_parameters(self, parameters): ...
+    def fit_model(self): ...
+    def evaluate_model(self): ...
+"""
+DATA_MANAGER = """\
+from flops_utils.ml_repo_templates import DataManagerTemplate
+
+
+class DataManager(DataManagerTemplate):
+    def _prepare_data(self): ...
+    def get_data(self): ...
+"""
+
+
+class Ours(Interpreter):
+    """The Python of these tests in the place of a base's."""
+
+    def command(self, arguments):
+        return [sys.executable, *map(str, arguments)]
+
+    @property
+    def home(self):
+        return Path(sys.base_prefix)
+
+
+class World:
+    """What lies outside: an index of small wheels, bases, and locks that are simply there."""
+
+    def __init__(self):
+        self.files = {}
+        self.started = []
+        self.locks = {
+            platform: self.lock(platform, [self.wheel("numpy"), self.wheel("thing")]) for platform in Platform
+        }
+        self.runtime = {platform: self.lock(platform, [self.wheel("flwr")]) for platform in Platform}
+        self.python = OURS
+        self.choices = [OURS, OTHER]
+        self.adjustments = ()
+        self.failures = {}
+        """What a room raises, by its name: base, resolve."""
+
+    def wheel(self, name, files=None):
+        info = f"{name}-1.0.dist-info"
+        content = {f"{name}/__init__.py": f"NAME = {name!r}\n".encode(), **(files or {})}
+        content |= {f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
+        content |= {f"{info}/METADATA": f"Name: {name}\nVersion: 1.0\n".encode()}
+        rows = []
+        for path, data in content.items():
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+            rows.append(f"{path},sha256={digest},{len(data)}")
+        output = io.BytesIO()
+        with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, data in {**content, f"{info}/RECORD": "\n".join([*rows, f"{info}/RECORD,,"]).encode()}.items():
+                archive.writestr(zipfile.ZipInfo(path, (2024, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+        data = output.getvalue()
+        filename = f"{name}-1.0-py3-none-any.whl"
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.files[f"/{sha256}/{filename}"] = data
+        return LockedWheel(
+            name=name,
+            version="1.0",
+            filename=filename,
+            url=f"https://index.example/{sha256}/{filename}",
+            sha256=sha256,
+            size=len(data),
+        )
+
+    @staticmethod
+    def lock(platform, wheels):
+        return Lock(platform=platform, python=FULL, wheels=tuple(sorted(wheels, key=lambda one: one.name)))
+
+    def runtime_lock(self, platform, python):
+        return Lock(platform=platform, python=python, wheels=self.runtime[platform].wheels)
+
+    def answer(self, request):
+        found = self.files.get(request.url.path)
+        return httpx.Response(404) if found is None else httpx.Response(200, stream=httpx.ByteStream(found))
+
+    def resolve(self, requirements, platforms, pythons, **_):
+        if "resolve" in self.failures:
+            raise self.failures["resolve"]
+        locks = {platform: self.locks[platform] for platform in platforms}
+        return Resolution(python=self.python, locks=locks, adjustments=self.adjustments)
+
+
+class Bases:
+    """In the place of Foundation."""
+
+    def __init__(self, world, platforms, blobs):
+        self.world = world
+        self.platforms = platforms
+        self.blobs = blobs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def choices(self):
+        return self.world.choices
+
+    def start(self, choice):
+        self.world.started.append(choice.minor)
+        future = Future()
+        if "base" in self.world.failures:
+            future.set_exception(self.world.failures["base"])
+        else:
+            future.set_result({platform: self.base(platform, choice) for platform in self.platforms})
+        return future
+
+    def bases(self, choice):
+        return self.start(choice).result()
+
+    def interpreter(self, choice):
+        if choice.minor in self.world.failures:
+            raise self.world.failures[choice.minor]
+        return Ours(root=Path("/"), minor=choice.minor, program="usr/bin/python", loader="", libraries=())
+
+    def base(self, platform, choice):
+        with self.blobs.writer() as blob:
+            writer = LayerWriter(blob)
+            writer.file("etc/os-release", f"{platform} {choice.suite}\n".encode())
+            layer = writer.close(comment="base")
+            blob.commit(layer.digest)
+        return Base(
+            platform=platform,
+            python=choice.version,
+            glibc=choice.glibc,
+            interpreter=f"/usr/bin/python{choice.minor}",
+            layers=(layer,),
+            lock="sha256:" + hashlib.sha256(str(platform).encode()).hexdigest(),
+        )
+
+
+@pytest.fixture
+def world(monkeypatch):
+    one = World()
+    monkeypatch.setattr(main_job, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
+    monkeypatch.setattr(
+        main_job, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
+    )
+    monkeypatch.setattr(main_job.doctor, "resolve", one.resolve)
+    monkeypatch.setattr(
+        main_job.runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python)
+    )
+    return one
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", workers=2)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    directory = tmp_path / "digits"
+    directory.mkdir()
+    (directory / "model_manager.py").write_text(MODEL_MANAGER)
+    (directory / "data_manager.py").write_text(DATA_MANAGER)
+    (directory / "requirements.txt").write_text("numpy\nmlflow\nscikit-learn\n")
+    commit(directory)
+    return directory
+
+
+def commit(directory):
+    who = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-c", "commit.gpgsign=false"]
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "Digits"]):
+        subprocess.run(["git", *who, *words], cwd=directory, check=True, timeout=60)
+
+
+def request(repository, *platforms, recipe=None, **more):
+    return Request(
+        source=parse_source(str(repository)), platforms=platforms or (AMD64, ARM64), recipe=recipe or Recipe(), **more
+    )
+
+
+class Told(Silent):
+    def __init__(self):
+        self.stages = []
+        self.warnings = []
+        self.adjustments = []
+
+    def stage(self, stage, message):
+        self.stages.append(stage)
+        return super().stage(stage, message)
+
+    def warning(self, stage, message, *, hint=""):
+        self.warnings.append((stage, message))
+
+    def adjusted(self, adjustment):
+        self.adjustments.append(adjustment)
+
+
+def comments(place, result, actor, platform):
+    blobs = Layout(place.root).blobs
+    manifest = parse_manifest(blobs.read(result.images[actor].platforms[platform].digest))
+    return parse_config(blobs.read(manifest.config.digest)).comments
+
+
+def test_both_actors_for_all_platforms(world, settings, repository, tmp_path):
+    place, told = LayoutTarget(tmp_path / "images"), Told()
+    result = build(request(repository), place, settings=settings, reporter=told)
+    assert told.stages == [
+        Stage.CLONE,
+        Stage.CHECK,
+        Stage.RESOLVE,
+        Stage.FETCH,
+        Stage.ASSEMBLE,
+        Stage.VERIFY,
+        Stage.PUSH,
+    ]
+    assert set(result.images) == set(Actor)
+    for actor, image in result.images.items():
+        assert image.reference == f"local/digits/{actor.value}:{result.commit}"
+        assert set(image.platforms) == {AMD64, ARM64}
+        found = parse_index(Layout(place.root).blobs.read(image.digest))
+        assert {one.platform: one.digest for one in found.manifests} == {
+            platform: one.digest for platform, one in image.platforms.items()
+        }
+        assert comments(place, result, actor, ARM64) == (
+            "base",
+            "flwr 1.0",
+            "FL runtime, every machine, bytecode",
+            *(layer for layer in comments(place, result, actor, AMD64)[3:-3]),
+            "FLOps shims",
+            "ML repository",
+            f"{actor.value} actor",
+        )
+    document = result.to_json()
+    assert set(document) == {
+        "repository",
+        "commit",
+        "recipe",
+        "registry",
+        "images",
+        "python",
+        "adjustments",
+        "findings",
+        "seconds",
+        "bytes",
+    }
+    assert set(document["images"]["learner"]["platforms"]["linux/arm64"]) == {
+        "digest",
+        "layers",
+        "bytes",
+        "uncompressed_bytes",
+    }
+    assert list(document["seconds"]) == [
+        "clone",
+        "check",
+        "resolve",
+        "fetch",
+        "assemble",
+        "verify",
+        "push",
+        "total",
+    ]
+    assert document["bytes"]["downloaded"] == sum(map(len, world.files.values()))
+    assert [(one["code"], one["package"]) for one in document["adjustments"]] == [("REMOVED", "mlflow")]
+    assert [one.package for one in told.adjustments] == ["mlflow"]
+    assert document["python"] == {"requested": None, "used": FULL, "provider": "debian"}
+
+
+def test_adjustments_of_the_doctor_follow_those_of_the_file(world, settings, repository, tmp_path):
+    moved = Adjustment(
+        code="PIN_RELAXED", package="numpy", before="", after="==1.0", where="requirements.txt:1", reason="x"
+    )
+    world.adjustments = (moved,)
+    result = build(request(repository), LayoutTarget(tmp_path / "images"), settings=settings)
+    assert [one.package for one in result.adjustments] == ["mlflow", "numpy"]
+
+
+def test_the_flavor_is_told_by_the_request_or_by_the_imports(world, settings, repository, tmp_path):
+    for recipe, flavor in ((Recipe(), "sklearn"), (Recipe(flavor=Flavor.KERAS), "keras")):
+        place = LayoutTarget(tmp_path / flavor)
+        result = build(request(repository, AMD64, recipe=recipe), place, settings=settings)
+        blobs = Layout(place.root).blobs
+        found = parse_index(blobs.read(result.images[Actor.LEARNER].digest))
+        assert found.annotations["io.flops.flavor"] == flavor
+
+
+def test_matching_images_are_not_built_again(world, settings, repository, tmp_path):
+    place = LayoutTarget(tmp_path / "images")
+    first = build(request(repository), place, settings=settings)
+    world.started.clear()
+    world.failures["resolve"] = AssertionError("nothing is to be resolved")
+    told = Told()
+    again = build(request(repository, ARM64), LayoutTarget(tmp_path / "images"), settings=settings, reporter=told)
+    assert told.stages == [Stage.CLONE, Stage.CHECK]
+    assert world.started == []
+    assert again.python is None
+    assert again.to_json()["python"] is None
+    for actor in Actor:
+        assert again.images[actor].digest == first.images[actor].digest
+        (platform,) = again.images[actor].platforms
+        assert platform is ARM64
+        assert again.images[actor].platforms[ARM64].to_json() == first.images[actor].platforms[ARM64].to_json()
+    assert again.bytes["downloaded"] == again.bytes["uploaded"] == 0
+
+
+@pytest.mark.parametrize("flag", ["force", "upgrade"])
+def test_force_and_upgrade_build_all_the_same(world, settings, repository, tmp_path, flag):
+    place = LayoutTarget(tmp_path / "images")
+    first = build(request(repository), place, settings=settings)
+    again = build(request(repository, **{flag: True}), place, settings=settings)
+    assert again.python is not None
+    assert {actor: one.digest for actor, one in again.images.items()} == {
+        actor: one.digest for actor, one in first.images.items()
+    }
+
+
+def test_another_recipe_has_a_tag_of_its_own(world, settings, repository, tmp_path):
+    place, told = LayoutTarget(tmp_path / "images"), Told()
+    first = build(request(repository), place, settings=settings)
+    recipe = Recipe(compression=Compression.ZSTD)
+    second = build(request(repository, recipe=recipe), place, settings=settings, reporter=told)
+    assert second.images[Actor.LEARNER].reference == f"local/digits/learner:{first.commit}-{recipe.short}"
+    layout = Layout(place.root)
+    assert layout.read(f"local/digits/learner:{first.commit}").digest == first.images[Actor.LEARNER].digest
+    assert any("another recipe" in message for _, message in told.warnings)
+
+
+def test_code_that_changed_fetches_nothing(world, settings, repository, tmp_path):
+    place = LayoutTarget(tmp_path / "images")
+    first = build(request(repository), place, settings=settings)
+    (repository / "model_manager.py").write_text(MODEL_MANAGER + "\n# changed\n")
+    commit(repository)
+    world.files.clear()
+    second = build(request(repository), place, settings=settings)
+    assert second.commit != first.commit
+    assert second.bytes["downloaded"] == 0
+    layers = []
+    for result in (first, second):
+        manifest = parse_manifest(Layout(place.root).blobs.read(result.images[Actor.LEARNER].platforms[AMD64].digest))
+        layers.append([one.digest for one in manifest.layers])
+    assert [one == other for one, other in zip(*layers, strict=True)].count(False) == 1
+
+
+def test_another_python_than_the_likely_one(world, settings, repository, tmp_path):
+    """The likely Python's base and runtime were begun; the images hold nothing of them."""
+    world.choices = [OTHER, OURS]
+    world.failures["3.99"] = BaseUnavailable("there is no such suite")
+    place = LayoutTarget(tmp_path / "images")
+    result = build(request(repository, AMD64), place, settings=settings)
+    assert result.python.used == FULL
+    assert world.started[0] == "3.99"
+    world.choices = [OURS]
+    only = build(request(repository, AMD64), LayoutTarget(tmp_path / "only"), settings=settings)
+    assert only.images[Actor.LEARNER].digest == result.images[Actor.LEARNER].digest
+
+
+def test_two_packages_with_one_module_that_is_imported(world, settings, repository, tmp_path):
+    other = world.wheel("other", {"thing/__init__.py": b"NAME = 'another'\n"})
+    world.locks = {platform: world.lock(platform, [*lock.wheels, other]) for platform, lock in world.locks.items()}
+    place = LayoutTarget(tmp_path / "images")
+    with pytest.raises(LayerConflict, match=r"thing/__init__\.py"):
+        build(request(repository), place, settings=settings)
+    assert Layout(place.root).references() == {}
+    result = build(request(repository, verify=False), place, settings=settings)
+    assert result.images
+
+
+def test_two_packages_with_one_file_that_nobody_imports(world, settings, repository, tmp_path):
+    tests = {"tests/__init__.py": b"# another\n"}
+    wheels = [world.wheel("numpy", {"tests/__init__.py": b""}), world.wheel("thing"), world.wheel("other", tests)]
+    world.locks = {platform: world.lock(platform, wheels) for platform in Platform}
+    told = Told()
+    build(request(repository), LayoutTarget(tmp_path / "images"), settings=settings, reporter=told)
+    ((stage, message),) = told.warnings
+    assert stage is Stage.VERIFY
+    assert "tests/__init__.py" in message
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("room", "error"),
+    [
+        ("base", BaseUnavailable("no apt", hint="--base-image")),
+        ("resolve", NoWheel("psutil 5.9.8 has no wheel for linux/arm64", hint="6.0.0 has one")),
+    ],
+)
+def test_a_failure_leaves_what_stood(world, settings, repository, tmp_path, room, error):
+    place = LayoutTarget(tmp_path / "images")
+    build(request(repository), place, settings=settings)
+    before = (place.root / "index.json").read_bytes()
+    world.failures[room] = error
+    with pytest.raises(type(error)) as caught:
+        build(request(repository, force=True), place, settings=settings)
+    assert caught.value is error
+    assert (place.root / "index.json").read_bytes() == before
+    assert not list((settings.cache_dir / ".partial").iterdir())
+
+
+def test_a_structure_that_is_wrong_ends_it_before_anything_is_begun(world, settings, repository, tmp_path):
+    (repository / "model_manager.py").unlink()
+    with pytest.raises(StructureError) as caught:
+        build(request(repository), LayoutTarget(tmp_path / "images"), settings=settings)
+    assert [one.path for one in caught.value.findings] == ["model_manager.py"]
+    assert world.started == []
+
+
+def test_the_callers_leave_is_asked_before_names_move(world, settings, repository, tmp_path):
+    place = LayoutTarget(tmp_path / "images")
+    asked = []
+
+    def stop():
+        asked.append(Layout(place.root).references())
+        raise Cancelled("cancelled")
+
+    with pytest.raises(Cancelled):
+        build(request(repository), place, settings=settings, before_tags=stop)
+    assert asked == [{}]
+    assert Layout(place.root).references() == {}
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+def test_check_ends_with_the_locks(world, settings, repository):
+    told = Told()
+    report = check(request(repository), settings=settings, reporter=told)
+    assert told.stages == [Stage.CLONE, Stage.CHECK, Stage.RESOLVE]
+    assert world.started == []
+    document = report.to_json()
+    assert document["locks"] == {
+        platform.value: [
+            {"name": wheel.name, "version": "1.0", "bytes": wheel.size} for wheel in world.locks[platform].wheels
+        ]
+        for platform in (AMD64, ARM64)
+    }
+    assert set(document) == {
+        "repository",
+        "commit",
+        "recipe",
+        "python",
+        "adjustments",
+        "findings",
+        "locks",
+        "seconds",
+    }
+    assert [one["package"] for one in document["adjustments"]] == ["mlflow"]
+
+
+def test_check_fails_as_build_does(world, settings, repository):
+    world.failures["resolve"] = NoWheel("psutil has none")
+    with pytest.raises(NoWheel):
+        check(request(repository), settings=settings)

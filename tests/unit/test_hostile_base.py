@@ -1,0 +1,130 @@
+"""Layers of a base image that lie about their sizes, explode, or hold what no file system takes."""
+
+import gzip
+import io
+import tarfile
+
+import pytest
+
+from flops.builder.rootfs import image_tree
+from flops.builder.rootfs.image_tree import ImageTree
+from flops.errors import BaseUnsuitable
+from flops.oci.blobs import BlobStore
+from flops.oci.layer import GZIP, Layer
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads raw tars, bottom to top, as a tree."""
+    store = BlobStore(tmp_path / "store")
+
+    def tree(*tars):
+        layers = []
+        for raw in tars:
+            packed = gzip.compress(raw, 1)
+            layers.append(
+                Layer(
+                    digest=store.put(packed),
+                    diff_id="sha256:" + "0" * 64,
+                    size=len(packed),
+                    uncompressed_size=len(raw),
+                    media_type=GZIP,
+                )
+            )
+        return ImageTree.read(layers, store)
+
+    return tree
+
+
+def tar(**files):
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as archive:
+        for path, content in files.items():
+            info = tarfile.TarInfo(path.replace("__", "/"))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return output.getvalue()
+
+
+def header(name, kind=tarfile.REGTYPE, size=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def extended(*records):
+    """A file after an extended header (pax) with these records."""
+    body = b""
+    for key, value in records:
+        rest = b" " + key + b"=" + value + b"\n"
+        length = next(n for n in range(len(rest), len(rest) + 10) if n == len(rest) + len(str(n)))
+        body += str(length).encode() + rest
+    padded = body + bytes(-len(body) % 512)
+    return header("pax", tarfile.XHDTYPE, len(body)) + padded + header("f", size=1) + b"x" + bytes(511 + 1024)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b"no tar at all" * 100, id="no tar"),
+        pytest.param(b"", id="empty"),
+        pytest.param(extended((b"size", b"1" + b"0" * 30)), id="a file longer than the layer"),
+        pytest.param(header("f", size=1 << 80), id="a file longer than all disks"),
+        pytest.param(extended((b"size", b"-1000000")), id="a negative size"),
+        pytest.param(extended((b"GNU.sparse.map", b"a,b")), id="a sparse map of letters"),
+        pytest.param(extended((b"GNU.sparse.size", b"a")), id="a sparse size of letters"),
+        pytest.param(header("l", tarfile.GNUTYPE_LONGNAME, 1 << 30) + bytes(4096), id="a name of a gigabyte"),
+        pytest.param(header("p", tarfile.XHDTYPE, 1 << 30) + bytes(4096), id="an extended header of a gigabyte"),
+        pytest.param(
+            b"".join(header("p", tarfile.XHDTYPE, 8) + b"8 a=bcd\n" + bytes(504) for _ in range(5000)),
+            id="headers of headers",
+        ),
+    ],
+)
+def test_what_is_no_layer_is_told(read, raw):
+    with pytest.raises(BaseUnsuitable, match="can't be read"):
+        read(raw)
+
+
+def test_members_that_climb_stay_below_the_destination(read, tmp_path):
+    tree = read(tar(**{"../../../outside": b"1", "/etc/absolute": b"2"}))
+    tree.extract(["outside", "etc/absolute"], tmp_path / "made" / "here")
+    found = {
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.name in {"outside", "absolute"}
+    }
+    assert found == {"made/here/outside", "made/here/etc/absolute"}
+
+
+@pytest.mark.parametrize(
+    ("files", "paths"),
+    [
+        pytest.param({"a": b"1", "a__b": b"2"}, ["a", "a/b"], id="a file in a file"),
+        pytest.param({"n" * 300: b"1"}, ["n" * 300], id="a name of 300 bytes"),
+    ],
+)
+def test_files_that_can_not_lie_on_a_disk_are_told(read, tmp_path, files, paths):
+    with pytest.raises(BaseUnsuitable, match="can't be written"):
+        read(tar(**files)).extract(paths, tmp_path / "made")
+
+
+def test_a_file_of_holes_does_not_fill_the_disk(read, tmp_path):
+    block = bytearray(header("libc.so.6", tarfile.GNUTYPE_SPARSE))
+    block[483:495] = b"%011o\0" % (3 * 1024**3)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    tree = read(bytes(block) + bytes(1024))
+    with pytest.raises(BaseUnsuitable, match="too many"):
+        tree.extract(["libc.so.6"], tmp_path / "made")
+
+
+def test_all_files_together_have_a_limit(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_tree, "_LARGEST_EXTRACT", 3)
+    tree = read(tar(a=b"12", b=b"3", c=b"4"))
+    tree.extract(["a", "b"], tmp_path / "made")
+    with pytest.raises(BaseUnsuitable, match="too many"):
+        tree.extract(["a", "b", "c"], tmp_path / "more")
+
+
+def test_a_whiteout_of_a_file_leaves_its_neighbours(read):
+    tree = read(tar(a=b"1", ab=b"2", a__c=b"3"), tar(**{".wh.ab": b""}))
+    assert set(tree.nodes) == {"a", "a/c"}
