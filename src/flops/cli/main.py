@@ -63,23 +63,27 @@ def _application(words: Sequence[str]) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (ARCHITECTURE.md, "Command line")."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    failure: FlopsError
     try:
         code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail(Cancelled("interrupted"), as_json="--json" in words)
+        if code == Cancelled.exit_code:  # typer answers an interrupt with this code and without a word
+            raise KeyboardInterrupt  # noqa: TRY301
     except BrokenPipeError:
         return 1
+    except (KeyboardInterrupt, typer.Abort):
+        failure = Cancelled("interrupted")
     except typer.TyperException as error:
-        return _fail(_usage(error), as_json="--json" in words)
+        failure = _usage(error)
     except FlopsError as error:
-        return _fail(error, as_json="--json" in words)
+        failure = error
     except Exception as error:  # noqa: BLE001 - a bug of ours, told as one
         traceback.print_exc(file=sys.stderr)
-        bug = InternalError(
+        failure = InternalError(
             f"{type(error).__name__}: {error}", hint="this is a bug of the image builder: please report the lines above"
         )
-        return _fail(bug, as_json="--json" in words)
-    return code if isinstance(code, int) else 0
+    else:
+        return code if isinstance(code, int) else 0
+    return _fail(failure, as_json="--json" in words)
 
 
 def _usage(error: typer.TyperException) -> UsageError:
