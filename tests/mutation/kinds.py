@@ -71,7 +71,7 @@ REAL = Choices(
     },
     excludes={
         "numpy": ("tensorflow==2.12.0", "numba==0.57.1", "opencv-python-headless==4.12.0.88", "scipy==1.7.3"),
-        "requests": ("idna==2.10", "urllib3==1.20"),
+        "requests": ("urllib3==1.20",),
         "torch": ("torchvision==0.14.1", "torchvision==0.21.0"),
         "scikit-learn": ("numpy==1.16.0",),
     },
@@ -87,7 +87,7 @@ MADE = Choices(
         "pyyaml": ("5.4.1",),
         "pillow": ("8.4.0",),
     },
-    excludes={"numpy": ("tensorflow==2.12.0",), "requests": ("idna==2.10",), "torch": ("torchvision==0.21.0",)},
+    excludes={"numpy": ("tensorflow==2.12.0",), "torch": ("torchvision==0.21.0",)},
 )
 #: Packages that others bring, so that leaving them out of the file breaks nothing.
 BROUGHT = {
