@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from flops.errors import ToolFailed, ToolMissing, ToolTimeout
+from flops.errors import Cancelled, ToolFailed, ToolMissing, ToolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +51,24 @@ class Completed:
     stderr: str
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+_cancelled = threading.Event()
+
+
+def cancel() -> None:
+    """End every program that `run` waits for, and let nothing begin: this process is about to end."""
+    _cancelled.set()
+    for child in list(_running):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def check_cancelled() -> None:
+    """Cancelled after `cancel`; long work that starts no program asks now and then."""
+    if _cancelled.is_set():
+        raise Cancelled("interrupted")
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The allow-listed part of our environment, LANG=C.UTF-8, and what the caller adds."""
     kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -83,18 +101,23 @@ def run(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as feed:
         feed.write((stdin or "").encode())
         feed.seek(0)
+        check_cancelled()
         try:
             child = subprocess.Popen(
                 words, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd, start_new_session=True
             )
         except (FileNotFoundError, PermissionError) as error:
             raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
+        _running.add(child)
         try:
+            check_cancelled()
             code = _wait(child, seconds)
         except subprocess.TimeoutExpired:
             raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
         finally:
+            _running.discard(child)
             _kill_group(child)
+        check_cancelled()
         done = Completed(arguments=words, code=code, stdout=_text(out), stderr=_text(err))
     if check and code != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

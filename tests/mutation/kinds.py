@@ -6,7 +6,7 @@ wrong platform       a pin without a wheel for linux/arm64, or a package for Win
 old pin              a pin from before this Python
 contradicting pins   a second pin of the same package, or one that excludes another's
 removed dependency   a package that the code imports is not named
-broken syntax        a slip of the pen
+broken syntax        a slip of the pen, or a stray character anywhere
 conda-only name      conda's name, or a package that only conda has, where the index's are expected
 import name          the module's name instead of the package's
 wrong Python         a Python that nobody provides, or an end that lies before it
@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
+
+from flops.builder.requirements import read
+from flops.errors import DependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +71,7 @@ REAL = Choices(
     },
     excludes={
         "numpy": ("tensorflow==2.12.0", "numba==0.57.1", "opencv-python-headless==4.12.0.88", "scipy==1.7.3"),
-        "requests": ("idna==2.10", "urllib3==1.20"),
+        "requests": ("urllib3==1.20",),
         "torch": ("torchvision==0.14.1", "torchvision==0.21.0"),
         "scikit-learn": ("numpy==1.16.0",),
     },
@@ -84,7 +87,7 @@ MADE = Choices(
         "pyyaml": ("5.4.1",),
         "pillow": ("8.4.0",),
     },
-    excludes={"numpy": ("tensorflow==2.12.0",), "requests": ("idna==2.10",), "torch": ("torchvision==0.21.0",)},
+    excludes={"numpy": ("tensorflow==2.12.0",), "torch": ("torchvision==0.21.0",)},
 )
 #: Packages that others bring, so that leaving them out of the file breaks nothing.
 BROUGHT = {
@@ -104,6 +107,9 @@ CONDA_ONLY = (
     ("ca-certificates", "2024.2.2"),
     ("_libgcc_mutex", "0.1"),
     ("openssl", "3.0.12"),
+    ("suitesparse", "5.10.1"),
+    ("libspatialite", "5.0.1"),
+    ("gsl", "2.7"),
 )
 CONDA_NAMES = {
     "torch": "pytorch",
@@ -121,6 +127,7 @@ MODULES = {
     "opencv-python-headless": "cv2",
     "python-dateutil": "dateutil",
 }
+STRAY = "!@$%^&*()[]{}:;,/\\|?'\"`~+=<>-"
 NO_PYTHON = ("2.7", "3.4", "3.6.9", "3.8.10", "3.10.14", "3.12.1", "3.99", "<3.9")
 
 
@@ -284,6 +291,8 @@ SLIPS: tuple[Callable[[str], str], ...] = (
 
 
 def broken_syntax(file: _File, random: Random) -> Mutant:
+    if random.random() < 0.5:
+        return stray_character(file, random)
     slips = [
         (item, broken)
         for item in file.items
@@ -293,6 +302,20 @@ def broken_syntax(file: _File, random: Random) -> Mutant:
     ]
     item, broken = random.choice(slips)
     return file.replaced(item.index, broken, broken.strip())
+
+
+def stray_character(file: _File, random: Random) -> Mutant:
+    """Somewhere in a line, where it makes the file unreadable."""
+    while True:
+        item = random.choice(file.items)
+        line = file.lines[item.index]
+        place = random.randrange(len(item.match["head"]), len(line.split(" #")[0].rstrip()) + 1)
+        broken = line[:place] + random.choice(STRAY) + line[place:]
+        mutant = file.replaced(item.index, broken, broken.strip())
+        try:
+            read({path: text.encode() for path, text in mutant.files.items()})
+        except DependencyError:
+            return mutant
 
 
 def conda_only_name(file: _File, random: Random) -> Mutant:

@@ -164,9 +164,12 @@ def test_a_misspelt_name_is_proposed_and_not_taken(shelf, locker):
 def test_a_name_that_nobody_knows_has_no_proposal(shelf, locker):
     shelf.add("plain", "1.0")
     with pytest.raises(PackageNotFound) as caught:
-        run(locker, "plain\nqqqqzzzz==1\n")
+        run(locker, "plain\nqqqqzzzz==1\n", modules=["qqqqzzzz"])
     assert caught.value.repairs == ()
     assert caught.value.hint == "correct the name, or take the line out"
+    with pytest.raises(PackageNotFound) as caught:
+        run(locker, "plain\nqqqqzzzz==1\n", modules=["plain"])
+    assert [(a.code, a.package) for a in caught.value.repairs] == [("TAKEN_OUT", "qqqqzzzz")]
 
 
 def test_strict_gives_a_patch_that_locks(shelf, locker):

@@ -34,6 +34,10 @@ def failure(files):
         ("- numpy==1.26.4", "numpy==1.26.4"),
         ("- numpy=1.26.4", "numpy==1.26.4"),
         ("_libgcc_mutex==0.1", ""),
+        ("nu~mpy==1.26.4", "numpy==1.26.4"),
+        ("pi@llow==11.1.0  # images", "pillow==11.1.0  # images"),
+        ("pandas==2{.2.3", "pandas==2.2.3"),
+        ("pandas>==", "pandas"),
     ],
 )
 def test_slips_in_a_text_file(written, meant):
@@ -76,7 +80,7 @@ def test_several_slips_are_put_right_together():
     assert [finding.hint for finding in error.findings] == ["did you mean numpy==1.26.4?", "did you mean pandas>=2?"]
 
 
-@pytest.mark.parametrize("text", ["git+https://127.0.0.1/x", "numpy ?? 1", "-e .", "a==1; nonsense"])
+@pytest.mark.parametrize("text", ["nobodysname/", "git+https://127.0.0.1/x", "numpy ?? 1", "-e .", "a==1; nonsense"])
 def test_what_is_not_understood_is_left(text):
     files = {"requirements.txt": f"numpy\n{text}\n".encode()}
     assert corrections(files, failure(files), reader.read) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"
 SECONDS = 20.0
+#: Seconds before an index that did not answer is asked again; each time twice as long.
+PAUSE = 0.5
 #: Bytes of one package's page; the largest known have some 10 MB.
 PAGE_LIMIT = 64 * 1024 * 1024
 HINT = "nothing is wrong with the repository; try again, or set FLOPS_INDEX_URL to an index that answers"
@@ -62,11 +65,17 @@ class Index:
     """A client of one index; `with` closes its connections."""
 
     def __init__(
-        self, url: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        *,
+        ca_bundle: Path | None = None,
+        transport: httpx.BaseTransport | None = None,
+        retries: int = 0,
     ) -> None:
         import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
 
         self.url = check_url(url).rstrip("/")
+        self._retries = retries
         self._client = httpx.Client(
             verify=tls(ca_bundle) if transport is None else True,
             transport=transport,
@@ -98,18 +107,17 @@ class Index:
 
     def _page(self, name: str, *, limit: int) -> tuple[str, bytes] | None:
         """Content type and up to `limit` bytes of a page; None where there is none."""
-        import httpx  # noqa: PLC0415 - as above
-
         shown = without_credentials(self.url)
-        data = b""
-        try:
-            with self._client.stream("GET", f"{self.url}/{name}/") as response:
-                status = response.status_code
-                pieces = response.iter_bytes() if limit and response.is_success else iter(())
-                data = b"".join(_up_to(limit, pieces))
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, _TooLong) as error:
-            reason = without_credentials(str(error)) or type(error).__name__
-            raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error
+        for attempt in range(self._retries + 1):
+            try:
+                status, kind, data = self._get(name, limit)
+            except IndexUnreachable:
+                if attempt == self._retries:
+                    raise
+            else:
+                if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
+                    break
+            time.sleep(PAUSE * 2**attempt if attempt < self._retries else 0)
         if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
             return None
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
@@ -117,9 +125,23 @@ class Index:
                 f"the package index {shown} refuses us (status {status})",
                 hint="put the credentials into FLOPS_INDEX_URL, https://USER:TOKEN@HOST/simple",
             )
-        if not response.is_success:
+        if status != HTTPStatus.OK:
             raise IndexUnreachable(f"the package index {shown} answers with status {status}", hint=HINT)
-        return response.headers.get("content-type", ""), data
+        return kind, data
+
+    def _get(self, name: str, limit: int) -> tuple[int, str, bytes]:
+        """Status, content type and up to `limit` bytes of one answer. IndexUnreachable where there is none."""
+        import httpx  # noqa: PLC0415 - as above
+
+        try:
+            with self._client.stream("GET", f"{self.url}/{name}/") as response:
+                pieces = response.iter_bytes() if limit and response.is_success else iter(())
+                data = b"".join(_up_to(limit, pieces))
+                return response.status_code, response.headers.get("content-type", ""), data
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, _TooLong) as error:
+            shown = without_credentials(self.url)
+            reason = without_credentials(str(error)) or type(error).__name__
+            raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error
 
 
 class _TooLong(Exception):

@@ -205,11 +205,15 @@ class Locker:
 
     def index(self) -> Index:
         """A client of the index that this locker uses; uv itself tells its default."""
-        return Index(self._index(), ca_bundle=self._ca_bundle)
+        return Index(self._index(), ca_bundle=self._ca_bundle, retries=self._retries)
 
     def indexes(self) -> list[Index]:
         """All of them, in the order in which uv asks: the first that knows a package provides it."""
-        first = [Index(self._torch_index, ca_bundle=self._ca_bundle)] if self._torch and self._torch_index else []
+        first = (
+            [Index(self._torch_index, ca_bundle=self._ca_bundle, retries=self._retries)]
+            if self._torch and self._torch_index
+            else []
+        )
         return [*first, self.index()]
 
     def _index(self) -> str:

@@ -64,8 +64,7 @@ def _options(case: Case, place: int, modules: Collection[str] | None) -> list[Re
             others.append(replace(renamed, text=renamed.pep508))
     unused = modules is not None and entry.name not in distributions(modules)
     doubled = any(name in present for name in nearest.names(entry.name, modules or ()))
-    found = case.trial.pages.project(entry.name)
-    if doubled or (found is not None and unused):
+    if doubled or unused:
         others.append(None)
     return others
 

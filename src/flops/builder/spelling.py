@@ -6,7 +6,10 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from flops.builder import conda, line_edit, rewrite
+from flops.builder.nearest import popular
 from flops.errors import Adjustment, DependencyError, Finding, RequirementForbidden, RequirementSyntax
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Lines of a YAML file that are looked at: its parser notices a slip where nothing fits any more, which may be far below.
 LINES = 200
+#: Lines from a finding within which a stray character is looked for.
+NEAR = 3
 #: Findings that are looked at; a file with more is none of ours.
 MOST = 20
 _NAMED = re.compile(r"\s*(?:-\s+)?[\"']?([A-Za-z_][\w.-]*)\s*(?:$|[=<>!~;#\"'])")
@@ -27,7 +32,7 @@ SLIPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"=<"), "<="),
     (re.compile(r"===+"), "=="),
     (re.compile(rf"(?<![=<>!~])=(?={_NUMBER}|\s+{_NUMBER})"), "=="),
-    (re.compile(r"==?\s*(?=$|[\s;#\"'])"), ""),
+    (re.compile(r"[=<>!~]+\s*(?=$|[\s;#\"'])"), ""),
     (re.compile(rf"(?<=[A-Za-z0-9_\]])\s+(?={_NUMBER}\s*(?:$|[;#]))"), "=="),
     (re.compile(r"[,;:.]+(?=\s*(?:$|#|[\"']))"), ""),
     (re.compile(r"(?<=[\w*])(?=[<>!~]=?\s*\d)(?<=\d)"), ","),
@@ -101,7 +106,8 @@ def _changes(files: Mapping[str, bytes], finding: Finding) -> Iterator[Adjustmen
         more = _as_above(written, above) if yaml else _without_dash(written)
         named = _NAMED.match(written)
         reason = conda.names().reason(named[1]) if named else None
-        for text in dict.fromkeys((*([""] if reason else []), *_spellings(written), *more)):
+        stray = _without_one(written) if abs(number - finding.line) <= NEAR else ()
+        for text in dict.fromkeys((*([""] if reason else []), *_spellings(written), *more, *stray)):
             yield Adjustment(
                 code=line_edit.SPELLED,
                 package="",
@@ -110,6 +116,18 @@ def _changes(files: Mapping[str, bytes], finding: Finding) -> Iterator[Adjustmen
                 where=f"{finding.path}:{number}",
                 reason=reason or finding.message,
             )
+
+
+def _without_one(written: str) -> Iterator[str]:
+    """The line without one character that is no letter or digit, where it then begins with a name that many use."""
+    code, comment = _parts(written)
+    for place, character in enumerate(code):
+        if not character.isalnum() and not character.isspace():
+            text = code[:place] + code[place + 1 :]
+            name = _NAMED.match(text)
+            known = name and canonicalize_name(name[1])
+            if known and (known in popular() or known in conda.names().index):
+                yield text + comment
 
 
 def _without_dash(written: str) -> Iterator[str]:
@@ -126,10 +144,16 @@ def _as_above(written: str, above: str) -> Iterator[str]:
 
 def _spellings(written: str) -> Iterator[str]:
     """The line with one slip put right, then with two."""
-    code, comment, _ = re.split(r"(\s+#.*)$", written, maxsplit=1) if re.search(r"\s#", written) else (written, "", "")
+    code, comment = _parts(written)
     once = [text for pattern, meant in SLIPS if (text := pattern.sub(meant, code)) != code]
     twice = [text for one in once for pattern, meant in SLIPS if (text := pattern.sub(meant, one)) != one]
     yield from (text.rstrip() + comment for text in (*once, *twice) if text.strip())
+
+
+def _parts(written: str) -> tuple[str, str]:
+    """What counts of a line, and its comment."""
+    found = re.search(r"\s+#.*$", written)
+    return (written[: found.start()], found[0]) if found else (written, "")
 
 
 def explained(error: DependencyError, files: Mapping[str, bytes], read: Read) -> DependencyError:

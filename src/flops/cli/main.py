@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import flops
+from flops import process
 from flops.cli.render import error_lines, print_json
 from flops.errors import Cancelled, FlopsError, InternalError, UsageError
 
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (ARCHITECTURE.md, "Command line")."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # a process of our own: orchestrators end one by SIGTERM, which is no other than Ctrl-C
-        signal.signal(signal.SIGTERM, _interrupted)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupted)
     failure: FlopsError
     try:
         code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
@@ -91,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Whoever waits for a program or makes a layer, in whatever thread, ends now too."""
+    process.cancel()
     raise KeyboardInterrupt
 
 
