@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flops.oci.engine import Engine
 from flops_actor.worker import WorkerFailed, WorkerProcess
 from flops_wire import frames
 
@@ -137,3 +138,8 @@ def test_a_peer_that_sends_no_frame_ends_its_connection_alone(worker, garbage):
         frames.send(client._connection, {"call": ["fit"]})
         assert "error" in frames.receive(client._connection).header
     assert fit(process) == 1
+
+
+def test_what_actors_print_fills_no_disk():
+    words = Engine(program="podman")._run_words("image", (), variant=())
+    assert words[words.index("--log-driver") + 1] == "none"

@@ -280,3 +280,15 @@ class Drops(httpx.SyncByteStream):
     def __iter__(self):
         for byte in DATA:
             yield bytes([byte])
+
+
+def test_what_killed_downloads_left_is_removed_after_a_day(tmp_path):
+    (tmp_path / "ab").mkdir()
+    old, young = tmp_path / "ab" / ".new-old", tmp_path / "ab" / ".new-young"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    with Script(good).cache(tmp_path) as cache:
+        cache.fetch(locked())
+    assert not old.exists()
+    assert young.exists()

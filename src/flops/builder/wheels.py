@@ -38,6 +38,8 @@ PIECE = 256 * 1024
 HASH_ATTEMPTS = 2
 #: Bytes that are taken where a lock does not tell a wheel's size; the index that left it out may send without end.
 LARGEST = 16 * 1024**3
+#: Seconds after which a temporary file has no writer any more: what a killed process left is removed then.
+ABANDONED = 24 * 3600
 
 
 class WheelCache:
@@ -61,6 +63,7 @@ class WheelCache:
         self._transport = transport
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
+        self._swept = False
 
     def __enter__(self) -> Self:
         return self
@@ -153,6 +156,7 @@ class WheelCache:
         """One attempt: to a temporary file beside its place, which it takes when the hash is right."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         except OSError as error:
             raise _no_room(self._root, error) from error
@@ -165,6 +169,16 @@ class WheelCache:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 Path(name).unlink()
+
+    def _sweep(self) -> None:
+        """Remove, once, what downloads that were killed left behind."""
+        if self._swept:
+            return
+        self._swept = True
+        for left in self._root.glob("??/.new-*"):
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
 
     def _stream(self, wheel: LockedWheel, descriptor: int, on_bytes: Callable[[int], None]) -> None:
         received, told, sha256 = 0, 0, hashlib.sha256()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from flops.errors import BadImage, DiskFull
+from flops.process import check_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,7 @@ class BlobWriter(HashingOutput):
         self._store = store
 
     def write(self, data: bytes) -> int:
+        check_cancelled()
         with disk_errors(self._store.root):
             return super().write(data)
 

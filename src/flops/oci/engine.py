@@ -21,8 +21,12 @@ DEADLINE = 600.0
 ENGINES = ("podman", "docker")
 #: What containers may need on small or nested hosts, tried in this order until a container starts.
 VARIANTS: tuple[tuple[str, ...], ...] = ((), ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000"))
-#: How an actor image is to be run: nothing writable but /tmp, no privileges to gain.
-CONFINED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")  # noqa: S108
+#: How an actor image is to be run: nothing writable but /tmp, no privileges to gain, and no log on this disk: what it prints
+#: is read while it runs, and may be without end.
+CONFINED = (
+    *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),  # noqa: S108
+    *("--security-opt", "no-new-privileges", "--log-driver", "none"),
+)
 
 
 @dataclass(kw_only=True)
