@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -52,6 +53,17 @@ class Settings(BaseSettings):
     workers: int | None = Field(default=None, ge=1, le=64)
     """Layers that are made at the same time; by default as many as there are processors, two at least."""
     job_id: str | None = None
+
+    def check_cache(self) -> None:
+        """BadSetting where the cache directory can't be used: better said once than by whoever meets it first."""
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.cache_dir):
+                pass
+        except OSError as error:
+            raise BadSetting(
+                f"the cache directory {self.cache_dir} can't be written: {error.strerror}", hint="set FLOPS_CACHE_DIR"
+            ) from error
 
     @classmethod
     def read(cls) -> Settings:

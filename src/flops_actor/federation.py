@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from flops_actor import journal
@@ -157,9 +157,15 @@ def _trouble(reply: Message, sent: ArrayRecord | None) -> str:
     if reply.has_error():
         reason = reply.error.reason or f"Flower's error {reply.error.code}"
         return "".join(c for c in reason if c.isprintable() or c in "\n\t")
+    wanted = (EXAMPLES,) if sent is not None else (EXAMPLES, "loss", "accuracy")
+    metrics = reply.content.get("metrics")
+    if not isinstance(metrics, MetricRecord) or not all(isinstance(metrics.get(one), int | float) for one in wanted):
+        return f"its answer lacks {', '.join(wanted)}"
     if sent is None:
         return ""
-    got = reply.content["arrays"]
+    got = reply.content.get("arrays")
+    if not isinstance(got, ArrayRecord):
+        return "its answer has no parameters"
     ours, theirs = [tuple(a.shape) for a in sent.values()], [tuple(a.shape) for a in got.values()]
     if list(sent) != list(got) or ours != theirs:
         return f"its parameters have the shapes {theirs}, not {ours}"

@@ -118,6 +118,12 @@ def test_a_setting_that_can_not_be_used(tmp_path, repository):
     expect(done, 2, "BAD_SETTING", "FLOPS_WORKERS")
 
 
+def test_a_cache_directory_that_can_not_be_used(tmp_path, repository):
+    (tmp_path / "file").touch()
+    done = flops(tmp_path, "build", repository, "--json", env={"FLOPS_CACHE_DIR": str(tmp_path / "file")})
+    expect(done, 2, "BAD_SETTING", "cache directory")
+
+
 # --- 3: source --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("source", "code"),

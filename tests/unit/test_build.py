@@ -14,11 +14,12 @@ import pytest
 
 from flops.builder import build as main_job
 from flops.builder.actors import Actor
-from flops.builder.build import build, check
+from flops.builder.build import build
 from flops.builder.bytecode import Interpreter
 from flops.builder.doctor import PythonChoice, Resolution
 from flops.builder.local_targets import LayoutTarget
 from flops.builder.lock import Lock, LockedWheel
+from flops.builder.preflight import check
 from flops.builder.request import Request
 from flops.builder.rootfs import Base
 from flops.builder.source import parse_source

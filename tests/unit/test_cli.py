@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from flops.cli import build as build_command
 from flops.cli import check as check_command
 from flops.cli import main as command_line
 from flops.cli import options
-from flops.cli.render import Bars, Lines, adjustment_table, error_lines, one_line, plain
+from flops.cli.render import Bars, Lines, adjustment_table, error_lines, one_line, plain, print_json
 from flops.errors import Adjustment, Cancelled, Finding, FlopsError, StructureError, UnknownPlatform, UsageError
 from flops.platforms import Platform
 from flops.progress import Stage
@@ -422,3 +423,9 @@ def test_bars_on_a_terminal_count_and_end():
     assert "12 wheels\\x1b" in text
     assert "warning" in text
     assert "\x07" not in text
+
+
+def test_json_has_no_nan(capsys):
+    """A model that diverges has a loss that JSON can't say."""
+    print_json({"rounds": [{"loss": math.nan, "accuracy": 0.5}], "more": (math.inf, 1, None)})
+    assert json.loads(capsys.readouterr().out) == {"rounds": [{"loss": None, "accuracy": 0.5}], "more": [None, 1, None]}

@@ -65,6 +65,7 @@ def build(
     Any FlopsError; then what stood under the names before still stands there.
     """
     with ExitStack() as stack:
+        settings.check_cache()
         job = _Job(request, settings, reporter or Silent(), stack)
         target.check()
         seen = job.inspect()
@@ -100,8 +101,8 @@ class Provision:
 
     resolution: Resolution
     runtime: Mapping[Platform, Lock]
-    bytecode: bool
-    """Whether the base's interpreter can compile here."""
+    compiler: str | None
+    """Whose interpreter makes the FL runtime's bytecode (see BytecodeLayer.origin); None: there is none."""
     findings: tuple[Finding, ...] = ()
 
     def locks(self, platform: Platform) -> tuple[Lock, Lock]:
@@ -212,10 +213,10 @@ class _Job:
                 settled = self._settled(seen, assembly)
             found = settled.resolution
             notes = (*settled.findings, *self.notes(seen, found.python))
-            runtime_locks, bytecode = early.result()
+            runtime_locks, compiler = early.result()
             if (found.python.suite, found.python.runtime) != (likely.suite, likely.runtime):
-                runtime_locks, bytecode = self._begin(found.python, assembly)
-        return Provision(resolution=found, runtime=runtime_locks, bytecode=bytecode, findings=notes)
+                runtime_locks, compiler = self._begin(found.python, assembly)
+        return Provision(resolution=found, runtime=runtime_locks, compiler=compiler, findings=notes)
 
     def _settled(self, seen: Inspection, assembly: Assembly) -> Settlement:
         """Python and locks, and their layers begun."""
@@ -225,8 +226,8 @@ class _Job:
             assembly.add(ml_layers(found.locks[platform], found.python.minor))
         return settled
 
-    def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], bool]:
-        """Start with the base and the FL runtime for a Python; the runtime's locks, and whether bytecode can be made."""
+    def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], str | None]:
+        """Start with the base and the FL runtime for a Python; the runtime's locks, and whose interpreter makes bytecode."""
         self._pythons[python.runtime] = python
         self.foundation.start(python)
         platforms = self.request.platforms
@@ -238,20 +239,24 @@ class _Job:
                 platforms,
             )
             locks = dict(zip(platforms, found, strict=True))
-        bytecode = bool(python.suite) or self.foundation.interpreter(python) is not None
-        if not bytecode:
+        interpreter = None if python.suite else self.foundation.interpreter(python)
+        compiler = "" if python.suite else interpreter.origin if interpreter else None
+        if compiler is None:
             self.reporter.warning(
                 Stage.RESOLVE,
-                "the base image is not offered for this machine, so the FL runtime gets no bytecode: actors start slower",
+                "the base image's Python can't be started here, so the FL runtime gets no bytecode: actors start slower",
+                hint="install bubblewrap, and offer the base image for this machine's platform too",
             )
         assembly.add(
             [
                 layer
                 for lock in locks.values()
-                for layer in runtime_layers(lock, python.runtime_minor, bytecode=bytecode)
+                for layer in runtime_layers(
+                    lock, python.runtime_minor, bytecode=compiler is not None, origin=compiler or ""
+                )
             ]
         )
-        return locks, bytecode
+        return locks, compiler
 
     def assemble(self, seen: Inspection, provision: Provision, assembly: Assembly) -> dict[Actor, tuple[Image, ...]]:
         """Base and every layer, then each actor's image for each platform; with the proofs that `verify` asks for."""
@@ -351,7 +356,8 @@ def _plan(seen: Inspection, provision: Provision, bases: Mapping[Platform, Base]
         python=provision.python.runtime_minor,
         ml_interpreter=base.ml_interpreter,
         ml_python=provision.python.minor,
-        bytecode=provision.bytecode,
+        bytecode=provision.compiler is not None,
+        origin=provision.compiler or "",
         base_layers={platform: len(base.layers) for platform, base in bases.items()},
         runtime=provision.runtime,
         ml=provision.resolution.locks,

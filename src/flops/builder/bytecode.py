@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder import bytecode_child
 from flops.builder.limits import limited
+from flops.builder.sandbox import confined
 from flops.errors import BuildError, ToolFailed, ToolMissing, ToolTimeout
 from flops.process import run
 
@@ -48,6 +49,10 @@ class Interpreter:
     """The dynamic loader's own file, relative to the root or absolute; a link to it could lead to this machine's."""
     libraries: tuple[str, ...]
     """Directories of shared libraries, relative to the root or absolute."""
+    origin: str = ""
+    """Whose it is: empty for Debian's and uv's, else the digest of the base image; then it only runs confined."""
+    seen: tuple[Path, ...] = ()
+    """Directories outside the root that it is started with."""
 
     def command(self, arguments: Iterable[str | Path]) -> list[str]:
         """What starts this Python with these arguments, with nothing of this machine's own libraries."""
@@ -148,7 +153,10 @@ def _compile(interpreter: Interpreter, chunk: Sequence[_Job], room: Path, number
     flags = ["-S", "-s", "-B", "-X", "utf8", "-W", "ignore"]
     seed = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(interpreter.home)}
     try:
-        command = interpreter.command([*flags, bytecode_child.__file__, sources, bytecode])
+        command: Sequence[str | Path] = interpreter.command([*flags, bytecode_child.__file__, sources, bytecode])
+        if interpreter.origin:
+            seen = (interpreter.root, *interpreter.seen, Path(bytecode_child.__file__))
+            command = confined(command, seen=seen, writable=room)
         run(
             limited(command, memory=_CHUNK_MEMORY, processor_seconds=_CHUNK_SECONDS, file_bytes=_CHUNK_OUTPUT),
             seconds=_CHUNK_SECONDS,

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from flops.recipe import Compression
 
 #: Raised whenever other sources would be compiled.
-CHOICE_VERSION = 1
+CHOICE_VERSION = 2
 #: Packages' own tests: an eighth of all sources, and no actor imports them.
 _NOT_IMPORTED = re.compile(r"/(?:tests?|SelfTest)/")
 
 
 def key(layer: BytecodeLayer, compression: Compression) -> str:
-    """What the layer's bytes depend on; the interpreter counts by its full version."""
+    """What the layer's bytes depend on; the interpreter counts by its full version, and by whose it is."""
     parts = {
         "bytecode": [BYTECODE_VERSION, CHOICE_VERSION],
         "format": FORMAT_VERSION,
         "wheels": sorted(wheel.sha256 for wheel in layer.wheels),
         "prefix": layer.prefix,
-        "python": layer.python_full,
+        "python": [layer.python_full, layer.origin],
         "compressor": compressor_tag(compression),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -138,7 +138,7 @@ class Index:
                 pieces = response.iter_bytes() if limit and response.is_success else iter(())
                 data = b"".join(_up_to(limit, pieces))
                 return response.status_code, response.headers.get("content-type", ""), data
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, _TooLong) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, _TooLong) as error:
             shown = without_credentials(self.url)
             reason = without_credentials(str(error)) or type(error).__name__
             raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error

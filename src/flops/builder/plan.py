@@ -53,6 +53,8 @@ class BytecodeLayer:
     python: str
     python_full: str
     """Of the interpreter that compiles, `3.11.2`."""
+    origin: str = ""
+    """Whose interpreter that is: empty for Debian's, else the base image's digest."""
     wheels: tuple[LockedWheel, ...]
 
 
@@ -97,6 +99,7 @@ def plan(
     interpreter: str,
     python: str,
     bytecode: bool,
+    origin: str = "",
     base_layers: Mapping[Platform, int],
     runtime: Mapping[Platform, Lock],
     ml: Mapping[Platform, Lock],
@@ -120,7 +123,7 @@ def plan(
     for platform, lock in ml.items():
         below = (
             *(BaseLayer(platform=platform, number=number) for number in range(base_layers[platform])),
-            *runtime_layers(runtime[platform], python, bytecode=bytecode),
+            *runtime_layers(runtime[platform], python, bytecode=bytecode, origin=origin),
             *ml_layers(lock, ml_python or python),
             shims,
             user,
@@ -136,7 +139,7 @@ def plan(
     return Plan(images=images)
 
 
-def runtime_layers(lock: Lock, python: str, *, bytecode: bool) -> tuple[PlannedLayer, ...]:
+def runtime_layers(lock: Lock, python: str, *, bytecode: bool, origin: str = "") -> tuple[PlannedLayer, ...]:
     """FL runtime: wheels that fit every machine (layers that all platforms share), then the machine's own; bytecode of each."""
     parts = {
         "FL runtime, every machine": [wheel for wheel in lock.wheels if wheel.filename.endswith("-any.whl")],
@@ -153,6 +156,7 @@ def runtime_layers(lock: Lock, python: str, *, bytecode: bool) -> tuple[PlannedL
                     prefix=actors.RUNTIME,
                     python=python,
                     python_full=lock.python,
+                    origin=origin,
                     wheels=tuple(wheels),
                 )
             )

@@ -106,6 +106,7 @@ def check(
     """Everything up to the locks; no layers, no wheels. The same errors as `build` up to there."""
     told = reporter or Silent()
     clock = Clock(told)
+    settings.check_cache()
     with ExitStack() as stack:
         room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
         blobs = BlobStore(settings.cache_dir)

@@ -213,11 +213,12 @@ def with_others(delivery: Delivery, actor: Actor, before: Existing | None) -> Im
 
 def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
     """A manifest that was read, as results show it."""
+    unpacked = manifest.annotations.get(UNPACKED, "")[:20]
     return Summary(
         digest=digest,
         layers=len(manifest.layers),
         bytes=sum(layer.size for layer in manifest.layers),
-        uncompressed_bytes=int(manifest.annotations.get(UNPACKED, "0")),
+        uncompressed_bytes=int(unpacked) if unpacked.isascii() and unpacked.isdigit() else 0,
         lock=manifest.annotations.get(LOCK, ""),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from flops.errors import OutputError
 from flops.progress import Silent
 
 if TYPE_CHECKING:
@@ -56,8 +58,22 @@ def megabytes(count: float) -> str:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"can't write to standard output: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity (RFC 8259, 6): null stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def error_lines(error: FlopsError) -> list[Text]:

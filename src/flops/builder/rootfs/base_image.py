@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flops.builder import sandbox
 from flops.builder.rootfs import Base
 from flops.builder.rootfs.debian_tree import HOME, USER
 from flops.builder.rootfs.image_tree import ImageTree
@@ -85,7 +86,10 @@ class ImageBase:
         return {platform: self._base(platform, one) for platform, one in found.items()}
 
     def interpreter(self) -> Interpreter | None:
-        """The image's own Python, startable on this machine; None where the image is not offered for its platform."""
+        """The image's own Python, startable on this machine, confined: it is somebody else's program.
+
+        None where the image is not offered for this machine's platform, or bubblewrap can't be used.
+        """
         host = Platform.host()
         if host is None:
             return None
@@ -93,11 +97,14 @@ class ImageBase:
             self._find([host])
         except BaseUnsuitable:
             return None
+        if not sandbox.available():
+            return None
         found = self._found[host]
         with disk_errors(self._room):
-            return unpack_interpreter(
+            interpreter = unpack_interpreter(
                 found.tree, program=found.inspection.program, platform=host, cache_dir=self._room / "interpreters"
             )
+        return replace(interpreter, origin=found.image.digest)
 
     def _find(self, platforms: Sequence[Platform]) -> None:
         with self._lock:

@@ -143,6 +143,8 @@ class StandaloneLayers:
             program=f"bin/python{self._minor}",
             loader=str(own.root / own.loader),
             libraries=("lib", *(str(own.root / directory) for directory in own.libraries)),
+            origin=own.origin,
+            seen=(own.root,),
         )
 
     def _compile(self, platforms: Sequence[Platform], interpreter: Interpreter) -> dict[Platform, Layer]:
