@@ -13,9 +13,12 @@ import httpx
 import pytest
 
 from flops.builder import build as main_job
+from flops.builder import preflight
+from flops.builder.accelerator import Chosen
 from flops.builder.actors import Actor
 from flops.builder.build import build
 from flops.builder.bytecode import Interpreter
+from flops.builder.dependencies import Settlement
 from flops.builder.doctor import PythonChoice, Resolution
 from flops.builder.local_targets import LayoutTarget
 from flops.builder.lock import Lock, LockedWheel
@@ -126,11 +129,13 @@ class World:
         found = self.files.get(request.url.path)
         return httpx.Response(404) if found is None else httpx.Response(200, stream=httpx.ByteStream(found))
 
-    def resolve(self, requirements, platforms, pythons, **_):
+    def settle(self, seen, question, *, locker, provides):
         if "resolve" in self.failures:
             raise self.failures["resolve"]
-        locks = {platform: self.locks[platform] for platform in platforms}
-        return Resolution(python=self.python, locks=locks, adjustments=self.adjustments)
+        locks = {platform: self.locks[platform] for platform in question.platforms}
+        found = Resolution(python=self.python, locks=locks, adjustments=self.adjustments)
+        chosen = Chosen(resolution=found, requirements=seen.requirements, locker=locker)
+        return Settlement(chosen=chosen, findings=(), adjustments=self.adjustments)
 
 
 class Bases:
@@ -147,8 +152,17 @@ class Bases:
     def __exit__(self, *_):
         pass
 
-    def choices(self):
+    def choices(self, wish=None):
         return self.world.choices
+
+    def likely(self, wish):
+        return self.world.choices[0]
+
+    def notes(self, wish, choice):
+        return ()
+
+    def obtained(self, wish, choice):
+        return True
 
     def start(self, choice):
         self.world.started.append(choice.minor)
@@ -187,10 +201,12 @@ class Bases:
 def world(monkeypatch):
     one = World()
     monkeypatch.setattr(main_job, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
-    monkeypatch.setattr(
-        main_job, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
-    )
-    monkeypatch.setattr(main_job.doctor, "resolve", one.resolve)
+    monkeypatch.setattr(preflight, "Foundation", main_job.Foundation)
+    for room in (main_job, preflight):
+        monkeypatch.setattr(
+            room, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
+        )
+        monkeypatch.setattr(room, "settle", one.settle)
     monkeypatch.setattr(
         main_job.runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python)
     )
@@ -486,6 +502,9 @@ def test_check_ends_with_the_locks(world, settings, repository):
         "findings",
         "locks",
         "seconds",
+        "sizes",
+        "accelerator",
+        "rebuild",
     }
     assert [one["package"] for one in document["adjustments"]] == ["mlflow"]
 

@@ -14,6 +14,7 @@ import flops
 from flops import errors
 from flops.builder.actors import Actor
 from flops.builder.local_targets import ArchiveTarget, LayoutTarget
+from flops.builder.preflight import Amount, Preflight, Rebuild
 from flops.builder.publish import RegistryTarget, Summary
 from flops.builder.result import ActorImage, PythonUsed, Report, Result
 from flops.cli import build as build_command
@@ -27,6 +28,7 @@ from flops.progress import Stage
 from flops.recipe import Accelerator, Compression, Flavor, Policy
 from flops.settings import Settings
 
+NONE = Amount(count=0, bytes=0)
 ESCAPE = "\x1b]0;owned\x07\x1b[31mred\x1b[0m\x9b2J\u202efdp.exe"
 HOSTILE = f"a{ESCAPE}[bold]b[/bold]\nerror[FORGED]: line"
 
@@ -130,16 +132,6 @@ def test_usage_errors(run, words, part, hint):
     assert f"error[{error['code']}]: {error['message']}" in err
     code, out, _ = run(*words)
     assert (code, out) == (2, "")
-
-
-def test_write_says_what_it_can_not_do_yet(run, tmp_path):
-    (tmp_path / "requirements.txt").write_text("numpy\n")
-    code, out, _ = run("check", ".", "--write", "--json")
-    error = json.loads(out)["error"]
-    assert (code, error["code"]) == (2, "USAGE")
-    assert "--write is not available yet" in error["message"]
-    assert "which lines to change" in error["hint"]
-    assert (tmp_path / "requirements.txt").read_text() == "numpy\n"
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
@@ -298,6 +290,13 @@ def test_a_report_for_people(run, monkeypatch):
         findings=(),
         locks={},
         seconds={"total": 1.0},
+        preflight=Preflight(
+            sizes={},
+            accelerator="cpu",
+            cuda={},
+            cpu_refusal="",
+            rebuild=Rebuild(fetch=NONE, make=NONE, push=NONE, keep=NONE, registry=None, runtime=True),
+        ),
     )
     monkeypatch.setattr(check_command, "check", lambda *_words, **_options: report)
     code, out, _ = run("check", ".")

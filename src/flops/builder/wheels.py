@@ -18,7 +18,6 @@ from urllib.parse import unquote, urlsplit
 
 from flops.builder.index import tls, without_credentials
 from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
-from flops.oci import answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -200,10 +199,12 @@ class WheelCache:
         """The body as it arrives; _Again where another attempt may help, IndexUnreachable where it can't."""
         import httpx  # noqa: PLC0415 - slow to import
 
+        from flops.oci.answers import pace  # noqa: PLC0415 - httpx is slow to import, and a check may need none
+
         try:
             with self._client.stream("GET", wheel.url, auth=self.auth(wheel)) as response:
                 _check(wheel, response)
-                answers.pace(response)
+                pace(response)
                 yield from response.iter_raw(PIECE)
         except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a host that is no IDNA name
             raise IndexUnreachable(f"{wheel.filename} has an address that can't be used") from error
