@@ -161,6 +161,15 @@ def test_a_misspelt_name_is_proposed_and_not_taken(shelf, locker):
     assert run(locker, after).adjustments == ()
 
 
+def test_a_misspelt_name_that_exists_is_not_taken_for_the_one_that_was_meant(shelf, locker):
+    shelf.add("scipy", "1.13.0")
+    shelf.add("scfpy", "0.2")
+    with pytest.raises(VersionNotFound) as caught:
+        run(locker, "scfpy==1.13.0\n", modules=["scipy.stats"])
+    assert [(a.code, a.before, a.after) for a in caught.value.repairs] == [("NAME_CORRECTED", "scfpy", "scipy")]
+    assert run(locker, "scfpy==0.3\n", modules=["scfpy"]).adjustments[0].after == "==0.2"
+
+
 def test_a_name_that_nobody_knows_has_no_proposal(shelf, locker):
     shelf.add("plain", "1.0")
     with pytest.raises(PackageNotFound) as caught:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flops.builder import bounds, diagnosis, file_hashes, proposal
 from flops.builder import requirements as requirement_files
 from flops.builder.agreement import differences, suspects
-from flops.builder.nearest import distributions
+from flops.builder.nearest import distributions, lookalikes
 from flops.builder.pythons import MOVED, PythonChoice, Wish, order
 from flops.builder.pythons import adjustments as python_adjustments
 from flops.builder.repair import Case, Repair
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonChoice", "Resolution", "resolve"]
 
+#: Raised whenever the same requirements would be repaired otherwise, so that no older repair is recalled.
+METHOD = 2
 #: Seconds for which repairs are tried; most are found within ten.
 SECONDS = 180.0
 
@@ -85,11 +87,12 @@ class _Question:
     @property
     def key(self) -> dict[str, Any]:
         return {
+            "method": METHOD,
             "repair of": [[entry.pep508, entry.where] for entry in self.entries],
             "platforms": [platform.value for platform in self.platforms],
             "pythons": [asdict(choice) for choice in self.candidates],
             "wish": [str(self.wish.specifier), self.wish.where] if self.wish else None,
-            "imports": sorted(entry.name for entry in self.entries if self.imported(entry)),
+            "imports": sorted(distributions(self.modules or ())),
         }
 
 
@@ -249,6 +252,7 @@ def _case(question: _Question, trial: Trial, outcome: Outcome) -> Case:
         outcome=outcome,
         lacking=trial.missing(lines, tuple(outcome.failures)),
         imported=question.imported,
+        suspects=lookalikes([entry.name for entry in question.entries], question.modules or ()),
         deadline=question.deadline,
     )
 

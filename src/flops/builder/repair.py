@@ -19,7 +19,7 @@ from flops.builder.conflict import minimal
 from flops.errors import Adjustment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from packaging.version import Version
 
@@ -87,6 +87,8 @@ class Case:
     locks: int = LOCKS
     """How many may still be tried."""
 
+    suspects: Collection[str] = ()
+    """Names that are probably misspelt: no version of a stranger's package takes the place of the one that was meant."""
     deadline: float = math.inf
     """No further repair is tried after it (monotonic clock)."""
     reasons: str = ""
@@ -110,7 +112,10 @@ class Case:
         return any(self.is_hopeless(place) for place in self.lacking)
 
     def is_hopeless(self, place: int) -> bool:
-        return place in self.lacking and not self.trial.with_wheels(self.entries[place].name, self.lacking[place])
+        if place not in self.lacking:
+            return False
+        name = self.entries[place].name
+        return name in self.suspects or not self.trial.with_wheels(name, self.lacking[place])
 
     def causes(self) -> dict[int, diagnosis.Cause]:
         """Why each requirement lacks a wheel."""
