@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test unit integration lint format lock soak bench parts clean
+.PHONY: setup demo test unit integration lint format lock bench mutation parts clean
 
 setup: $(STAMP)
 
@@ -44,9 +44,16 @@ format: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-annotate --no-header --upgrade pyproject.toml -o requirements/dev.txt
+	$(BIN)/python scripts/runtime_lock.py
 
 bench: setup parts
 	$(BIN)/python bench/cold_build.py
+	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/conflict.py
+
+# Breaks ten healthy repositories in ten ways each and counts what is repaired, on the real index.
+mutation: setup
+	$(BIN)/python tests/mutation/run.py --seed 1 2
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

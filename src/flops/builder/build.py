@@ -65,9 +65,9 @@ def build(
     Any FlopsError; then what stood under the names before still stands there.
     """
     with ExitStack() as stack:
-        settings.check_cache()
         job = _Job(request, settings, reporter or Silent(), stack)
         target.check()
+        settings.check_cache()
         seen = job.inspect()
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:

@@ -82,7 +82,7 @@ def error_lines(error: FlopsError) -> list[Text]:
     for finding in error.findings:
         lines += finding_lines(finding, "error", "bold red")
     lines.append(_headline("error", error.code, error.message, "bold red"))
-    if error.hint:
+    if error.hint and error.hint not in {finding.hint for finding in error.findings}:
         lines.append(_hint(error.hint))
     return lines
 
