@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from flops.builder import bounds, diagnosis, file_hashes, proposal
+from flops.builder import bounds, diagnosis, file_hashes
 from flops.builder import requirements as requirement_files
 from flops.builder.agreement import differences, suspects
 from flops.builder.nearest import distributions, lookalikes
@@ -129,12 +129,12 @@ def resolve(
             repair = _found(question)
             file_hashes.compare(repair.lines, repair.locks)
         except DependencyError as error:
-            raise proposal.with_patch(error, files, question.locks) from error.__cause__
+            raise _with_patch(error, files, question) from error.__cause__
         moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
         if policy is Policy.STRICT:
             asked = (*(moved if python_flag is None else ()), *repair.adjustments)
             if asked:
-                raise proposal.with_patch(_refusal(asked, repair.findings), files, question.locks)
+                raise _with_patch(_refusal(asked, repair.findings), files, question)
     locks, bound = _bounded(repair, requirements, reporter)
     adjustments = (*moved, *repair.adjustments, *bound)
     for adjustment in adjustments:
@@ -213,11 +213,19 @@ def _search(question: _Question) -> Repair:
     found = cases[0].findings()
     error = diagnosis.error(found, details=cases[0].reasons)
     if question.proposing:
+        from flops.builder import proposal  # noqa: PLC0415 - only failures need it, and a check is short
+
         changed = replace(question, proposing=False)
         error.repairs = proposal.propose(
             cases[0], question.modules, lambda entries: _search(replace(changed, entries=entries))
         )
     raise error
+
+
+def _with_patch(error: DependencyError, files: Mapping[str, bytes] | None, question: _Question) -> DependencyError:
+    from flops.builder import proposal  # noqa: PLC0415 - as above
+
+    return proposal.with_patch(error, files, question.locks)
 
 
 def _of_others(question: _Question, choices: Sequence[PythonChoice]) -> Repair | None:

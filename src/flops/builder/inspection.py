@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from flops.builder import requirements as requirement_files
 from flops.builder import structure as contract
 from flops.builder.checkout import Checkout, checkout
-from flops.builder.spelling import explained
 from flops.errors import DependencyError
 from flops.progress import Stage
 from flops.recipe import Flavor
@@ -80,6 +79,8 @@ def _check(files: Checkout, request: Request) -> tuple[Structure, Requirements]:
     except DependencyError as error:
         if structure.findings:
             contract.require(replace(structure, findings=(*structure.findings, *error.findings)))
+        from flops.builder.spelling import explained  # noqa: PLC0415 - only failures need it, and a check is short
+
         raise explained(error, sources, read) from error.__cause__
     contract.require(structure)
     return structure, requirement_files.with_data_packages(requirements, structure)

@@ -11,8 +11,6 @@ from flops.builder.preflight import Registered, check
 from flops.cli import options
 from flops.cli.preflight import show
 from flops.cli.render import print_json, reporter
-from flops.cli.write import check_and_write
-from flops.cli.write import show as show_written
 from flops.recipe import Accelerator, Policy
 from flops.settings import Settings
 
@@ -56,15 +54,16 @@ def command(
     )
     with reporter(quiet=quiet) as progress:
         registered = _registered(settings, registry)
+        checked = partial(check, request, settings=settings, reporter=progress, registry=registered)
         if write:
-            done = check_and_write(
-                request, partial(check, request, settings=settings, reporter=progress, registry=registered)
-            )
+            from flops.cli import write as writing  # noqa: PLC0415 - seldom wanted, and a check is short
+
+            done = writing.check_and_write(request, checked)
             report = done.report
         else:
-            report = check(request, settings=settings, reporter=progress, registry=registered)
+            report = checked()
     if write and not quiet:
-        show_written(done)
+        writing.show(done)
     if as_json:
         print_json(report.to_json())
     else:
