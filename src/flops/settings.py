@@ -52,7 +52,6 @@ class Settings(BaseSettings):
     """Comma-separated file names that may be packed although they look like secrets."""
     workers: int | None = Field(default=None, ge=1, le=64)
     """Layers that are made at the same time; by default as many as there are processors, two at least."""
-    job_id: str | None = None
 
     def check_cache(self) -> None:
         """BadSetting where the cache directory can't be used: better said once than by whoever meets it first."""

@@ -123,11 +123,6 @@ def test_each_layer_is_made_once_the_longest_work_first():
     assert isinstance(layers[-1], FilesLayer)
 
 
-def test_wheels_are_listed_once():
-    names = [one.filename for one in planned().wheels]
-    assert len(names) == len(set(names)) == 3 + 2 * 3
-
-
 def test_without_bytecode():
     assert not any(isinstance(layer, BytecodeLayer) for layer in planned(bytecode=False).layers)
 

@@ -82,17 +82,6 @@ class Plan:
         made = [layer for layer in distinct if not isinstance(layer, BaseLayer)]
         return tuple(sorted(made, key=cost, reverse=True))
 
-    @property
-    def wheels(self) -> tuple[LockedWheel, ...]:
-        """Each distinct wheel, in the order in which the layers want them."""
-        found = {
-            wheel: None
-            for layer in self.layers
-            if isinstance(layer, WheelsLayer | BytecodeLayer)
-            for wheel in layer.wheels
-        }
-        return tuple(found)
-
 
 def plan(
     *,
