@@ -103,6 +103,18 @@ class BadSetting(UsageError):
     code = "BAD_SETTING"
 
 
+class SlaInvalid(UsageError):
+    """An SLA that can't be accepted; `findings` holds every place, with its JSON pointer (RFC 6901) as path."""
+
+    code = "SLA_INVALID"
+
+
+class KeyReused(UsageError):
+    """An idempotency key that stands for another request already."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
+
+
 # --- 3: source --------------------------------------------------------------------------------------------------------
 class SourceError(FlopsError):
     code, exit_code = "SOURCE", 3
@@ -437,6 +449,94 @@ class TrainingFailed(OrchestratorError):
     """A local federation (`flops try`) did not reach its last round."""
 
     code = "TRAINING_FAILED"
+
+
+class OrchestratorUnreachable(OrchestratorError):
+    """What runs the builders does not answer, or not in a way that can be understood."""
+
+    code = "ORCHESTRATOR_UNREACHABLE"
+
+
+class OrchestratorAuth(OrchestratorError):
+    code = "ORCHESTRATOR_AUTH"
+
+
+class DeployFailed(OrchestratorError):
+    """The orchestrator took the builder and could not start it."""
+
+    code = "DEPLOY_FAILED"
+
+
+class NoCapacity(DeployFailed):
+    code = "NO_CAPACITY"
+
+
+class BuilderLost(OrchestratorError):
+    """The builder ended without a word, and the registry does not prove that its images are there."""
+
+    code = "BUILDER_LOST"
+
+
+class BuilderOom(BuilderLost):
+    """The builder was killed for its memory (exit 137)."""
+
+    code = "OOM_KILLED"
+
+
+class DeadlineExceeded(OrchestratorError):
+    """The project was not done within its time."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class ManagerUnreachable(OrchestratorError):
+    code = "MANAGER_UNREACHABLE"
+
+
+class ManagerRefused(OrchestratorError):
+    """The manager answered in a way that its contract does not know."""
+
+    code = "MANAGER_REFUSED"
+
+
+class AccessDenied(OrchestratorError):
+    """No token, a wrong one, or a request from another origin."""
+
+    code = "ACCESS_DENIED"
+
+
+class ProjectNotFound(OrchestratorError):
+    code = "PROJECT_NOT_FOUND"
+
+
+class ProjectDecided(OrchestratorError):
+    """Too late to cancel: the tags move already, or the project has ended."""
+
+    code = "PROJECT_DECIDED"
+
+
+class AttemptOver(OrchestratorError):
+    """This attempt is not wanted any more; its builder stops at once."""
+
+    code = "ATTEMPT_OVER"
+
+
+class TooMany(OrchestratorError):
+    """More projects, events or bytes than the manager takes."""
+
+    code = "TOO_MANY"
+
+
+class CredentialUnknown(OrchestratorError):
+    """A name that no setting of the operator knows, or a credential for another host."""
+
+    code = "CREDENTIAL_UNKNOWN"
+
+
+class StoreError(OrchestratorError):
+    """The manager's database can't be used."""
+
+    code = "STORE"
 
 
 class InternalError(FlopsError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flops.errors import BadSetting
@@ -52,6 +53,49 @@ class Settings(BaseSettings):
     """Comma-separated file names that may be packed although they look like secrets."""
     workers: int | None = Field(default=None, ge=1, le=64)
     """Layers that are made at the same time; by default as many as there are processors, two at least."""
+
+    # --- the service and its builders ---
+    advertise: str | None = None
+    """The manager's address for builders and nodes, `http[s]://HOST[:PORT]`; by default where it listens, on loopback."""
+    auth: Literal["token", "oakestra"] | None = None
+    """Who may call the manager; without it the manager binds to loopback only."""
+    api_token: SecretStr | None = None
+    """The manager's (with `auth` token), and what the client commands send."""
+    manager: str | None = None
+    """The manager that client commands talk to; `http://127.0.0.1:5072` otherwise."""
+    broker: str | None = None
+    """FLOps' MQTT broker, `[mqtt[s]://][USER:PASSWORD@]HOST[:PORT]`: what happens is mirrored there."""
+    observer_host: str | None = None
+    """Where `serve` takes the original's TCP messages; the manager's own host otherwise."""
+    observer_port: int | None = Field(default=None, ge=0, le=65535)
+    """2727 in the original; none by default."""
+    orchestrator: Literal["local", "oakestra"] = "local"
+    oakestra_url: str | None = None
+    """Oakestra's root, `http://HOST:10000`."""
+    oakestra_username: str = "Admin"
+    oakestra_password: SecretStr | None = None
+    builder_image: str | None = None
+    """What an orchestrator of containers runs; `flops images builder` makes and pushes it."""
+    builders: int = Field(default=2, ge=1, le=64)
+    """Builders at once; further projects wait in order."""
+    builder_memory: int | None = Field(default=None, ge=256)
+    """Megabytes that one builder may use."""
+    project_seconds: float = Field(default=3600, gt=0)
+    """From the first builder's deployment to the outcome."""
+    keep_days: float = Field(default=90, gt=0)
+    """Ended projects are forgotten after this."""
+    keep_projects: int = Field(default=10_000, ge=1)
+    """And the oldest beyond this many."""
+    allow_local: bool = False
+    """Projects may name directories of this machine."""
+    allow_hosts: str = ""
+    """Comma-separated names or addresses inside the operator's network that projects may clone from."""
+    git_credentials: SecretStr | None = None
+    """JSON, `{NAME: {"host", "username", "password"}}`: what an SLA's `git_credential` names."""
+    registry_credentials: SecretStr | None = None
+    """JSON, `{NAME: {"host", "username", "password"}}`: what an SLA's `registry_credential` names."""
+    registry_token: SecretStr | None = None
+    """What the embedded registry wants from those who push."""
 
     def check_cache(self) -> None:
         """BadSetting where the cache directory can't be used: better said once than by whoever meets it first."""

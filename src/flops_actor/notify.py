@@ -72,8 +72,9 @@ def _guarded(whom: str, where: Endpoint, action: Callable[[], None]) -> None:
 
 def _publish(where: Endpoint, topic: str, payload: str) -> None:
     from paho.mqtt import client as mqtt  # noqa: PLC0415 - needed only where there is a broker
+    from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
 
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.connect_timeout = SECONDS
     client.connect(where.host, where.port)
     client.loop_start()

@@ -45,5 +45,7 @@ KINDS = (
     "succeeded",
     "cancelled",
 )
+#: Code of the event (stage push, kind started) whose answer 200 is the leave to move tags; from then on cancel comes too late.
+TAGGING = "TAGGING"
 #: The first of these that the manager commits is a project's one outcome.
 TERMINAL_KINDS = ("failed", "succeeded", "cancelled")

@@ -12,15 +12,18 @@ FOUNDATION = {
     "flops.recipe",
     "flops.process",
     "flops.progress",
+    "flops.broker",
     "flops.settings",
     "flops",
 }
 ROOMS = {  # room: the rooms of ours that it may import beside itself and the foundation
     "flops.oci": set(),
     "flops.builder": {"flops.oci", "flops_wire"},
-    "flops.manager": {"flops_wire"},
+    "flops.job": {"flops.oci", "flops.builder", "flops_wire"},
+    # of the builder only the two questions that a manager asks: which commit, and what stands already
+    "flops.manager": {"flops.oci", "flops.builder.lookup", "flops_wire"},
     "flops.observer": {"flops_wire"},
-    "flops.cli": {"flops.oci", "flops.builder", "flops.manager", "flops.observer", "flops_wire"},
+    "flops.cli": {"flops.oci", "flops.builder", "flops.job", "flops.manager", "flops.observer", "flops_wire"},
     "flops_wire": set(),
     "flops_actor": {"flops_wire"},
     "flops_worker": {"flops_wire", "flops_utils"},

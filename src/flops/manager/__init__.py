@@ -1,0 +1,1 @@
+"""Projects in, builders deployed, told, and removed, whatever happens."""
