@@ -17,7 +17,7 @@ from flops.cli.render import error_lines, print_json
 from flops.errors import Cancelled, FlopsError, InternalError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import FrameType
 
 #: The module of each command; its function is `command`.
@@ -26,6 +26,20 @@ COMMANDS = {
     "check": "flops.cli.check",
     "try": "flops.cli.try_",
     "demo": "flops.cli.demo",
+    "serve": "flops.cli.serve",
+    "observe": "flops.cli.observe",
+    "job": "flops.cli.job",
+}
+#: The commands below another one, and the module of each; its function is `command` too.
+GROUPS = {
+    "project": (
+        "Start and follow projects of a manager.",
+        {name: f"flops.cli.project_{name}" for name in ("start", "list", "show", "watch", "logs", "cancel")},
+    ),
+    "images": (
+        "What a registry holds: list, show, verify, prune, and images of our own.",
+        {name: f"flops.cli.images_{name}" for name in ("list", "show", "prune", "verify", "base", "builder")},
+    ),
 }
 
 
@@ -56,11 +70,21 @@ def _application(words: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_options)
-    called = next((word for word in words if not word.startswith("-")), None)
-    for name, module in COMMANDS.items():
-        if called == name or called not in COMMANDS:
-            app.command(name)(import_module(module).command)
+    first, second = ([word for word in words if not word.startswith("-")] + ["", ""])[:2]
+    if first not in GROUPS:
+        _add(app, COMMANDS, first)
+    for name in [first] if first in GROUPS else [] if first in COMMANDS else GROUPS:
+        told, commands = GROUPS[name]
+        group = typer.Typer(help=told, no_args_is_help=True, rich_markup_mode=None)
+        _add(group, commands, second)
+        app.add_typer(group, name=name)
     return app
+
+
+def _add(app: typer.Typer, commands: Mapping[str, str], called: str) -> None:
+    """The command that is called, or all of them where it is none of these."""
+    for name in [called] if called in commands else commands:
+        app.command(name)(import_module(commands[name]).command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
