@@ -18,7 +18,7 @@ content of a file or a credential.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -35,13 +35,16 @@ class Finding:
     code: str
     message: str
     hint: str = ""
+    quote: str = field(default="", compare=False)
+    """The line itself, as far as it may be shown."""
 
     @property
     def where(self) -> str:
         return f"{self.path}:{self.line}" if self.line else self.path
 
     def to_json(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("code", "path", "line", "message", "hint")}
+        document = {key: getattr(self, key) for key in ("code", "path", "line", "message", "hint")}
+        return document | ({"quote": self.quote} if self.quote else {})
 
 
 @dataclass(frozen=True, kw_only=True)

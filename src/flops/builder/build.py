@@ -23,13 +23,14 @@ from flops.builder.clock import Clock
 from flops.builder.compose import Identity
 from flops.builder.dependencies import Question, Settlement, settle
 from flops.builder.foundation import Foundation
-from flops.builder.inspection import Inspection, inspect
+from flops.builder.inspection import FILES, Inspection, inspect
 from flops.builder.layer_cache import LayerCache
 from flops.builder.lock import Locker
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
 from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
+from flops.builder.quote import QuotingReporter, quoting
 from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError
@@ -125,10 +126,11 @@ class _Job:
     def __init__(self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack) -> None:
         self.request = request
         self.settings = settings
-        self.reporter = reporter
-        self.clock = Clock(reporter)
         self.blobs = BlobStore(settings.cache_dir)
         self.room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
+        stack.enter_context(quoting(self.room / FILES))
+        self.reporter = reporter = QuotingReporter(reporter, self.room / FILES)
+        self.clock = Clock(reporter)
         self.foundation = stack.enter_context(
             Foundation(
                 request.recipe,

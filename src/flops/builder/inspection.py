@@ -30,6 +30,8 @@ FLAVORS = {
     "torch": Flavor.PYTORCH,
     "scikit-learn": Flavor.SKLEARN,
 }
+#: Where in a job's room the checkout lies.
+FILES = "repository"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
     with clock.stage(Stage.CLONE, request.source.text):
         files = checkout(
             request.source,
-            room / "repository",
+            room / FILES,
             ref=request.ref,
             subdir=request.recipe.subdir,
             allow_secrets=[name.strip() for name in settings.allow_secrets.split(",") if name.strip()],

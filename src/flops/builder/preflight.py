@@ -12,12 +12,13 @@ from flops.builder import runtime
 from flops.builder.clock import Clock
 from flops.builder.dependencies import Question, Settlement, settle
 from flops.builder.foundation import Foundation
-from flops.builder.inspection import Inspection, inspect
+from flops.builder.inspection import FILES, Inspection, inspect
 from flops.builder.layer_cache import LayerCache, layer_key
 from flops.builder.lock import Locker
 from flops.builder.plan import WheelsLayer, ml_layers, runtime_layers
 from flops.builder.provides import Provides
 from flops.builder.pythons import Wish
+from flops.builder.quote import QuotingReporter, quoting
 from flops.builder.result import PythonUsed, Report
 from flops.builder.wheels import WheelCache
 from flops.errors import FlopsError
@@ -104,11 +105,12 @@ def check(
     request: Request, *, settings: Settings, reporter: Reporter | None = None, registry: Registered | None = None
 ) -> Report:
     """Everything up to the locks; no layers, no wheels. The same errors as `build` up to there."""
-    told = reporter or Silent()
-    clock = Clock(told)
     settings.check_cache()
     with ExitStack() as stack:
         room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
+        stack.enter_context(quoting(room / FILES))
+        told = QuotingReporter(reporter or Silent(), room / FILES)
+        clock = Clock(told)
         blobs = BlobStore(settings.cache_dir)
         cache = settings.cache_dir
         wheels = stack.enter_context(

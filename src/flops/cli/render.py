@@ -92,6 +92,8 @@ def finding_lines(finding: Finding, word: str, style: str) -> list[Text]:
         _headline(word, finding.code, finding.message, style),
         Text.assemble(("  --> ", "blue"), one_line(finding.where)),
     ]
+    if finding.quote:
+        lines.append(Text.assemble(("    | ", "blue"), one_line(finding.quote)))
     if finding.hint:
         lines.append(_hint(finding.hint))
     return lines
