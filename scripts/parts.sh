@@ -2,8 +2,8 @@
 # Installs the Debian packages that the demo and the integration tests use, where this is root on Debian and something is missing.
 # Elsewhere it does nothing: the tests that need a missing part are skipped by name.
 set -eu
-commands="podman runc docker-registry skopeo bwrap mosquitto sshd qemu-aarch64-static git apt-get"
-packages="podman runc docker-registry skopeo bubblewrap mosquitto openssh-server qemu-user-static binfmt-support git apt"
+commands="podman runc buildah docker-registry skopeo bwrap mosquitto sshd qemu-aarch64-static git apt-get chromium"
+packages="podman runc buildah docker-registry skopeo bubblewrap mosquitto openssh-server qemu-user-static binfmt-support git apt chromium fonts-dejavu-core"
 missing=""
 for command in $commands; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1 || missing="$missing $command"
