@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import shutil
 import signal
@@ -53,6 +54,8 @@ class Completed:
 
 _running: set[subprocess.Popen[bytes]] = set()
 _cancelled = threading.Event()
+#: Not to be forgotten before they have ended: somebody has to take away what an ended child leaves.
+_detached: set[subprocess.Popen[bytes]] = set()
 
 
 def cancel() -> None:
@@ -179,6 +182,86 @@ class Running:
         stream = self._child.stdout
         while stream is not None and (line := stream.readline(LINE_LIMIT)):
             on_line(line.decode("utf-8", "replace").rstrip("\r\n"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a detached program and all that it starts may take of the machine."""
+
+    memory: int | None = None
+    """Bytes of data (RLIMIT_DATA) of each single process."""
+    files: int = 4096
+    """Open at once."""
+    niceness: int = 10
+    oom_score: int = 500
+    """Where memory runs out, the kernel takes it before whatever has less (proc(5), oom_score_adj)."""
+
+
+class Detached:
+    """A program that outlives this process."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def poll(self) -> int | None:
+        """As a shell has it: the exit code, 128 + signal, or None while it runs. Takes away what is left of an ended one."""
+        code = self._child.poll()
+        if code is None:
+            return None
+        _detached.discard(self._child)
+        return code if code >= 0 else 128 - code
+
+
+def detach(
+    arguments: Sequence[str | Path], *, env: Mapping[str, str], output: Path, cwd: Path, limits: Limits | None = None
+) -> Detached:
+    """Start a program in a session of its own that nobody waits for: stdin empty, both outputs added to a file.
+
+    `env` is its whole environment. ToolMissing; OSError where `output` can't be written.
+    """
+    words = [str(argument) for argument in arguments]
+    # appending, so that the file may be shortened while the program writes
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        child = subprocess.Popen(
+            [find(words[0]) if "/" not in words[0] else words[0], *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    _detached.add(child)
+    if limits is not None:
+        confine(child.pid, limits)
+    return Detached(child)
+
+
+def confine(pid: int, limits: Limits) -> None:
+    """Hold a running process of ours to its limits, and what it starts from now on; one that has just ended is none."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.setpriority(os.PRIO_PROCESS, pid, limits.niceness)
+        score = Path(f"/proc/{pid}/oom_score_adj")
+        score.write_text(str(max(limits.oom_score, int(score.read_text()))))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+        _lower(pid, resource.RLIMIT_NOFILE, limits.files)
+        if limits.memory is not None:
+            _lower(pid, resource.RLIMIT_DATA, limits.memory)
+
+
+def _lower(pid: int, kind: int, value: int) -> None:
+    _, hard = resource.prlimit(pid, kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.prlimit(pid, kind, (value, value))
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> int:

@@ -1,0 +1,324 @@
+"""Builders as real processes: started once, found again, limited, and gone with all that they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from flops import process
+from flops.errors import BadSetting, DeployFailed
+from flops.manager.orchestrators import Deployment, Phase
+from flops.manager.orchestrators.local import SETTINGS, LocalOrchestrator
+from flops.manager.orchestrators.processes import Process, family, read, scan
+
+#: Children as a builder has them: in sessions of their own, one of them with another environment, all deaf to SIGTERM.
+FAMILY = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"]
+one = subprocess.Popen(sleep, start_new_session=True, stdout=subprocess.PIPE)
+other = subprocess.Popen(sleep, start_new_session=True, env={}, stdout=subprocess.PIPE)
+one.stdout.readline(), other.stdout.readline()
+print("pids", one.pid, other.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.01)
+    return found
+
+
+class Place:
+    """An orchestrator whose builders run a small program; takes away whatever a test leaves."""
+
+    def __init__(self, directory) -> None:
+        self.directory = directory
+        self.prefix = uuid.uuid4().hex[:6]
+        self.jobs: list[str] = []
+        self.orchestrators: list[LocalOrchestrator] = []
+        self.orchestrator = self.made("import time; time.sleep(600)")
+
+    def made(self, program, **more):
+        path = self.directory / f"{uuid.uuid4().hex[:8]}.py"
+        path.write_text(textwrap.dedent(program))
+        made = LocalOrchestrator(self.directory / "builders", command=[sys.executable, str(path)], grace=0.3, **more)
+        self.orchestrators.append(made)
+        return made
+
+    def deployment(self, number=1, **more):
+        job = f"{self.prefix}{uuid.uuid4().hex[:12]}{number}"
+        self.jobs.append(job)
+        return Deployment(
+            job=job, project="p", url="http://127.0.0.1:1/api/flops/projects/p/attempts/1", token="secret", **more
+        )
+
+    def clean(self):
+        for job in self.jobs:
+            for orchestrator in self.orchestrators:
+                assert orchestrator.remove(job, None)
+        assert not [one for one in scan() if one.job.startswith(self.prefix)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Place(tmp_path)
+    yield place
+    place.clean()
+
+
+def ended(orchestrator, job, handle):
+    return until(lambda: (s := orchestrator.status(job, handle)).phase is not Phase.RUNNING and s)
+
+
+def test_a_builder_runs_ends_and_tells_its_code(place):
+    orchestrator = place.made("import sys; print('out'); print('err', file=sys.stderr); sys.exit(7)")
+    orchestrator.prepare()
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    status = ended(orchestrator, deployment.job, handle)
+    assert (status.phase, status.exit_code) == (Phase.ENDED, 7)
+    assert "exit code 7" in status.reason
+    assert orchestrator.logs(deployment.job, handle).split() == ["out", "err"]
+    assert orchestrator.remove(deployment.job, handle)
+    assert orchestrator.status(deployment.job, handle).phase is Phase.GONE
+    assert orchestrator.remove(deployment.job, handle)  # as often as asked
+
+
+def test_a_killed_builder_ends_with_137_and_leaves_no_zombie(place):
+    deployment = place.deployment()
+    handle = place.orchestrator.deploy(deployment)
+    assert place.orchestrator.status(deployment.job, handle).phase is Phase.RUNNING
+    os.kill(handle["pid"], signal.SIGKILL)
+    status = ended(place.orchestrator, deployment.job, handle)
+    assert status.exit_code == 137
+    assert "memory" in status.reason
+    assert not Path(f"/proc/{handle['pid']}").exists()
+
+
+def test_deploying_again_finds_the_one_that_runs(place):
+    deployment = place.deployment()
+    handle = place.orchestrator.deploy(deployment)
+    assert place.orchestrator.deploy(deployment) == handle
+    assert place.made("").deploy(deployment, {"pid": 1}) == handle
+    assert [one.pid for one in scan() if one.job == deployment.job] == [handle["pid"]]
+
+
+def test_a_manager_that_was_killed_after_the_start_is_followed_by_one_that_takes_the_builder_on(place):
+    deployment = place.deployment()
+    program = f"""
+        import os, signal, sys
+        from pathlib import Path
+        from flops.manager.orchestrators import Deployment
+        from flops.manager.orchestrators.local import LocalOrchestrator
+        orchestrator = LocalOrchestrator(Path({str(place.directory / "builders")!r}), command={place.orchestrator._command!r})
+        orchestrator.deploy(Deployment(job={deployment.job!r}, project="p", url="u", token="t"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], check=False, env=os.environ | {"PYTHONPATH": path_of_ours()}
+    )
+    assert killed.returncode == -9
+    [running] = [one for one in scan() if one.job == deployment.job]
+    handle = place.orchestrator.deploy(deployment)
+    assert handle == {"pid": running.pid, "start": running.start}
+    assert place.orchestrator.orphans(place.prefix, []) == {deployment.job: handle}
+    assert place.orchestrator.status(deployment.job, handle).phase is Phase.RUNNING
+    os.kill(running.pid, signal.SIGKILL)
+    # whose child it is not, can't tell its code
+    assert ended(place.orchestrator, deployment.job, handle).exit_code is None
+
+
+def path_of_ours():
+    return str(Path(process.__file__).parents[1])
+
+
+def test_removal_takes_all_that_a_builder_started(place):
+    orchestrator = place.made(FAMILY)
+    deployment, beside = place.deployment(), place.deployment(2)
+    handle, kept = orchestrator.deploy(deployment), place.orchestrator.deploy(beside)
+    pids = [int(word) for word in until(lambda: orchestrator.logs(deployment.job, handle)).split()[1:]]
+    assert all(map(read, pids))
+    assert orchestrator.remove(deployment.job, handle)
+    assert not any(map(read, [handle["pid"], *pids]))
+    assert place.orchestrator.status(beside.job, kept).phase is Phase.RUNNING
+
+
+def test_removal_after_a_restart_takes_what_the_builder_left_behind(place):
+    orchestrator = place.made(FAMILY)
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    one, other = (int(word) for word in until(lambda: orchestrator.logs(deployment.job, handle)).split()[1:])
+    try:
+        os.kill(handle["pid"], signal.SIGKILL)
+        later = place.made("")
+        assert list(later.orphans(place.prefix, [])) == [deployment.job]
+        assert later.remove(deployment.job, None)
+        assert read(handle["pid"]) is None
+        assert read(one) is None
+    finally:  # which does not carry the name, and whose parent died before anybody looked
+        os.kill(other, signal.SIGKILL)
+
+
+def test_a_builder_that_heeds_sigterm_is_not_killed(place):
+    orchestrator = place.made("""
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), sys.exit(0)))
+        print("ready", flush=True)
+        time.sleep(600)
+    """)
+    orchestrator._grace = 20
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    until(lambda: orchestrator.logs(deployment.job, handle))
+    assert orchestrator.remove(deployment.job, handle)
+    assert orchestrator.logs(deployment.job, None).split() == ["ready", "told"]
+
+
+def test_a_number_that_somebody_else_has_now_is_left_alone(place):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        try:
+            found = until(lambda: read(other.pid))
+            earlier = {"pid": other.pid, "start": found.start - 1}
+            job = place.deployment().job
+            assert place.orchestrator.status(job, earlier).phase is Phase.GONE
+            # the same number and start, but not the builder
+            assert place.orchestrator.status(job, {"pid": found.pid, "start": found.start}).phase is Phase.GONE
+            assert place.orchestrator.remove(job, earlier)
+            Process(pid=found.pid, start=found.start - 1, parent=0, job=job).send(signal.SIGKILL)
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+def test_the_environment_is_an_allow_list(place):
+    orchestrator = place.made(
+        "import os; print(*sorted(f'{k}={v}' for k, v in os.environ.items()), sep='\\n')",
+        settings={
+            "FLOPS_CACHE_DIR": "/cache",
+            "FLOPS_WORKERS": "3",
+            "UV_PYTHON_DOWNLOADS": "never",
+            "FLOPS_API_TOKEN": "never-1",
+            "FLOPS_GIT_CREDENTIALS": "never-2",
+            "FLOPS_REGISTRY_CREDENTIALS": "never-3",
+            "FLOPS_OAKESTRA_PASSWORD": "never-4",
+            "FLOPS_REGISTRY_TOKEN": "never-5",
+            "AWS_SECRET_ACCESS_KEY": "never-6",
+        },
+    )
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    ended(orchestrator, deployment.job, handle)
+    text = orchestrator.logs(deployment.job, handle)
+    assert "never-" not in text
+    found = dict(line.split("=", 1) for line in text.splitlines())
+    assert {name: found[name] for name in found if name.startswith(("FLOPS_", "UV_"))} == {
+        "FLOPS_CACHE_DIR": "/cache",
+        "FLOPS_WORKERS": "3",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "FLOPS_JOB_ID": deployment.job,
+        "FLOPS_JOB_URL": deployment.url,
+        "FLOPS_JOB_TOKEN": "secret",
+    }
+    assert not [name for name in SETTINGS if "TOKEN" in name or "CREDENTIAL" in name or "PASSWORD" in name]
+
+
+def test_limits_hold_for_a_builder_and_what_it_starts(place):
+    orchestrator = place.made("""
+        import os, resource, subprocess, sys, time
+        while os.getpriority(os.PRIO_PROCESS, 0) < 10 or resource.getrlimit(resource.RLIMIT_DATA)[0] < 0:
+            time.sleep(0.01)
+        text = "import os, resource as r; print(r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_DATA), "
+        text += "r.getrlimit(r.RLIMIT_NOFILE)[0] <= 4096, os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(), "
+        text += "open('/proc/self/oom_score_adj').read().strip(), sys.stdin.read() == '')"
+        exec(text)
+        sys.stdout.flush()
+        subprocess.run([sys.executable, "-c", "import sys;" + text], check=True)
+        bytearray(512 * 1024 * 1024)
+    """)
+    deployment = place.deployment(memory=256)
+    handle = orchestrator.deploy(deployment)
+    status = ended(orchestrator, deployment.job, handle)
+    first, second, *rest = orchestrator.logs(deployment.job, handle).splitlines()
+    data = 256 * 1024 * 1024
+    assert first == f"(0, 0) ({data}, {data}) True 10 True 500 True"
+    assert second == f"(0, 0) ({data}, {data}) True 10 False 500 True"
+    assert (status.exit_code, rest[-1]) == (1, "MemoryError")
+
+
+def test_logs_are_shown_and_kept_within_bounds(place):
+    orchestrator = place.made("""
+        import time
+        for _ in range(90):
+            print("x" * 65535)
+        print("the end", flush=True)
+        time.sleep(600)
+    """)
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    text = until(lambda: (t := orchestrator.logs(deployment.job, handle)).endswith("the end\n") and t)
+    assert len(text) == 65536
+    orchestrator.status(deployment.job, handle)
+    assert orchestrator.logs(deployment.job, handle) == text
+    assert orchestrator._log(deployment.job).stat().st_size == 65536
+
+
+def test_logs_go_when_they_are_old_and_nobody_knows_them(place):
+    orchestrator = place.made("print('word')", keep_days=1)
+    old, wanted, new = (place.deployment(n) for n in (1, 2, 3))
+    for deployment in (old, wanted, new):
+        ended(orchestrator, deployment.job, orchestrator.deploy(deployment))
+        orchestrator.remove(deployment.job, None)
+    for deployment in (old, wanted):
+        os.utime(orchestrator._log(deployment.job), (1, 1))
+    assert orchestrator.orphans(place.prefix, [wanted.job]) == {}
+    assert [bool(orchestrator.logs(one.job, None)) for one in (old, wanted, new)] == [False, True, True]
+
+
+def test_orphans_are_builders_of_this_manager_alone(place):
+    mine, known, other = place.deployment(1), place.deployment(2), place.deployment(3)
+    handles = {one.job: place.orchestrator.deploy(one) for one in (mine, known, other)}
+    elsewhere = LocalOrchestrator(place.directory / "builders")
+    assert elsewhere.orphans(place.prefix, [known.job]) == {j: h for j, h in handles.items() if j != known.job}
+    assert elsewhere.orphans(mine.job, []) == {mine.job: handles[mine.job]}
+    assert elsewhere.orphans("zzzzzz", []) == {}
+
+
+def test_what_cannot_be_started_is_told(place, tmp_path):
+    orchestrator = LocalOrchestrator(tmp_path / "builders", command=["/nowhere/flops"])
+    with pytest.raises(DeployFailed, match="can't be started"):
+        orchestrator.deploy(place.deployment())
+    (tmp_path / "file").touch()
+    with pytest.raises(BadSetting, match="can't be made"):
+        LocalOrchestrator(tmp_path / "file" / "builders").prepare()
+    with pytest.raises(DeployFailed, match="no name of a builder"):
+        orchestrator.logs("../../etc/passwd", None)
+
+
+def test_the_command_of_a_builder_is_this_program(place):
+    orchestrator = LocalOrchestrator(place.directory / "builders", settings={"PYTHONPATH": path_of_ours()})
+    orchestrator._command = (*orchestrator._command[:-1], "--version")
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    assert ended(orchestrator, deployment.job, handle).exit_code == 0
+    assert orchestrator.logs(deployment.job, handle).startswith("flops ")
+
+
+def test_a_family_are_those_that_carry_the_name_and_their_descendants():
+    processes = [
+        Process(pid=n, start=n, parent=p, job=j)
+        for n, p, j in [(-2, 1, "a"), (-3, -2, ""), (-9, -8, ""), (-8, -3, ""), (-4, 1, "b"), (-5, 1, ""), (-6, -4, "")]
+    ]
+    assert sorted(one.pid for one in family(processes, "a", {(-5, -5)})) == [-9, -8, -5, -3, -2]
+    assert [one.pid for one in family(processes, "a", {(-5, -4)})] == [-2, -3, -8, -9]
