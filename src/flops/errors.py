@@ -502,6 +502,12 @@ class ManagerRefused(OrchestratorError):
     code = "MANAGER_REFUSED"
 
 
+class BrokerUnreachable(OrchestratorError):
+    """An MQTT broker that does not take, or does not acknowledge, what is published."""
+
+    code = "BROKER_UNREACHABLE"
+
+
 class AccessDenied(OrchestratorError):
     """No token, a wrong one, or a request from another origin."""
 

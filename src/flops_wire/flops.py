@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MANAGER_PORT = 5072
 REGISTRY_PORT = 5073
@@ -11,6 +14,8 @@ BROKER_PORT = 9027
 OBSERVER_PORT = 2727
 AGGREGATOR_PORT = 8080
 DATA_SERVER_PORT = 11027
+#: Characters of a text that a message carries; a longer one is cut.
+TEXT_LIMIT = 8000
 #: Where a node's data server answers, as seen from a container on the node.
 DATA_SERVER_HOST = "172.17.0.1"
 
@@ -58,7 +63,66 @@ def aggregator_success(project: str, *, aggregator_type: str, accuracy: float, l
     )
 
 
+def builder_success(project: str, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """A builder's last message: how long each part took, in FLOps' names and words, from a result's `seconds`.
+
+    FLOps' base image is where a repository's packages go; ours is no image of its own, so nothing is pushed for it.
+    """
+    return payload(
+        project,
+        build_preparation=_together(seconds, "clone", "check"),
+        base_image_build=_together(seconds, "resolve", "fetch"),
+        base_image_push=duration(0),
+        actor_images_build=_together(seconds, "assemble", "verify"),
+        actor_images_push=_together(seconds, "push"),
+        full_builder_process=_together(seconds, "total"),
+    )
+
+
+def _together(seconds: Mapping[str, float], *stages: str) -> str:
+    return duration(sum(seconds.get(stage, 0.0) for stage in stages))
+
+
 def duration(seconds: float) -> str:
-    """Seconds in FLOps' words, such as `'4' minutes and 12 seconds`."""
+    """Seconds in FLOps' words: `12 seconds`, `'4' minutes and 12 seconds`."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"'{minutes}' minutes and {rest} seconds"
+    return f"'{minutes}' minutes and {rest} seconds" if minutes else f"{rest} seconds"
+
+
+# --- what a project's observer shows, in the order in which it shows it ---
+BUILD_NEEDED = "New FLOps images need to be build. Start build delegation processes."
+BUILDER_DEPLOYED = "New Builder service created & deployed"
+IMAGES_EXIST = "Latest FLOps images already exists for the provided repo."
+BUILDER_GONE = "Builder failed. Terminating this FLOps Project."
+
+
+def build_begun(image: str) -> str:
+    return f"Start building {image} image (This can take a while)"
+
+
+def build_finished(image: str) -> str:
+    return f"Successfully finished building new '{image}' image"
+
+
+def image_pushed(image: str) -> str:
+    return f"Successfully pushed new '{image}' image"
+
+
+def failure_text(error: Mapping[str, Any]) -> str:
+    """A failure (`{code, message, hint, findings}`) as text for people: what and why, then every place."""
+    lines = [f"error[{error.get('code')}]: {error.get('message')}"]
+    if error.get("hint"):
+        lines.append(f"hint: {error['hint']}")
+    for finding in error.get("findings") or ():
+        path = str(finding.get("path")).replace("\n", "\\n")
+        place = f"{path}:{finding['line']}" if finding.get("line") else path
+        lines.append(f"{place}: {finding.get('message')}")
+        if finding.get("hint"):
+            lines.append(f"  hint: {finding['hint']}")
+    text = visible("\n".join(lines))
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """Foreign text as text: control characters other than a line feed, and marks that reorder it, are written out."""
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

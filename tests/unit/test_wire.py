@@ -186,7 +186,7 @@ def test_other_lines_are_no_rounds(line):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(252, "'4' minutes and 12 seconds"), (0.4, "'0' minutes and 0 seconds"), (59.6, "'1' minutes and 0 seconds")],
+    [(252, "'4' minutes and 12 seconds"), (0.4, "0 seconds"), (59.6, "'1' minutes and 0 seconds")],
 )
 def test_durations_read_as_flops_writes_them(seconds, text):
     assert flops.duration(seconds) == text
