@@ -115,6 +115,17 @@ def test_deploying_again_finds_the_one_that_runs(place):
     assert [one.pid for one in scan() if one.job == deployment.job] == [handle["pid"]]
 
 
+def test_deploying_again_what_has_ended_starts_nothing(place):
+    orchestrator = place.made("print('once')")
+    deployment = place.deployment()
+    ended(orchestrator, deployment.job, orchestrator.deploy(deployment))
+    again = orchestrator.deploy(deployment)
+    assert orchestrator.status(deployment.job, again).exit_code == 0
+    later = place.made("print('twice')")
+    assert later.status(deployment.job, later.deploy(deployment)).phase is Phase.GONE
+    assert later.logs(deployment.job, None) == "once\n"
+
+
 def test_a_manager_that_was_killed_after_the_start_is_followed_by_one_that_takes_the_builder_on(place):
     deployment = place.deployment()
     program = f"""
@@ -299,6 +310,7 @@ def test_what_cannot_be_started_is_told(place, tmp_path):
     orchestrator = LocalOrchestrator(tmp_path / "builders", command=["/nowhere/flops"])
     with pytest.raises(DeployFailed, match="can't be started"):
         orchestrator.deploy(place.deployment())
+    assert not list((tmp_path / "builders").iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(BadSetting, match="can't be made"):
         LocalOrchestrator(tmp_path / "file" / "builders").prepare()

@@ -109,16 +109,17 @@ class LocalOrchestrator:
         if running is not None:
             process.confine(running.pid, limits)
             return _handle(running)
+        log = self._log(deployment.job)
+        if log.exists():  # it was started, and has ended since
+            known = self._known.get(deployment.job)
+            return {"pid": known.child.pid} if known else {}
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             child = process.detach(
-                self._command,
-                env=self._environment(deployment),
-                output=self._log(deployment.job),
-                cwd=self._directory,
-                limits=limits,
+                self._command, env=self._environment(deployment), output=log, cwd=self._directory, limits=limits
             )
         except (ToolMissing, OSError) as error:
+            log.unlink(missing_ok=True)
             raise DeployFailed(f"the builder can't be started: {error}") from error
         self._known[deployment.job] = _Known(child=child)
         # it may have ended already; then nobody will find its number with this start
