@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from flops.builder.checkout import checkout, resolve_commit
-from flops.builder.source import Source, SourceKind, parse_source
+from flops.builder.source import parse_source
 from flops.builder.tree import Limits
 from flops.errors import (
     CloneAuth,
@@ -197,9 +197,9 @@ def https(repository, tmp_path, authority, monkeypatch):
 
 
 def read(https, destination, *, url=None, trusted=True, **options):
-    source = (
-        parse_source(url or https.url) if trusted else Source(text=url or https.url, kind=SourceKind.URL, trusted=False)
-    )
+    if not trusted:  # everything here is on loopback
+        options.setdefault("allow_hosts", ["127.0.0.1", "localhost"])
+    source = parse_source(url or https.url, trusted=trusted, allow_hosts=options.get("allow_hosts", ()))
     return checkout(source, destination, ca_bundle=https.bundle, **options)
 
 

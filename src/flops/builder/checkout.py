@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder import revision, worktree
 from flops.builder.git import Git, records
+from flops.builder.route import Access
 from flops.builder.source import Source, image_path, url_path
 from flops.builder.tree import Limits, TreeWriter, check_path, check_size
 from flops.errors import CloneFsck, EmptyRepo, RefNotFound, SourceError, SubdirNotFound
@@ -32,6 +33,7 @@ from flops.progress import Reporter, Silent, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from flops.builder.git import GitCredential
     from flops.builder.tree import RepositoryFile
 
 #: Above the attributes that a commit carries: no conversion, no substitution, nothing left out.
@@ -80,14 +82,24 @@ class _Contents(Mapping[str, bytes]):
 
 
 def resolve_commit(
-    source: Source, *, ref: str | None = None, ca_bundle: Path | None = None, limits: Limits | None = None
+    source: Source,
+    *,
+    ref: str | None = None,
+    ca_bundle: Path | None = None,
+    limits: Limits | None = None,
+    credential: GitCredential | None = None,
+    allow_hosts: Collection[str] = (),
 ) -> str:
-    """The commit that a branch, tag or shortened hash of a URL stands for now; give it to `checkout` as its ref."""
+    """The commit that a branch, tag or shortened hash of a URL stands for now; give it to `checkout` as its ref.
+
+    `credential` and `allow_hosts` as there. A full hash is answered without asking anybody.
+    """
     if source.directory is not None:
         raise SourceError("a directory has no commit of a host", hint="give the directory to checkout itself")
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="flops-git-") as place:
-        git = _remote_git(source, Path(place), ca_bundle, limits)
+        access = Access(ca_bundle=ca_bundle, credential=credential, allow_hosts=allow_hosts)
+        git = access.git(source, Path(place), limits)
         return revision.resolve(git, source.url, ref).commit
 
 
@@ -101,11 +113,14 @@ def checkout(
     ca_bundle: Path | None = None,
     limits: Limits | None = None,
     reporter: Reporter | None = None,
+    credential: GitCredential | None = None,
+    allow_hosts: Collection[str] = (),
 ) -> Checkout:
     """Write one commit (`ref`: branch, tag, commit; HEAD by default) of a source into `destination`, an empty directory.
 
     With a directory, `ref` takes a commit of its repository instead of its files. A scratch repository lies beside
-    `destination` meanwhile. Raises SourceError; ToolMissing without git. The caller encloses the stage.
+    `destination` meanwhile. An untrusted URL leads to public addresses and `allow_hosts` only, and `credential` is used if it
+    is for its host. Raises SourceError; ToolMissing without git. The caller encloses the stage.
     """
     destination.mkdir(parents=True, exist_ok=True)
     if any(destination.iterdir()):
@@ -118,7 +133,7 @@ def checkout(
             ref=ref,
             subdir=_subdir(subdir),
             allow_secrets=frozenset(allow_secrets),
-            ca_bundle=ca_bundle,
+            access=Access(ca_bundle=ca_bundle, credential=credential, allow_hosts=allow_hosts),
             limits=limits or Limits(),
             reporter=reporter or Silent(),
         )
@@ -135,7 +150,7 @@ class _Job:
     ref: str | None
     subdir: str
     allow_secrets: frozenset[str]
-    ca_bundle: Path | None
+    access: Access
     limits: Limits
     reporter: Reporter
 
@@ -151,7 +166,7 @@ class _Job:
 
 
 def _from_url(job: _Job) -> Checkout:
-    git = _remote_git(job.source, job.scratch, job.ca_bundle, job.limits)
+    git = job.access.git(job.source, job.scratch, job.limits)
     url = job.source.url
     found = revision.resolve(git, url, job.ref)
     _prepare(git, found.commit)
@@ -270,17 +285,6 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: _Entry, writer:
         raise CloneFsck(f"{entry.path} is not a file in git's archive", hint="use a newer git")
     chunks = iter(lambda: content.read(CHUNK), b"")
     return writer.file(entry.path, chunks, size=entry.size, executable=entry.mode == "100755")
-
-
-def _remote_git(source: Source, directory: Path, ca_bundle: Path | None, limits: Limits) -> Git:
-    return Git(
-        directory=directory,
-        seconds=limits.seconds,
-        trusted=source.trusted,
-        network=True,
-        ca_bundle=ca_bundle,
-        pack_bytes=limits.pack_bytes,
-    )
 
 
 def _prepare(git: Git, commit: str) -> None:

@@ -2,7 +2,7 @@
 
 Hooks, filters, file system monitors, submodules and every transport but https and ssh are off by options that stand
 above all configuration files. What a user's own configuration says about reaching hosts (credential helpers, ssh, proxies)
-holds where the source is trusted; otherwise git sees no configuration and no credential at all.
+holds where the source is trusted; otherwise git sees no configuration, and connects only by the `Route` that was judged for it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from flops import process
+from flops.builder.address import normal
 from flops.builder.limits import limited
 from flops.errors import (
     CloneAuth,
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from flops.builder.route import Route
+
+#: The ports that the schemes stand for.
+PORTS = {"https": 443, "ssh": 22}
+KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 CONFIGURATION = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -86,6 +93,33 @@ HINTS: Mapping[type[Exception], str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class GitCredential:
+    """What the operator gives a project for one host, and for no other."""
+
+    host: str
+    """`HOST`, on the scheme's own port, or `HOST:PORT`."""
+    username: str
+    password: str = field(repr=False)
+    """A password or token for https; for ssh a private key without passphrase, in PEM or OpenSSH's form."""
+
+    def fits(self, url: str) -> bool:
+        """Whether this URL is at its host and port, and of a kind that it can be used for."""
+        try:
+            parts = urlsplit(url)
+            host, port = normal(parts.hostname or ""), parts.port or PORTS[parts.scheme]
+            own = urlsplit(f"//{self.host if self.host.count(':') < 2 else f'[{normal(self.host)}]'}")  # noqa: PLR2004
+            own_port = own.port or PORTS[parts.scheme]
+        except (ValueError, KeyError):
+            return False
+        same = (normal(own.hostname or ""), own_port) == (host, port)
+        return same and self.is_key == (parts.scheme == "ssh")
+
+    @property
+    def is_key(self) -> bool:
+        return KEY.match(self.password.lstrip()) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Git:
     """A git directory and the way of reaching hosts that belongs to it; constructing it does nothing."""
 
@@ -96,6 +130,8 @@ class Git:
     trusted: bool = True
     network: bool = False
     """Whether https and ssh may be used; for reading a directory nothing is."""
+    route: Route | None = None
+    """The only way to a host that an untrusted source has."""
     ca_bundle: Path | None = None
     pack_bytes: int | None = None
     """The largest file that git may write."""
@@ -129,15 +165,19 @@ class Git:
         return self.run(*arguments).stdout.rstrip("\n")
 
     def _protocols(self) -> list[str]:
-        # Reading a directory opens no connection, so its owner may be somebody else (a mount in a container).
-        own = ["protocol.https.allow=always", "protocol.ssh.allow=always"] if self.network else ["safe.directory=*"]
-        return own if self.trusted else [*own, "http.followRedirects=false", "credential.helper="]
+        if not self.network:
+            # Reading a directory opens no connection, so its owner may be somebody else (a mount in a container).
+            return ["safe.directory=*"]
+        if self.trusted:
+            return ["protocol.https.allow=always", "protocol.ssh.allow=always"]
+        return [f"protocol.{self.route.scheme}.allow=always", *self.route.options] if self.route else []
 
     def _environment(self) -> dict[str, str]:
         given = {name: os.environ[name] for name in USER_VARIABLES if name in os.environ}
         given |= {name: value for name, value in os.environ.items() if re.match(r"GIT_CONFIG_(KEY|VALUE)_\d+$", name)}
         if not self.trusted:
             given = {"HOME": "/nonexistent", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+            given |= self.route.environment(self.directory) if self.route else {}
         authorities = self.ca_bundle or os.environ.get("GIT_SSL_CAINFO") or os.environ.get("SSL_CERT_FILE")
         return {
             **given,

@@ -1,21 +1,25 @@
 """Where an ML repository comes from: a Git URL (https, ssh, scp form) or a directory, parsed and judged before git sees it.
 
 Two levels of trust. The command line (`trusted`) may name any host and directory. A job from the service may not: https and
-ssh URLs only, no addresses inside the operator's network. Names that resolve to private addresses and redirects are
-the network's answers and are judged where the connection is made, not here.
+ssh URLs only, no addresses inside the operator's network but those that the operator lists, and directories where the
+operator allows them. Names that resolve to private addresses and redirects are the network's answers and are judged
+where the connection is made (`route`), not here.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from flops.errors import BadUrl, BlockedAddress, CredentialInUrl
+from flops.builder.address import check_host, literal
+from flops.errors import BadUrl, CredentialInUrl
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 #: Characters of a URL; git hosts allow far fewer.
 URL_LIMIT = 2048
@@ -56,22 +60,27 @@ class Source:
         return image_path(url_path(self.url))
 
 
-def parse_source(text: str, *, trusted: bool = True) -> Source:
-    """Read SOURCE as the command line (or, untrusted, a job) gives it.
+def parse_source(
+    text: str, *, trusted: bool = True, allow_hosts: Collection[str] = (), allow_local: bool = False
+) -> Source:
+    """Read SOURCE as the command line (or, untrusted, a job) gives it; no network.
 
-    BadUrl, CredentialInUrl; BlockedAddress for an untrusted source with a private address as its host.
+    BadUrl, CredentialInUrl; BlockedAddress for an untrusted source with a private address as its host that is not in
+    `allow_hosts`. With `allow_local` an untrusted source may be the absolute path of a directory.
     """
     _check_characters(text)
     if "://" in text:
-        _check_url(text, trusted=trusted)
+        _check_url(text, trusted=trusted, allow_hosts=allow_hosts)
         return Source(text=text, kind=SourceKind.URL, trusted=trusted)
     if re.match(r"[A-Za-z0-9+.-]+::", text):
         raise BadUrl("remote helpers (NAME::ADDRESS) are not supported as a source", hint=FORMS)
-    scp = SCP_FORM.fullmatch(text)
     if not trusted:
+        if allow_local and text.startswith("/"):
+            return _directory(text)
         raise BadUrl(
             "the source of a project is neither an https nor an ssh URL", hint="write https://HOST/OWNER/REPOSITORY"
         )
+    scp = SCP_FORM.fullmatch(text)
     path = Path(text).expanduser()
     if path.is_dir():
         return Source(text=text, kind=SourceKind.DIRECTORY, directory=path.resolve())
@@ -80,6 +89,14 @@ def parse_source(text: str, *, trusted: bool = True) -> Source:
     if scp is not None and not scp["path"].startswith("-"):
         return Source(text=text, kind=SourceKind.URL)
     raise BadUrl(f"{text!r} is neither a Git URL nor a directory", hint=_missing_hint(text))
+
+
+def _directory(text: str) -> Source:
+    """A directory that a project names; its owner is not the operator, so its git repository is not trusted either."""
+    path = Path(text)
+    if not path.is_dir():
+        raise BadUrl(f"there is no directory {text!r} on the builder's machine", hint="check the spelling")
+    return Source(text=text, kind=SourceKind.DIRECTORY, trusted=False, directory=path.resolve())
 
 
 def without_credentials(url: str) -> str | None:
@@ -92,7 +109,7 @@ def without_credentials(url: str) -> str | None:
             url = parts._replace(netloc=f"{parts.username}@{parts.netloc.rpartition('@')[2]}").geturl()
         _check_characters(url)
         if "://" in url:
-            _check_url(url, trusted=True)
+            _check_url(url)
         elif SCP_FORM.fullmatch(url) is None:
             return None
     except (BadUrl, CredentialInUrl, ValueError):
@@ -129,7 +146,7 @@ def _check_characters(text: str) -> None:
         raise BadUrl("the source holds control characters", hint=FORMS)
 
 
-def _check_url(text: str, *, trusted: bool) -> None:
+def _check_url(text: str, *, trusted: bool = True, allow_hosts: Collection[str] = ()) -> None:
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname or "", parts.port
@@ -157,7 +174,12 @@ def _check_url(text: str, *, trusted: bool) -> None:
             hint=f"use https://{parts.netloc}{page['repository']} with --ref and --subdir for {page['rest']!r}",
         )
     if not trusted:
-        _refuse_private(host)
+        check_host(host, allow_hosts)
+        if host.endswith(".") or ((address := literal(host)) is not None and str(address) != host):
+            raise BadUrl(
+                f"{host!r} is no usual spelling of a host",
+                hint="write its name without a final dot, or its address in the usual short form",
+            )
 
 
 def _scheme_hint(parts: SplitResult) -> str:
@@ -170,24 +192,3 @@ def _missing_hint(text: str) -> str:
     first = text.partition("/")[0]
     looks_like_host = "." in first.strip(".") and "/" in text
     return f"write https://{text}" if looks_like_host else f"check the spelling; {FORMS}"
-
-
-def _refuse_private(host: str) -> None:
-    """Judge addresses in every spelling that a resolver takes, also `2130706433` and `0x7f.1`."""
-    name = host.rstrip(".").lower()
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address | None = None
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        try:
-            address = ipaddress.IPv4Address(socket.inet_aton(name))
-        except OSError:
-            address = None
-    if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address.sixtofour or address
-    local = name == "localhost" or name.endswith((".localhost", ".local", ".internal"))
-    if local or (address is not None and not address.is_global):
-        raise BlockedAddress(
-            f"{host} is an address inside the operator's own network",
-            hint="use the public name of the repository's host, or ask the operator to allow this one",
-        )
