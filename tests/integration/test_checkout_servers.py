@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 import trustme
 
+from flops import process
+from flops.builder import route
 from flops.builder.checkout import checkout, resolve_commit
-from flops.builder.source import parse_source
+from flops.builder.git import GitCredential
+from flops.builder.source import Source, SourceKind, parse_source
 from flops.builder.tree import Limits
 from flops.errors import (
+    BlockedAddress,
     CloneAuth,
     CloneFailed,
     CloneFsck,
@@ -98,6 +102,7 @@ class Backend(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         server.requests.append(self.path)
+        server.authorizations.append(self.headers.get("Authorization"))
         path, _, query = self.path.partition("?")
         if server.redirect and path.startswith("/moved/"):
             self.send_response(302)
@@ -181,10 +186,11 @@ def https(repository, tmp_path, authority, monkeypatch):
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(bundle))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    authority.issue_cert("127.0.0.1", "localhost", "git.example.test", "other.example.test").configure_cert(context)
     server = QuietServer(("127.0.0.1", 0), Backend)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.root, server.requests, server.private, server.protocol = repository.bare.parents[1], [], False, 2
+    server.authorizations = []
     server.redirect, server.delay, server.before, server.bundle = "", 0, lambda path: None, bundle
     server.host = f"127.0.0.1:{server.server_port}"
     server.url = f"https://{server.host}/Acme/Digits.git"
@@ -328,6 +334,89 @@ def test_redirects_are_followed_for_a_trusted_source_only(https, repository, tmp
     assert read(https, tmp_path / "a", url=url).commit == repository.head
     with pytest.raises(CloneRedirect):
         read(https, tmp_path / "b", url=url, trusted=False)
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """A name service of our own: `git.example.test` is whatever the test says; the real one knows no such name."""
+    answers = {}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host, port, *arguments, **options):
+        return real(answers.get(host, host), port, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return answers
+
+
+def test_a_redirect_to_a_private_address_is_not_followed(https, repository, tmp_path):
+    """The second server, on loopback too, would count its connections."""
+    with socket.create_server(("127.0.0.1", 0)) as inner:
+        https.redirect = f"https://127.0.0.2:{inner.getsockname()[1]}"
+        with pytest.raises(CloneRedirect) as caught:
+            read(https, tmp_path / "out", url=f"https://{https.host}/moved/Acme/Digits.git", trusted=False)
+        assert "redirects" in caught.value.hint
+        inner.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            inner.accept()
+
+
+def test_a_private_server_is_reached_by_listed_names_only(https, repository, tmp_path, named):
+    for number, allowed in enumerate((["127.0.0.1"], ["localhost", "127.0.0.1"])):
+        assert read(https, tmp_path / f"a{number}", trusted=False, allow_hosts=allowed).commit == repository.head
+    asked = len(https.requests)
+    named["git.example.test"] = "127.0.0.1"
+    url = https.url.replace("127.0.0.1", "git.example.test")
+    with pytest.raises(BlockedAddress):
+        read(https, tmp_path / "b", url=url, trusted=False, allow_hosts=["other.test"])
+    with pytest.raises(BlockedAddress):
+        checkout(Source(text=https.url, kind=SourceKind.URL, trusted=False), tmp_path / "c", ca_bundle=https.bundle)
+    assert len(https.requests) == asked
+
+
+def test_git_connects_to_what_was_resolved_and_judged(https, repository, tmp_path, named):
+    """No name service but ours knows the name, so git can only have used the pinned address."""
+    named["git.example.test"] = "127.0.0.1"
+    url = https.url.replace("127.0.0.1", "git.example.test")
+    done = read(https, tmp_path / "a", url=url, trusted=False, allow_hosts=["git.example.test"])
+    assert (done.commit, done.source) == (repository.head, url)
+
+
+def test_a_credential_is_shown_to_its_host_alone(https, repository, tmp_path, named, monkeypatch):
+    https.private = True
+    seen = []
+    run = process.run
+
+    def watched(arguments, **options):
+        seen.append(" ".join(map(str, arguments)))
+        return run(arguments, **options)
+
+    monkeypatch.setattr(process, "run", watched)
+    own = GitCredential(host=https.host, username="user", password="secret")
+    assert read(https, tmp_path / "a", trusted=False, credential=own).commit == repository.head
+    assert any(https.authorizations)
+    token = base64.b64encode(b"user:secret").decode()
+    assert not [line for line in seen if "secret" in line or token in line]
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert token.encode() not in file.read_bytes()
+
+    https.authorizations.clear()
+    named["other.example.test"] = "127.0.0.1"
+    url = https.url.replace("127.0.0.1", "other.example.test")
+    with pytest.raises(CloneAuth):  # another name of the same server
+        read(https, tmp_path / "b", url=url, trusted=False, credential=own, allow_hosts=["other.example.test"])
+    wrong = GitCredential(host=https.host, username="user", password="other-secret")
+    with pytest.raises(CloneAuth) as caught:
+        read(https, tmp_path / "c", trusted=False, credential=wrong)
+    assert "other-secret" not in str(caught.value.to_json())
+    assert len([one for one in https.authorizations if one]) == 1
+
+    https.authorizations.clear()
+    https.redirect = url.partition("/Acme")[0]
+    with pytest.raises(CloneRedirect):
+        read(https, tmp_path / "d", url=f"https://{https.host}/moved/Acme/Digits.git", trusted=False, credential=own)
+    assert len(https.authorizations) == 1  # the redirecting host's own
 
 
 def test_limits_hold_while_fetching(https, repository, tmp_path):
@@ -497,3 +586,21 @@ def test_ssh_host_key_and_user_key_are_checked(sshd, repository, tmp_path, monke
     monkeypatch.setenv("GIT_SSH_COMMAND", good.replace("/ssh/user", "/ssh/host"))
     with pytest.raises(CloneAuth):
         checkout(source, tmp_path / "b")
+
+
+def test_ssh_for_a_project_takes_the_operators_key_and_nothing_of_this_account(sshd, repository, tmp_path, monkeypatch):
+    """GIT_SSH_COMMAND of the fixture would let anybody in; an untrusted source does not see it."""
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{sshd}{repository.bare}"
+    source = parse_source(url, trusted=False, allow_hosts=["127.0.0.1"])
+    with pytest.raises(CloneAuth):
+        checkout(source, tmp_path / "a", allow_hosts=["127.0.0.1"])
+    key = GitCredential(host=f"127.0.0.1:{sshd}", username="", password=(tmp_path / "ssh" / "user").read_text())
+    done = checkout(source, tmp_path / "b", allow_hosts=["127.0.0.1"], credential=key)
+    assert done.commit == repository.head
+    assert not list(tmp_path.glob(".git-*"))
+    # a host whose key the operator has listed is held to it
+    other = (tmp_path / "ssh" / "user.pub").read_text().split()
+    (tmp_path / "listed").write_text(f"[127.0.0.1]:{sshd} {other[0]} {other[1]}\n")
+    monkeypatch.setattr(route, "SSH", (f"GlobalKnownHostsFile={tmp_path / 'listed'}", *route.SSH))
+    with pytest.raises(CloneAuth):
+        resolve_commit(source, allow_hosts=["127.0.0.1"], credential=key)
