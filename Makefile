@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test unit integration lint format lock bench mutation parts clean
+.PHONY: setup demo test unit integration soak lint format lock bench mutation parts clean
 
 setup: $(STAMP)
 
@@ -22,14 +22,21 @@ parts:
 demo: setup parts
 	$(BIN)/flops demo
 
+# A file's tests stay together: their fixtures are dear.
+PARALLEL ?= -n 3 --dist loadfile
+
 test: setup parts
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 unit: setup
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(PARALLEL) tests/unit
 
 integration: setup parts
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest $(PARALLEL) tests/integration
+
+# Kill loops and fault schedules in full length; `make test` has a short version of each. It prints what it counted.
+soak: setup parts
+	$(BIN)/pytest -s tests/soak
 
 lint: setup
 	$(BIN)/ruff check .
