@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flops.builder.rootfs.base_image import ImageBase
     from flops.errors import Finding
     from flops.oci.client import RegistryClient
+    from flops.oci.credentials import Credentials
     from flops.oci.layout import BlobStore
     from flops.platforms import Platform
     from flops.progress import Reporter
@@ -43,6 +44,7 @@ class Foundation:
         blobs: BlobStore,
         reporter: Reporter,
         upgrade: bool,
+        credentials: Credentials | None = None,
     ) -> None:
         self._recipe = recipe
         self._platforms = platforms
@@ -50,6 +52,7 @@ class Foundation:
         self._blobs = blobs
         self._reporter = reporter
         self._upgrade = upgrade
+        self._credentials = credentials
         self._pool = ThreadPoolExecutor(max_workers=3, thread_name_prefix="base")
         self._guard = threading.Lock()
         self._client: RegistryClient | None = None
@@ -207,7 +210,9 @@ class Foundation:
 
         reference = Reference.parse(self._recipe.base)
         self._client = RegistryClient(
-            reference.registry, credentials=UserCredentials.of_user(), verify=self._settings.ca_bundle
+            reference.registry,
+            credentials=self._credentials or UserCredentials.of_user(),
+            verify=self._settings.ca_bundle,
         )
         return ImageBase(
             reference,

@@ -56,6 +56,8 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
             allow_secrets=[name.strip() for name in settings.allow_secrets.split(",") if name.strip()],
             ca_bundle=settings.ca_bundle,
             reporter=reporter,
+            credential=request.git_credential,
+            allow_hosts=request.allow_hosts,
         )
     with clock.stage(Stage.CHECK, "structure and requirements"):
         structure, requirements = _check(files, request)

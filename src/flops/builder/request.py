@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flops.builder.git import GitCredential
     from flops.builder.source import Source
+    from flops.oci.credentials import Credentials
     from flops.platforms import Platform
     from flops.recipe import Recipe
 
@@ -24,3 +26,8 @@ class Request:
     force: bool = False
     """Build although a matching image exists, and move a tag that holds another recipe."""
     verify: bool = True
+    allow_hosts: tuple[str, ...] = ()
+    """Names or addresses inside the operator's network that an untrusted source may be at."""
+    git_credential: GitCredential | None = field(default=None, repr=False)
+    registry_credentials: Credentials | None = field(default=None, repr=False)
+    """For base images; None: those of the user who called."""

@@ -1,0 +1,134 @@
+"""The manager as one attempt's builder sees it: a job to fetch, events to post. Asked again until the attempt's time is over."""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from flops.errors import AttemptOver, BadSetting, ManagerRefused, ManagerUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+#: Seconds in which the manager must hand out the job, whose own time is not known before.
+FETCH_SECONDS = 600.0
+#: Seconds; the manager answers after its commit, which may wait for a disk.
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+#: The longest pause between two tries: a manager that was restarted is back within seconds.
+_LONGEST = 5.0
+_FIRST = 0.1
+#: 401 and 410: this attempt is void; 404: its manager knows neither project nor attempt (any more).
+_OVER = {401, 404, 410}
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Attempt:
+    """Talks to the manager; AttemptOver where it wants no more of this attempt, ManagerUnreachable at `expires`.
+
+    Constructing it connects to nothing. Used by one thread at a time.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._expires: float | None = None
+        self._stopped = threading.Event()
+        try:
+            self._client = httpx.Client(
+                transport=transport,
+                verify=ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True,
+                headers={"Authorization": f"Bearer {token}", "User-Agent": "flops"},
+                timeout=_TIMEOUT,
+                mounts=None if transport else {f"all://{host}": None for host in _LOOPBACK},
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise BadSetting(f"the certificates in {ca_bundle} can't be read", hint="check FLOPS_CA_BUNDLE") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._client.close()
+
+    def expires(self, seconds: float) -> None:
+        """From now on, tries end after that many seconds."""
+        self._expires = time.monotonic() + seconds
+
+    def stop(self) -> None:
+        """No further try; one that waits ends with AttemptOver."""
+        self._stopped.set()
+
+    def job(self) -> Mapping[str, Any]:
+        """The job document (ARCHITECTURE.md, "HTTP")."""
+        answer = self._request("GET", "/job")
+        try:
+            document = answer.json()
+        except ValueError as error:
+            raise ManagerRefused("the manager's job document is not JSON") from error
+        if not isinstance(document, dict):
+            raise ManagerRefused("the manager's job document is not an object")
+        return document
+
+    def post(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Returns once the manager has committed all of them; ManagerRefused where it can't take them as they are."""
+        self._request("POST", "/events", json={"events": list(events)})
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        if self._expires is None:
+            self.expires(FETCH_SECONDS)
+        pause = _FIRST
+        while True:
+            if self._stopped.is_set():
+                raise AttemptOver("the builder is being stopped")
+            after, why = 0.0, ""
+            try:
+                answer = self._client.request(method, self._url + path, **options)
+            except httpx.HTTPError as error:
+                why = str(error)[:300] or type(error).__name__
+            except httpx.InvalidURL as error:
+                raise BadSetting("FLOPS_JOB_URL is no URL", hint="the manager sets it for its builders") from error
+            else:
+                if answer.status_code == httpx.codes.OK:
+                    return answer
+                why, after = self._judge(answer)
+            if time.monotonic() + pause > (self._expires or 0.0):
+                raise ManagerUnreachable(
+                    f"the manager at {self._host} did not answer in this attempt's time: {why}",
+                    hint="see that it runs, and that builders reach the address in FLOPS_ADVERTISE",
+                )
+            self._stopped.wait(max(after, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - no secret
+            pause = min(_LONGEST, 2 * pause)
+
+    def _judge(self, answer: httpx.Response) -> tuple[str, float]:
+        """Why to try again and after how many seconds; AttemptOver or ManagerRefused where that is of no use."""
+        status = answer.status_code
+        if status in _OVER:
+            raise AttemptOver(f"the manager at {self._host} wants no more of this attempt (status {status})")
+        if status in {408, 425, 429} or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            text = answer.headers.get("retry-after", "")
+            return f"status {status}", min(float(text), 30.0) if text.isascii() and text.isdigit() else 0.0
+        raise ManagerRefused(
+            f"the manager at {self._host} answered {status}: {_told(answer)}",
+            hint="use the same version for manager and builders",
+        )
+
+    @property
+    def _host(self) -> str:
+        return httpx.URL(self._url).netloc.decode("ascii", "replace")
+
+
+def _told(answer: httpx.Response) -> str:
+    """The message of the manager's error document, where there is one."""
+    try:
+        error = answer.json()["error"]
+        return f"{error['code']}: {error['message']}"[:500]
+    except (ValueError, KeyError, TypeError):
+        return "without a reason"

@@ -1,0 +1,134 @@
+"""One builder attempt: fetch the job, build, tell the manager, end with its leave."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from flops import process
+from flops.errors import (
+    AttemptOver,
+    Cancelled,
+    DeadlineExceeded,
+    FlopsError,
+    InternalError,
+    ManagerRefused,
+    RegistryError,
+)
+from flops.job.both import Both
+from flops.job.events import Events
+from flops.progress import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flops.job.attempt import Attempt
+    from flops.job.document import Job
+    from flops.progress import Reporter
+    from flops.settings import Settings
+
+#: Seconds after the job's own time in which its failure may still be delivered.
+LAST_SECONDS = 60.0
+
+
+def run(attempt: Attempt, *, settings: Settings, reporter: Reporter, over: Callable[[], None] = lambda: None) -> int:
+    """The exit code: 0 once the manager knows the outcome, also a failure, or wants none; orchestrators repeat others.
+
+    `over` is called, from another thread, as soon as the manager wants no more of this attempt; then everything that
+    was started is ended. FlopsError where the manager can't be told.
+    """
+    unwanted = threading.Event()
+
+    def end(error: FlopsError) -> None:
+        unwanted.set()
+        sys.stderr.write(f"{error.message}\n")
+        process.cancel()
+        over()
+
+    try:
+        document = attempt.job()
+        with Events(attempt.post, over=end) as events:
+            outcome = _outcome(attempt, document, settings, Both(events, reporter), events)
+            if isinstance(outcome, FlopsError):
+                events.failed(outcome, stage=Stage.PUSH if isinstance(outcome, RegistryError) else Stage.CLONE)
+            else:
+                events.succeeded(outcome)
+    except AttemptOver as error:
+        if not unwanted.is_set():
+            sys.stderr.write(f"{error.message}\n")
+    except Cancelled:  # by `end`, or by a signal
+        if not unwanted.is_set():
+            raise
+    return 0
+
+
+def _outcome(
+    attempt: Attempt, document: Any, settings: Settings, reporter: Reporter, events: Events
+) -> dict[str, Any] | FlopsError:
+    """The result, or what to tell instead; AttemptOver or Cancelled where nobody wants either."""
+    # heavy, and a job that nobody wants any more needs none of it
+    from flops.job.document import Job  # noqa: PLC0415
+
+    try:
+        job = Job.parse(document)
+    except ManagerRefused as error:
+        return error
+    attempt.expires(job.seconds + LAST_SECONDS)
+    late = threading.Event()
+    try:
+        with deadline(job.seconds, late):
+            return _build(job, settings, reporter, events)
+    except AttemptOver:
+        raise
+    except Cancelled:
+        if not late.is_set():
+            raise
+        return DeadlineExceeded(
+            f"the images were not done within {job.seconds:.0f} s",
+            hint="ask for fewer platforms, or raise FLOPS_PROJECT_SECONDS",
+        )
+    except Exception as error:  # noqa: BLE001 - told as what it is
+        return failure(error)
+
+
+def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> dict[str, Any]:
+    from flops.builder.build import build  # noqa: PLC0415
+    from flops.builder.publish import RegistryTarget  # noqa: PLC0415
+    from flops.oci.client import RegistryClient  # noqa: PLC0415
+
+    request = job.request()
+    with ExitStack() as stack:
+        client = RegistryClient(job.registry, credentials=job.registry_credentials, verify=settings.ca_bundle)
+        target = RegistryTarget(stack.enter_context(client), pull_name=job.pull_name)
+        return build(request, target, settings=settings, reporter=reporter, before_tags=events.ask_to_tag).to_json()
+
+
+@contextmanager
+def deadline(seconds: float, late: threading.Event) -> Iterator[None]:
+    """After that many seconds, `late` is set and everything that was started is ended."""
+
+    def end() -> None:
+        late.set()
+        process.cancel()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def failure(error: Exception) -> FlopsError:
+    """Whatever ended a build, as a failure that can be told."""
+    if isinstance(error, FlopsError):
+        return error
+    traceback.print_exception(error, file=sys.stderr)
+    return InternalError(
+        f"{type(error).__name__}: {error}"[:1000],
+        hint="this is a bug of the image builder: please report the last lines of its log",
+    )
