@@ -113,7 +113,7 @@ def failure_text(error: Mapping[str, Any]) -> str:
     lines = [f"error[{error.get('code')}]: {error.get('message')}"]
     if error.get("hint"):
         lines.append(f"hint: {error['hint']}")
-    for finding in error.get("findings") or ():
+    for finding in [one for one in error.get("findings") or () if isinstance(one, dict)]:
         path = str(finding.get("path")).replace("\n", "\\n")
         place = f"{path}:{finding['line']}" if finding.get("line") else path
         lines.append(f"{place}: {finding.get('message')}")
