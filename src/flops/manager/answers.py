@@ -33,6 +33,15 @@ _STATUS: tuple[tuple[type[FlopsError], HTTPStatus], ...] = (
 _RETRY = "5"
 
 
+class Refused(Exception):
+    """A request that HTTP itself has a status for, whatever the failure's own would be."""
+
+    def __init__(self, status: HTTPStatus, error: FlopsError) -> None:
+        super().__init__(error.message)
+        self.status = status
+        self.error = error
+
+
 def status_of(error: FlopsError) -> HTTPStatus:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), HTTPStatus.INTERNAL_SERVER_ERROR)
 

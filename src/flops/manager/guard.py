@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from flops.errors import AccessDenied, FlopsError, UsageError
-from flops.manager.answers import failure
+from flops.manager.answers import Refused, failure
 from flops.manager.gate import TOKEN_LIMIT
 from flops.manager.session import COOKIE
 from flops_wire.manager import BODY_LIMIT, PROJECTS
@@ -86,7 +85,7 @@ class Guard:
                 headers["host"],
                 headers.get("origin"),
                 headers.get("sec-fetch-site"),
-                by_cookie=bool(_session(headers)) and not _bearer(headers),
+                by_cookie=bool(_session(headers)) and not bearer(headers),
             )
         except AccessDenied as error:
             return failure(error, HTTPStatus.FORBIDDEN)
@@ -95,10 +94,10 @@ class Guard:
     def _needs_login(self, path: str, headers: Headers) -> bool:
         if not self._access.gate.wants_token or path in _PUBLIC or path.startswith(STATIC) or _of_attempt(path):
             return False
-        return bool(_bearer(headers)) or not self._access.sessions.valid(_session(headers))
+        return bool(bearer(headers)) or not self._access.sessions.valid(_session(headers))
 
     async def _log_in(self, headers: Headers) -> None:
-        token = _bearer(headers)
+        token = bearer(headers)
         if not token:
             raise AccessDenied("this needs a login", hint="send the token: Authorization: Bearer TOKEN")
         await self._access.gate.admit(token)
@@ -155,7 +154,7 @@ def _limited(scope: Scope, receive: Receive) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(limit).message)
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large(limit))
         return message
 
     return counted
@@ -184,7 +183,8 @@ def _of_attempt(path: str) -> bool:
     )
 
 
-def _bearer(headers: Headers) -> str:
+def bearer(headers: Headers) -> str:
+    """The token of an Authorization header (RFC 6750); empty where there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and len(token) <= TOKEN_LIMIT else ""
 

@@ -1,0 +1,90 @@
+"""The API for builders: one attempt's job and events, with that attempt's token and no other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
+
+from flops.errors import AccessDenied, TooMany, UsageError
+from flops.manager import documents
+from flops.manager.bodies import parse_body, raw_body
+from flops.manager.guard import bearer
+from flops.manager.openapi import answers, body
+from flops_wire.manager import EVENTS_LIMIT, PROJECTS
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from flops.manager.service import Manager
+
+ProjectId = Annotated[str, Path(description="24 hexadecimal digits.", max_length=64)]
+Number = Annotated[int, Path(description="The attempt, from 1.", ge=1, le=1_000_000)]
+
+
+class AttemptRoutes:
+    """`router` holds them. A builder that is told 401 or 410 ends at once."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self.router = APIRouter(prefix=PROJECTS + "/{project_id}/attempts/{attempt}", tags=["builders"])
+        add = self.router.add_api_route
+        add("/job", self.job, methods=["GET"], responses=_JOB, response_model=None)
+        add("/events", self.events, methods=["POST"], responses=_POSTED, openapi_extra=_EVENTS, response_model=None)
+
+    def job(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
+        """What a builder is to do; it holds credentials."""
+        return JSONResponse(self._manager.job(project_id, attempt, _token(request)))
+
+    async def events(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
+        """Take what a builder tells; answered once it is on the disk.
+
+        The event of stage push, kind started and code TAGGING asks for the leave to move tags, and 200 grants it. An event
+        that came before is kept once. The first terminal event is the project's outcome.
+        """
+        token = _token(request)
+        data = await raw_body(request)
+        return await run_in_threadpool(self._post, project_id, attempt, token, data)
+
+    def _post(self, project_id: str, attempt: int, token: str, data: bytes) -> Response:
+        return JSONResponse(self._manager.post_events(project_id, attempt, token, _events(parse_body(data))))
+
+
+def _events(document: object) -> list[dict[str, Any]]:
+    events = document.get("events") if isinstance(document, dict) else None
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+        raise UsageError('the body is not {"events": [...]} with objects in it', hint="see /docs for their shape")
+    if len(events) > EVENTS_LIMIT:
+        raise TooMany(f"{len(events)} events in one request", hint=f"send {EVENTS_LIMIT} at most")
+    return events
+
+
+def _token(request: Request) -> str:
+    token = bearer(request.headers)
+    if not token:
+        raise AccessDenied("this needs the attempt's token", hint="builders have it in FLOPS_JOB_TOKEN")
+    return token
+
+
+_JOB = answers(documents.JobDocument, "The job.", documents.JOB_EXAMPLE, 404, 410, 422)
+_POSTED = answers(
+    documents.AcceptedDocument, "How many of them are new.", {"accepted": 1}, 404, 409, 410, 413, 415, 422, 429
+)
+_EVENTS = body(
+    "Events",
+    {
+        "type": "object",
+        "required": ["events"],
+        "properties": {
+            "events": {
+                "type": "array",
+                "maxItems": EVENTS_LIMIT,
+                "items": documents.EventDocument.model_json_schema(),
+            }
+        },
+    },
+    {"events": [documents.EVENT_EXAMPLE]},
+)

@@ -1,0 +1,41 @@
+"""Words of the OpenAPI document that several routes share."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from flops.manager.documents import ErrorDocument
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Responses = dict[int | str, dict[str, Any]]
+
+#: What every route can answer, whatever it does.
+_ALWAYS = (400, 401, 403, 414, 421, 431, 500, 503)
+
+
+def answers(model: type[BaseModel], told: str, shown: object, *failures: int) -> Responses:
+    """A JSON answer with its example, and the failures that its route knows."""
+    content = {"application/json": {"example": shown}}
+    return {200: {"model": model, "description": told, "content": content}} | _failures(*failures)
+
+
+def example(media_type: str, told: str, *failures: int) -> Responses:
+    """An answer of text."""
+    content = {media_type: {"schema": {"type": "string"}}}
+    return {200: {"description": told, "content": content}} | _failures(*failures)
+
+
+def body(title: str, schema: dict[str, Any], shown: object) -> dict[str, Any]:
+    """A JSON body that the route reads itself."""
+    content = {"application/json": {"schema": {"title": title, **schema}, "example": shown}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _failures(*statuses: int) -> Responses:
+    return {
+        status: {"model": ErrorDocument, "description": HTTPStatus(status).phrase}
+        for status in sorted({*statuses, *_ALWAYS})
+    }

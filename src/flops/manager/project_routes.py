@@ -1,0 +1,164 @@
+"""The API for people and their programs: projects are started, listed, followed and cancelled."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
+from starlette.responses import Response
+
+from flops.errors import ProjectNotFound
+from flops.manager import documents
+from flops.manager.bodies import parse_body, raw_body
+from flops.manager.openapi import answers, body, example
+from flops.manager.project import State  # noqa: TC001 - FastAPI reads annotations when it runs
+from flops_wire.manager import PROJECTS
+
+if TYPE_CHECKING:
+    from flops.manager.service import Manager
+    from flops.manager.streams import Streams
+
+ID = re.compile(r"[0-9a-f]{24}")
+#: The largest number that the database knows.
+_MOST = 2**63 - 1
+#: Readers of logs at once: an orchestrator may be slow to tell them, and nobody else shall wait for that.
+_LOGS = 8
+
+ProjectId = Annotated[str, Path(description="24 hexadecimal digits.", examples=[documents.PROJECT_EXAMPLE["id"]])]
+
+
+class ProjectRoutes:
+    """`router` holds them; the manager does everything."""
+
+    def __init__(self, manager: Manager, streams: Streams) -> None:
+        self._manager = manager
+        self._streams = streams
+        self._logs = anyio.CapacityLimiter(_LOGS)
+        self.router = APIRouter(prefix=PROJECTS, tags=["projects"])
+        add = self.router.add_api_route
+        add("", self.start, methods=["POST"], responses=_STARTED, openapi_extra=_SLA, response_model=None)
+        add("", self.list, methods=["GET"], responses=_LISTED, response_model=None)
+        add("/{project_id}", self.show, methods=["GET"], responses=_SHOWN, response_model=None)
+        add("/{project_id}/cancel", self.cancel, methods=["POST"], responses=_CANCELLED, response_model=None)
+        add("/{project_id}/events", self.events, methods=["GET"], responses=_EVENTS, response_class=Response)
+        add("/{project_id}/logs", self.logs, methods=["GET"], responses=_LOGGED, response_class=PlainTextResponse)
+
+    async def start(
+        self,
+        request: Request,
+        idempotency_key: Annotated[
+            str | None, Header(pattern="^[!-~]{1,255}$", description="The same key stands for the same project.")
+        ] = None,
+        force: Annotated[bool, Query(description="Build although matching images stand, and move their tags.")] = False,
+    ) -> Response:
+        """Start a project from an SLA; answered at once, the commit is resolved after it."""
+        data = await raw_body(request)
+        return await run_in_threadpool(self._start, data, idempotency_key, force=force)
+
+    def list(
+        self,
+        limit: Annotated[int, Query(ge=1, le=200, description="Projects in one answer.")] = 50,
+        offset: Annotated[int, Query(ge=0, le=_MOST, description="Projects to pass over.")] = 0,
+        state: Annotated[State | None, Query(description="Only projects in this state.")] = None,
+    ) -> Response:
+        """List projects, newest first; the header Link (RFC 8288) leads to further ones."""
+        page = self._manager.projects(limit=limit, offset=offset, state=state)
+        document = {
+            "projects": [project.to_json() for project in page.projects],
+            "total": page.total,
+            "limit": limit,
+            "offset": offset,
+        }
+        return JSONResponse(document, headers=_links(page.total, limit, offset, state))
+
+    def show(self, project_id: ProjectId) -> Response:
+        """Show one project."""
+        return JSONResponse(self._manager.project(_known(project_id)).to_json())
+
+    def cancel(self, project_id: ProjectId) -> Response:
+        """Cancel a project; too late once its tags move."""
+        return JSONResponse(self._manager.cancel(_known(project_id)).to_json())
+
+    async def events(
+        self,
+        project_id: ProjectId,
+        last_event_id: Annotated[
+            str | None, Header(description="Where a reader was: the id of the last event that it has.")
+        ] = None,
+        after: Annotated[int, Query(ge=0, le=_MOST, description="The same, for programs.")] = 0,
+        follow: Annotated[
+            bool, Query(description="Wait for further events; else end after those that are there.")
+        ] = True,
+    ) -> Response:
+        """Follow a project's events (text/event-stream).
+
+        The id is the event's sequence, the event's name its kind, the data the event as JSON. Progress has no id and is
+        not repeated. The stream ends once the project has ended and its builder is gone; who comes back then gets 204.
+        """
+        place = after
+        if last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
+            place = max(after, min(int(last_event_id[:20]), _MOST))
+        return await self._streams.answer(_known(project_id), place, follow=follow)
+
+    async def logs(self, project_id: ProjectId) -> Response:
+        """What the builder printed, as far as it is kept."""
+        text = await anyio.to_thread.run_sync(self._manager.log_text, _known(project_id), limiter=self._logs)
+        return Response(text.encode("utf-8", "replace"), media_type="text/plain")
+
+    def _start(self, data: bytes, key: str | None, *, force: bool) -> Response:
+        submission = self._manager.submit(parse_body(data), idempotency_key=key, force=force)
+        project = submission.project
+        message = "a new project was started" if submission.created else "this project was started before"
+        return JSONResponse(
+            {"message": f"{message}: {project.id}", "project": project.to_json()},
+            # FLOps' command line takes nothing but 200 for success
+            status_code=HTTPStatus.OK,
+            headers={"Location": f"{PROJECTS}/{project.id}"},
+        )
+
+
+def _known(project_id: str) -> str:
+    """What can't be an id is not looked for."""
+    if not ID.fullmatch(project_id):
+        raise ProjectNotFound("there is no such project", hint="GET /api/flops/projects lists them")
+    return project_id
+
+
+def _links(total: int, limit: int, offset: int, state: State | None) -> dict[str, str]:
+    def link(rel: str, start: int) -> str:
+        more = f"&state={state.value}" if state else ""
+        return f'<{PROJECTS}?limit={limit}&offset={start}{more}>; rel="{rel}"'
+
+    links = [link("first", 0)]
+    if offset > 0:
+        links.append(link("prev", max(0, offset - limit)))
+    if offset + limit < total:
+        links.append(link("next", offset + limit))
+    return {"Link": ", ".join(links)}
+
+
+_STARTED: dict[int | str, dict[str, Any]] = answers(
+    documents.SubmissionDocument,
+    "The project, new or (with a key) the one that was started before.",
+    {"message": "a new project was started: " + documents.PROJECT_EXAMPLE["id"], "project": documents.PROJECT_EXAMPLE},
+    400, 409, 413, 415, 422, 429,
+)  # fmt: skip
+_SLA = body("SLA", {"type": "object", "required": ["ml_repo_url"], "additionalProperties": True}, documents.SLA_EXAMPLE)
+_LISTED = answers(
+    documents.PageDocument,
+    "Projects, and how many there are in all.",
+    {"projects": [documents.PROJECT_EXAMPLE], "total": 1, "limit": 50, "offset": 0},
+    422,
+)
+_SHOWN = answers(documents.ProjectDocument, "The project.", documents.PROJECT_EXAMPLE, 404, 422)
+_CANCELLED = answers(documents.ProjectDocument, "The project as it is then.", documents.PROJECT_EXAMPLE, 404, 409, 422)
+_EVENTS = example("text/event-stream", "The events.", 404, 422, 429) | {
+    204: {"description": "The project has ended, and no event is left to be read."}
+}
+_LOGGED = example("text/plain", "The text.", 404, 422)

@@ -1,0 +1,148 @@
+"""A project's events as server-sent events: replayed from where a reader was, then as they happen.
+
+A stream costs no thread. It ends when the project has its outcome and nothing of its builder is left (so that readers
+see it being removed), when the manager stops, or after some hours; browsers come back by themselves with Last-Event-ID.
+A reader that comes back after the end is answered 204, which ends its asking (HTML, 9.2.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from flops.errors import FlopsError, TooMany
+from flops.manager.project import BuilderState
+from flops_wire.events import TERMINAL_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import Receive, Scope, Send
+
+    from flops.manager.bus import Event, Subscription
+    from flops.manager.project import Project
+    from flops.manager.service import Manager
+
+STREAMS = 2000
+LIFETIME = 6 * 3600.0
+KEEPALIVE = 15
+#: Seconds without an event after which the project is looked at; and once it has ended.
+_IDLE, _ENDING = 15.0, 1.0
+#: A reader that takes nothing for so long is let go.
+_SEND_SECONDS = 60.0
+#: Milliseconds until a browser comes back.
+_RETRY = 2000
+
+
+class Streams:
+    """All streams of a manager: how many there may be, and their common end."""
+
+    def __init__(self, manager: Manager, *, most: int = STREAMS, lifetime: float = LIFETIME) -> None:
+        self._manager = manager
+        self._most = most
+        self._lifetime = lifetime
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._closed = False
+        self.count = 0
+
+    async def answer(self, project_id: str, after: int, *, follow: bool) -> Response:
+        """TooMany, ProjectNotFound."""
+        if self.count >= self._most or self._closed:
+            raise TooMany(f"{self.count} event streams are open already", hint="close some, or come back later")
+        if await run_in_threadpool(self._over, project_id, after):
+            return Response(status_code=HTTPStatus.NO_CONTENT)
+        source = self._follow(project_id, after) if follow else self._replay(project_id, after)
+        return _EventStream(source, ping=KEEPALIVE, send_timeout=_SEND_SECONDS, sep="\n")
+
+    def close(self) -> None:
+        """End every stream, and let none begin; in the loop's thread."""
+        self._closed = True
+        for waiting in list(self._waiting):
+            waiting.cancel()
+
+    async def _replay(self, project_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+        while page := await run_in_threadpool(self._manager.events, project_id, after=after):
+            for event in page:
+                after = event["sequence"]
+                yield _shown(event)
+
+    async def _follow(self, project_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+        until = asyncio.get_running_loop().time() + self._lifetime
+        self.count += 1
+        try:
+            with self._manager.subscribe(project_id, after=after) as subscription:
+                async for event in self._until_over(subscription, project_id, after, until):
+                    yield _shown(event)
+        finally:
+            self.count -= 1
+
+    async def _until_over(
+        self, subscription: Subscription, project_id: str, after: int, until: float
+    ) -> AsyncIterator[Event]:
+        """Waits for the next event without ever breaking off a read: what was read and not told would be lost."""
+        loop, events = asyncio.get_running_loop(), aiter(subscription)
+        following: asyncio.Future[Event] | None = None
+        patience = _IDLE
+        try:
+            while loop.time() < until and not self._closed:
+                if following is None:
+                    following = asyncio.ensure_future(anext(events))
+                    self._waiting.add(following)
+                await asyncio.wait({following}, timeout=min(patience, until - loop.time()))
+                if following.cancelled():
+                    return
+                if following.done():
+                    self._waiting.discard(following)
+                    event, following = following.result(), None
+                    after = event.get("sequence") or after
+                    yield event
+                    if not _may_be_last(event):
+                        continue
+                project = await run_in_threadpool(self._manager.project, project_id)
+                patience = _ENDING if project.state.ended else _IDLE
+                if is_over(project) and await run_in_threadpool(self._over, project_id, after):
+                    return
+        finally:
+            if following is not None:
+                self._waiting.discard(following)
+                following.cancel()
+
+    def _over(self, project_id: str, after: int) -> bool:
+        """Nothing more will come, and nothing is left to be read."""
+        return is_over(self._manager.project(project_id)) and not self._manager.events(project_id, after=after, limit=1)
+
+
+class _EventStream(EventSourceResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # a reader that takes nothing, and a project that was forgotten meanwhile: the connection ends, nothing else does
+        with contextlib.suppress(SendTimeoutError, FlopsError):
+            await super().__call__(scope, receive, send)
+
+
+def is_over(project: Project) -> bool:
+    """It has its outcome, and nothing of its builder is left."""
+    return project.state.ended and project.builder in (BuilderState.NONE, BuilderState.REMOVED)
+
+
+def _may_be_last(event: Event) -> bool:
+    return event["kind"] in TERMINAL_KINDS or event["stage"] == "remove"
+
+
+def _shown(event: Event) -> ServerSentEvent:
+    """The id is the sequence; progress has none, so that a reader's place stays at the last stored event."""
+    sequence = event.get("sequence")
+    return ServerSentEvent(
+        data=json.dumps(event, ensure_ascii=False, separators=(",", ":")),
+        event=event["kind"],
+        id=str(sequence) if sequence is not None else None,
+        retry=_RETRY if sequence == 1 else None,
+        sep="\n",
+    )
