@@ -17,6 +17,9 @@ from flops.recipe import Accelerator, Compression, Flavor, Policy, Recipe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: A week: more than any timer was made for is not meant.
+SECONDS_LIMIT = 7 * 24 * 3600
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -62,7 +65,7 @@ class Job:
                 pull_name=Registry.parse(document["registry_pull"]) if document["registry_pull"] else None,
                 force=bool(document["force"]),
                 verbose=bool(document["verbose"]),
-                seconds=float(document["seconds"]),
+                seconds=_seconds(document["seconds"]),
                 allow_local=document["allow_local"] is True,
                 allow_hosts=tuple(map(str, document["allow_hosts"])),
                 git_credential=GitCredential(**{name: git[name] for name in ("host", "username", "password")})
@@ -75,7 +78,7 @@ class Job:
                     }
                 ),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ManagerRefused(
                 f"the manager's job document can't be understood: {type(error).__name__}",
                 hint="use the same version for manager and builders",
@@ -106,3 +109,10 @@ def _recipe(document: Mapping[str, Any]) -> Recipe:
         subdir=document["subdir"],
         groups=tuple(document["groups"]),
     )
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 < seconds <= SECONDS_LIMIT:
+        raise ValueError(seconds)
+    return seconds

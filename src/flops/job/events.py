@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from flops.errors import AttemptOver, Cancelled, FlopsError, ManagerRefused, ManagerUnreachable
 from flops.progress import Stage
 from flops_wire.events import TAGGING, TERMINAL_KINDS
+from flops_wire.events import event as new_event
 from flops_wire.manager import BODY_LIMIT, EVENTS_LIMIT, TEXT_LIMIT
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ Event = dict[str, Any]
 PROGRESS_SECONDS = 0.5
 #: Bytes of events in one request, well below what a manager takes.
 BATCH_BYTES = BODY_LIMIT // 8
-#: Findings that one failure tells; a person reads fewer.
-FINDINGS_LIMIT = 500
+#: Bytes of a failure with its findings; a manager takes twice as many.
+FAILURE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,8 @@ class Events:
     def failed(self, error: FlopsError, *, stage: Stage = Stage.CLONE) -> None:
         """The terminal event, answered, with the stage that failed (`stage` where none had begun)."""
         document = error.to_json()
-        document["findings"] = document["findings"][:FINDINGS_LIMIT]
+        while len(json.dumps(document)) > FAILURE_BYTES and document["findings"]:  # the first ones tell enough
+            document["findings"] = document["findings"][: len(document["findings"]) // 2]
         where = self._failed or stage
         self._deliver(
             _event(where, "failed", error.message, code=error.code, hint=error.hint or None, data={"error": document})
@@ -229,25 +229,11 @@ class Events:
 
 
 def _event(
-    stage: Stage,
-    kind: str,
-    message: str,
-    *,
-    platform: str | None = None,
-    code: str | None = None,
-    hint: str | None = None,
-    data: dict[str, Any] | None = None,
+    stage: Stage, kind: str, message: str, *, platform: str | None = None, hint: str | None = None, **more: Any
 ) -> Event:
-    now = time.time_ns()
-    when = datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    fields = {
-        "platform": platform,
-        "message": message[:TEXT_LIMIT],
-        "code": code,
-        "hint": hint[:TEXT_LIMIT] if hint else None,
-    }
-    event = {"id": uuid7(now), "time": when, "stage": stage.value, "kind": kind, **fields, "data": data or {}}
-    return _encodable(event)  # type: ignore[no-any-return]
+    hint = hint[:TEXT_LIMIT] if hint else None
+    whole = new_event(stage.value, kind, message[:TEXT_LIMIT], hint=hint, **more) | {"platform": platform}
+    return {key: _encodable(value) for key, value in whole.items()}
 
 
 def _encodable(value: Any) -> Any:
@@ -257,12 +243,3 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_encodable(key): _encodable(kept) for key, kept in value.items()}
     return [_encodable(kept) for kept in value] if isinstance(value, list | tuple) else value
-
-
-def uuid7(nanoseconds: int, entropy: bytes | None = None) -> str:
-    """A UUID of version 7 (RFC 9562, 5.7 and method 3 of 6.2): milliseconds, then the part of one, then 62 random bits."""
-    milliseconds, rest = divmod(nanoseconds, 1_000_000)
-    part = rest * 4096 // 1_000_000
-    random = int.from_bytes(entropy or os.urandom(8), "big") & (1 << 62) - 1
-    digits = f"{(milliseconds & (1 << 48) - 1) << 80 | 7 << 76 | part << 64 | 2 << 62 | random:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

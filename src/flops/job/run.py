@@ -15,7 +15,6 @@ from flops.errors import (
     DeadlineExceeded,
     FlopsError,
     InternalError,
-    ManagerRefused,
     RegistryError,
 )
 from flops.job.both import Both
@@ -74,7 +73,7 @@ def _outcome(
 
     try:
         job = Job.parse(document)
-    except ManagerRefused as error:
+    except FlopsError as error:
         return error
     attempt.expires(job.seconds + LAST_SECONDS)
     late = threading.Event()
