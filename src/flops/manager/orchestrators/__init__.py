@@ -33,6 +33,8 @@ class Status:
     """It was ended for the orchestrator's own reasons and deserves a second attempt."""
     failed: bool = False
     """It never ran: no capacity, no image. A second attempt would end the same way."""
+    no_capacity: bool = False
+    """With `failed`: there was no place for it (NO_CAPACITY)."""
 
 
 @dataclass(frozen=True, kw_only=True)
