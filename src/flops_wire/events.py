@@ -19,6 +19,11 @@ What `data` holds, by kind:
 
 from __future__ import annotations
 
+import os
+import time
+from datetime import datetime, timezone
+from typing import Any
+
 FIELDS = (
     "id",
     "sequence",
@@ -49,3 +54,43 @@ KINDS = (
 TAGGING = "TAGGING"
 #: The first of these that the manager commits is a project's one outcome.
 TERMINAL_KINDS = ("failed", "succeeded", "cancelled")
+
+
+def event(
+    stage: str,
+    kind: str,
+    message: str,
+    *,
+    code: str | None = None,
+    hint: str | None = None,
+    data: dict[str, Any] | None = None,
+    now: float | None = None,
+) -> dict[str, Any]:
+    """An event of now (or of `now`, seconds since the epoch), without project, attempt and sequence."""
+    moment = time.time() if now is None else now
+    return {
+        "id": uuid7(moment),
+        "time": rfc3339(moment),
+        "stage": stage,
+        "kind": kind,
+        "platform": None,
+        "message": message,
+        "code": code,
+        "hint": hint,
+        "data": data or {},
+    }
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment since the epoch in UTC, with milliseconds."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)  # noqa: UP017 - Python 3.9
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def uuid7(seconds: float) -> str:
+    """A UUID of version 7 (RFC 9562, 5.7): milliseconds since the epoch, then 74 random bits."""
+    random = int.from_bytes(os.urandom(10), "big")
+    high = (int(seconds * 1000) & (1 << 48) - 1) << 80
+    value = high | 7 << 76 | (random >> 62 & 0xFFF) << 64 | 2 << 62 | random & (1 << 62) - 1
+    digits = f"{value:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

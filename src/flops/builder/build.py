@@ -31,7 +31,7 @@ from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
 from flops.builder.quote import QuotingReporter, quoting
-from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
+from flops.builder.result import PythonUsed, Result, actor_images, existing_images, kept_bytes
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError
 from flops.oci.blobs import BlobStore
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from flops.builder.plan import Plan
     from flops.builder.publish import Existing, Target
     from flops.builder.request import Request
+    from flops.builder.result import ActorImage
     from flops.builder.rootfs import Base
     from flops.errors import Finding
     from flops.oci.image import Image
@@ -139,6 +140,7 @@ class _Job:
                 blobs=self.blobs,
                 reporter=reporter,
                 upgrade=request.upgrade,
+                credentials=request.registry_credentials,
             )
         )
         self.locker = Locker(
@@ -303,17 +305,10 @@ class _Job:
     def reused(self, seen: Inspection, standing: Mapping[Actor, Existing], target: Target) -> Result:
         """What there is to tell where matching images stand already."""
         tag = naming.tags(self.request, seen.checkout.commit)[1]
-        images = {
-            actor: ActorImage(
-                reference=target.reference(seen.checkout.repository, actor, tag),
-                digest=found.digest,
-                platforms={platform: found.summaries[platform] for platform in self.request.platforms},
-            )
-            for actor, found in standing.items()
-        }
-        sizes = {one.digest: one.bytes for image in images.values() for one in image.platforms.values()}
-        moved = {"downloaded": 0, "uploaded": 0, "reused": sum(sizes.values())}
-        return self.result(seen, None, images, target.registry, moved)
+        images = existing_images(
+            standing, self.request.platforms, lambda actor: target.reference(seen.checkout.repository, actor, tag)
+        )
+        return self.result(seen, None, images, target.registry, kept_bytes(images))
 
     def result(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flops.builder import compose
 from flops.builder.actors import Actor
@@ -15,12 +15,25 @@ if TYPE_CHECKING:
     from flops.progress import Reporter
 
 
+class Subject(Protocol):
+    """What images are of: a checkout, or what a manager knows of one."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def commit(self) -> str: ...
+
+    @property
+    def repository(self) -> str: ...
+
+
 def tags(request: Request, commit: str) -> tuple[str, str]:
     """COMMIT, as FLOps looks for it, and COMMIT-RECIPE12, which nodes deploy."""
     return commit, f"{commit}-{request.recipe.short}"
 
 
-def standing(request: Request, files: Checkout, target: Target) -> dict[Actor, Existing]:
+def standing(request: Request, files: Subject, target: Target) -> dict[Actor, Existing]:
     """Both actors' images as they stand, if they match: same source, commit, recipe, and all requested platforms."""
     wanted = {
         compose.SOURCE: files.source,

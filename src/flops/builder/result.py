@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flops.builder.actors import Actor
     from flops.builder.doctor import PythonChoice
     from flops.builder.lock import Lock
     from flops.builder.preflight import Preflight
-    from flops.builder.publish import Published, Summary
+    from flops.builder.publish import Existing, Published, Summary
     from flops.builder.requirement import PythonRequest
     from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
@@ -99,6 +99,26 @@ def actor_images(
     }
 
 
+def existing_images(
+    standing: Mapping[Actor, Existing], platforms: Sequence[Platform], reference: Callable[[Actor], str]
+) -> dict[Actor, ActorImage]:
+    """What stands in a place already, as results show it: the platforms that were asked for."""
+    return {
+        actor: ActorImage(
+            reference=reference(actor),
+            digest=found.digest,
+            platforms={platform: found.summaries[platform] for platform in platforms},
+        )
+        for actor, found in standing.items()
+    }
+
+
+def kept_bytes(images: Mapping[Actor, ActorImage]) -> dict[str, int]:
+    """Of images that nothing had to be made or moved for."""
+    sizes = {one.digest: one.bytes for image in images.values() for one in image.platforms.values()}
+    return {"downloaded": 0, "uploaded": 0, "reused": sum(sizes.values())}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a build made."""
@@ -115,6 +135,24 @@ class Result:
     seconds: Mapping[str, float]
     bytes: Mapping[str, int]
     """`downloaded` (wheels), `uploaded`, `reused` (layers that were not made or not uploaded)."""
+
+    @classmethod
+    def of_existing(
+        cls, images: Mapping[Actor, ActorImage], source: str, commit: str, recipe: str, registry: str | None
+    ) -> Result:
+        """Of images that stand already, for somebody who has looked at nothing else."""
+        return cls(
+            repository=source,
+            commit=commit,
+            recipe=recipe,
+            registry=registry,
+            images=images,
+            python=None,
+            adjustments=(),
+            findings=(),
+            seconds={},
+            bytes=kept_bytes(images),
+        )
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -6,10 +6,14 @@ these where no builder was needed. The builder goes none, queued, deploying, run
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from flops.errors import InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,14 +106,33 @@ class Project:
         return self.result.get("images") if self.result else None
 
     @property
-    def key(self) -> tuple[str, str, str | None, str]:
-        """Projects with the same key need the same images: one builder at a time works for them."""
-        return self.repository, self.subdir, self.commit, self.recipe
+    def key(self) -> str | None:
+        """A digest of repository, subdirectory, commit and recipe: projects with the same one need the same images, and
+        one builder at a time works for them. None for a directory, whose files may be others the next time.
+        """
+        if self.commit is None or self.local:
+            return None
+        text = json.dumps([self.repository, self.subdir, self.commit, self.recipe])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def wants_a_word_last(self) -> bool:
-        """Ended, and something of its builder may still exist."""
-        return self.state.ended and self.builder.deployed
+    def local(self) -> bool:
+        """Its source is a directory of the builder's machine."""
+        return "://" not in self.repository
+
+    @property
+    def verbose(self) -> bool:
+        return bool(self.sla.get("verbose"))
+
+    def shares(self, leader: Project) -> bool:
+        """Whether the leader's outcome is its own too: without force, with the same credentials, and of enough platforms.
+
+        A failure may be due to any of the leader's platforms, so only the very same ones share it.
+        """
+        wanted, had = set(self.platforms), set(leader.platforms)
+        enough = wanted <= had if leader.state is State.IMAGES_READY else wanted == had
+        same = all(self.sla.get(name) == leader.sla.get(name) for name in ("git_credential", "registry_credential"))
+        return not self.force and same and enough and leader.state in (State.IMAGES_READY, State.FAILED)
 
     def to_json(self) -> dict[str, Any]:
         """As the API shows it (ARCHITECTURE.md, "HTTP")."""
@@ -146,12 +169,74 @@ class Attempt:
     """From 1."""
     job: str
     """Its name at the orchestrator and in every process' environment."""
-    token_hash: str = field(repr=False)
-    """SHA-256 of its token; the token itself is kept nowhere but in the builder."""
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    """SHA-256 of each token that its builder may have. A token is kept nowhere but in the builder, so a manager that was
+    killed while deploying makes another one, and either may be the one that arrived."""
     handle: Mapping[str, Any] | None = None
     created: float
     closed: bool = False
     """Its token is void: every request of its builder is answered 410."""
+    logs: str | None = None
+    """The last of what its builder printed, kept before it was removed."""
+
+
+def move(project: Project, **changes: Any) -> Project:
+    """The project with these changes; InternalError where a state would follow that can't."""
+    after = replace(project, **changes)
+    if after.state is not project.state and after.state not in STATE_MOVES[project.state]:
+        raise InternalError(f"project {project.id} can't go from {project.state.value} to {after.state.value}")
+    if after.builder is not project.builder and after.builder not in BUILDER_MOVES[project.builder]:
+        raise InternalError(f"project {project.id}: {project.builder.value} can't become {after.builder.value}")
+    return after
+
+
+def waiting(project: Project, leader: str) -> Project:
+    return move(project, leader=leader)
+
+
+def queued(project: Project) -> Project:
+    return move(project, builder=BuilderState.QUEUED, leader=None)
+
+
+def deploying(project: Project, now: float) -> Project:
+    """Its next attempt begins."""
+    return move(
+        project,
+        state=State.BUILDING,
+        builder=BuilderState.DEPLOYING,
+        attempt=project.attempt + 1,
+        started=project.started or now,
+        tagging=False,
+    )
+
+
+def running(project: Project) -> Project:
+    """A sign of life; nothing changes where it came before."""
+    return move(project, builder=BuilderState.RUNNING) if project.builder is BuilderState.DEPLOYING else project
+
+
+def retried(project: Project) -> Project:
+    """The attempt is given up; once its builder is gone, the next one is queued."""
+    return move(project, builder=BuilderState.REMOVING)
+
+
+def ended(
+    project: Project,
+    state: State,
+    now: float,
+    *,
+    result: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None,
+) -> Project:
+    """The one outcome; what may exist of a builder is to be removed."""
+    left = BuilderState.REMOVING if project.builder.deployed else BuilderState.NONE
+    commit = project.commit or (str(result["commit"]) if result and result.get("commit") else None)
+    return move(project, state=state, builder=left, ended=now, result=result, error=error, leader=None, commit=commit)
+
+
+def removed(project: Project) -> Project:
+    """Nothing is left of the builder."""
+    return move(project, builder=BuilderState.REMOVED if project.state.ended else BuilderState.QUEUED)
 
 
 def timestamp(seconds: float | None) -> str | None:

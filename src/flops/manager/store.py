@@ -1,0 +1,181 @@
+"""The manager's database: one file of SQLite, and the truth about every project.
+
+One connection writes, one thread at a time; others read beside it (WAL). What `write` has left is on the disk
+(`synchronous = FULL`), so whatever is told after it holds after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import queue
+import secrets
+import sqlite3
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from flops.errors import DiskFull, StoreError
+from flops.manager.schema import MIGRATIONS, VERSION
+from flops.manager.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from flops.errors import FlopsError
+    from flops.manager.tables import OutboxRow
+
+#: For another process that has the file open, such as a backup.
+BUSY_SECONDS = 10.0
+READERS = 8
+
+
+class Store:
+    """Thread-safe. `open` before use; StoreError and DiskFull for whatever the file or its disk do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()
+        self._after: list[Callable[[], None]] = []
+
+    def open(self) -> Self:
+        """Make or open the file, bring its tables up to date."""
+        with self._lock, _translated(self.path):
+            if self._writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.touch(mode=0o600, exist_ok=True)  # it holds URLs and names of other people
+                self._writer = self._connect()
+                self._migrate(self._writer)
+                for _ in range(READERS):
+                    self._readers.put(None)
+        return self
+
+    def close(self) -> None:
+        with self._lock:
+            while self._writer is not None:
+                try:
+                    reader = self._readers.get_nowait()
+                except queue.Empty:
+                    break
+                if reader is not None:
+                    reader.close()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Tables]:
+        """One transaction: on the disk at the end, or not at all where something is raised."""
+        with self._lock:
+            connection = self._writer
+            if connection is None:
+                raise StoreError("the database is closed", hint="the manager is ending; ask again in a moment")
+            try:
+                with _translated(self.path):
+                    connection.execute("BEGIN IMMEDIATE")
+                    yield Tables(connection)
+                    connection.execute("COMMIT")
+            except BaseException:
+                self._after.clear()
+                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                raise
+            after, self._after = self._after, []
+            for call in after:
+                call()
+
+    def afterwards(self, call: Callable[[], None]) -> None:
+        """Within `write`: call this once it is committed, in the order of commits. It must not block and must not raise."""
+        self._after.append(call)
+
+    @contextmanager
+    def read(self) -> Iterator[Tables]:
+        """A view that doesn't change meanwhile and waits for nobody."""
+        try:
+            kept = self._readers.get(timeout=BUSY_SECONDS)
+        except queue.Empty:
+            raise StoreError("the database is busy or closed", hint="ask again in a moment") from None
+        try:
+            with _translated(self.path):
+                kept = kept or self._connect()
+                kept.execute("BEGIN")
+                yield Tables(kept)
+        finally:
+            if kept is not None and kept.in_transaction:
+                kept.execute("ROLLBACK")
+            if kept is not None and self._writer is None:
+                kept.close()
+            else:
+                self._readers.put(kept)
+
+    # --- for the mirror ---
+    def outbox_next(self, limit: int) -> list[OutboxRow]:
+        """The oldest messages that nobody has acknowledged, in order."""
+        with self.read() as tables:
+            return tables.outbox(limit=limit)
+
+    def outbox_done(self, number: int) -> None:
+        """This message was acknowledged."""
+        with self.write() as tables:
+            tables.outbox_done(number)
+
+    def outbox_count(self) -> int:
+        with self.read() as tables:
+            return tables.outbox_count()
+
+    def prefix(self) -> str:
+        """Six hexadecimal digits, made once per database: every builder of this manager is named with them."""
+        with self.write() as tables:
+            found = tables.meta("prefix")
+            if found is None:
+                found = secrets.token_hex(3)
+                tables.set_meta("prefix", found)
+            return found
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "cache_size = -2048"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer flops (version {version} of its tables; this one knows {VERSION})",
+                hint="use that flops, or the backup from before the update",
+            )
+        for number in range(version, VERSION):
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in MIGRATIONS[number]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number + 1}")
+            connection.execute("COMMIT")
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise _failure(path, error) from error
+
+
+def _failure(path: Path, error: sqlite3.DatabaseError | OSError) -> FlopsError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return DiskFull(f"the disk of {path} is full", hint="free some space; the manager goes on by itself")
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return StoreError(f"the database {path} can't be used: {words}", hint="check the disk, or restore a backup")

@@ -1,0 +1,336 @@
+"""Rows and values: every SQL statement that the manager asks, over one connection. Whoever holds a `Tables` is in a transaction."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flops.manager.project import Attempt, BuilderState, Project, State
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Mapping
+
+_COLUMNS = (
+    "id", "state", "builder", "repository", "ref", "subdir", "revision", "recipe", "platforms", "sla", "warnings",
+    "forced", "result", "error", "created", "started", "ended", "leader", "attempt", "tagging",
+)  # fmt: skip
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM projects"  # noqa: S608 - our own names
+#: Columns that change after a project was accepted.
+_CHANGING = (
+    "state", "builder", "revision", "result", "error", "started", "ended", "leader", "attempt", "tagging", "shared_key",
+)  # fmt: skip
+#: Messages that one answer holds.
+_MESSAGES = 1000
+_DEPLOYED = "('deploying', 'running', 'removing')"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxRow:
+    """A message for FLOps' broker that was not acknowledged yet."""
+
+    number: int
+    """In the order of what happened."""
+    project: str
+    topic: str
+    payload: str
+    retained: bool
+
+
+class Tables:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # --- projects ---
+    def insert(self, project: Project) -> None:
+        row = _to_row(project)
+        names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+        self._connection.execute(f"INSERT INTO projects ({names}) VALUES ({marks})", row)  # noqa: S608
+
+    def save(self, project: Project) -> None:
+        row = _to_row(project)
+        changes = ", ".join(f"{name} = :{name}" for name in _CHANGING)
+        self._connection.execute(f"UPDATE projects SET {changes} WHERE id = :id", row)  # noqa: S608
+
+    def project(self, number: str) -> Project | None:
+        return next(iter(self._projects("WHERE id = ?", number)), None)
+
+    def page(self, *, limit: int, offset: int, state: State | None) -> tuple[tuple[Project, ...], int]:
+        """Newest first, and how many there are in all."""
+        where, values = ("WHERE state = ?", (state.value,)) if state else ("", ())
+        (total,) = self._connection.execute(f"SELECT count(*) FROM projects {where}", values).fetchone()  # noqa: S608
+        found = self._projects(f"{where} ORDER BY number DESC LIMIT ? OFFSET ?", *values, limit, offset)
+        return tuple(found), total
+
+    def unresolved(self, *, limit: int) -> list[Project]:
+        """Accepted, and neither waiting nor queued: their commits are to be asked for."""
+        return self._projects(
+            "WHERE state = 'accepted' AND builder = 'none' AND leader IS NULL ORDER BY number LIMIT ?", limit
+        )
+
+    def queued(self, *, limit: int) -> list[Project]:
+        return self._projects("WHERE builder = 'queued' ORDER BY number LIMIT ?", limit)
+
+    def deployed(self) -> list[Project]:
+        """Those of whose builders something may exist."""
+        return self._projects(f"WHERE builder IN {_DEPLOYED} ORDER BY number")
+
+    def followers(self, leader: str) -> list[Project]:
+        return self._projects("WHERE leader = ? ORDER BY number", leader)
+
+    def leader(self, project: Project) -> Project | None:
+        """The one that works, or waits to work, for the same images; while something of its builder is left, too."""
+        if project.key is None:
+            return None
+        found = self._projects(
+            "WHERE shared_key = ? AND id != ? AND leader IS NULL "
+            "AND builder IN ('queued', 'deploying', 'running', 'removing') ORDER BY number LIMIT 1",
+            project.key,
+            project.id,
+        )
+        return found[0] if found else None
+
+    def stranded(self) -> list[Project]:
+        """Waiting for a project that will not come back to them."""
+        return self._projects(
+            "AS waiting WHERE leader IS NOT NULL AND NOT EXISTS (SELECT 1 FROM projects AS other "
+            "WHERE other.id = waiting.leader AND other.builder IN ('queued', 'deploying', 'running', 'removing')) "
+            "ORDER BY number"
+        )
+
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Projects by state and by builder."""
+        states = {state.value: 0 for state in State}
+        builders = {state.value: 0 for state in BuilderState}
+        for state, builder, count in self._connection.execute(
+            "SELECT state, builder, count(*) FROM projects GROUP BY state, builder"
+        ):
+            states[state] += count
+            builders[builder] += count
+        return states, builders
+
+    def unfinished(self) -> int:
+        (count,) = self._connection.execute(
+            "SELECT count(*) FROM projects WHERE state IN ('accepted', 'building')"
+        ).fetchone()
+        return int(count)
+
+    def forget(self, *, before: float, beyond: int, limit: int) -> int:
+        """Delete ended projects of which nothing exists: those ended before, and the oldest beyond a number; how many."""
+        (total,) = self._connection.execute("SELECT count(*) FROM projects WHERE ended IS NOT NULL").fetchone()
+        gone = f"ended IS NOT NULL AND builder NOT IN {_DEPLOYED}"
+        found = self._connection.execute(
+            f"DELETE FROM projects WHERE id IN (SELECT id FROM projects WHERE {gone} AND ended < ? "  # noqa: S608
+            f"UNION SELECT id FROM (SELECT id FROM projects WHERE {gone} ORDER BY ended LIMIT ?) LIMIT ?)",
+            (before, max(0, total - beyond), limit),
+        )
+        return found.rowcount
+
+    # --- idempotency keys ---
+    def keyed(self, key: str) -> tuple[str, str] | None:
+        """The digest of the request and the project that a key stands for."""
+        row: tuple[str, str] | None = self._connection.execute(
+            "SELECT request, project FROM keys WHERE key = ?", (key,)
+        ).fetchone()
+        return row
+
+    def add_key(self, key: str, request: str, project: str) -> None:
+        self._connection.execute("INSERT INTO keys (key, request, project) VALUES (?, ?, ?)", (key, request, project))
+
+    # --- attempts ---
+    def add_attempt(self, attempt: Attempt) -> None:
+        self._connection.execute(
+            "INSERT INTO attempts (project, number, job, tokens, handle, created, closed, logs) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                attempt.project,
+                attempt.number,
+                attempt.job,
+                json.dumps(attempt.tokens),
+                _dump(attempt.handle),
+                attempt.created,
+                attempt.closed,
+                attempt.logs,
+            ),
+        )
+
+    def save_attempt(self, attempt: Attempt) -> None:
+        self._connection.execute(
+            "UPDATE attempts SET tokens = ?, handle = ?, closed = ?, logs = ? WHERE project = ? AND number = ?",
+            (
+                json.dumps(attempt.tokens),
+                _dump(attempt.handle),
+                attempt.closed,
+                attempt.logs,
+                attempt.project,
+                attempt.number,
+            ),
+        )
+
+    def attempts(self, project: str) -> list[Attempt]:
+        return self._attempts("WHERE project = ? ORDER BY number", project)
+
+    def attempt(self, project: str, number: int) -> Attempt | None:
+        return next(iter(self._attempts("WHERE project = ? AND number = ?", project, number)), None)
+
+    def jobs(self) -> set[str]:
+        """Of every builder that may exist."""
+        rows = self._connection.execute(
+            "SELECT job FROM projects JOIN attempts ON attempts.project = projects.id "  # noqa: S608
+            f"AND attempts.number = projects.attempt WHERE builder IN {_DEPLOYED}"
+        )
+        return {job for (job,) in rows}
+
+    # --- events ---
+    def add_event(self, project: str, event: Mapping[str, Any]) -> int | None:
+        """Store an event; its sequence, or None where one with its id is stored already."""
+        found = self._connection.execute(
+            "INSERT OR IGNORE INTO events (project, id, body) VALUES (?, ?, ?)",
+            (project, event["id"], json.dumps(event, separators=(",", ":"))),
+        )
+        if not found.rowcount:
+            return None
+        self._connection.execute("UPDATE projects SET events = events + 1 WHERE id = ?", (project,))
+        return found.lastrowid
+
+    def has_events(self, project: str, ids: Iterable[str]) -> bool:
+        """Whether all of these are stored."""
+        return all(
+            self._connection.execute("SELECT 1 FROM events WHERE project = ? AND id = ?", (project, one)).fetchone()
+            for one in ids
+        )
+
+    def event_count(self, project: str) -> int:
+        row = self._connection.execute("SELECT events FROM projects WHERE id = ?", (project,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def events(self, project: str, *, after: int, limit: int) -> list[dict[str, Any]]:
+        rows = self._connection.execute(
+            "SELECT sequence, body FROM events WHERE project = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+            (project, after, limit),
+        )
+        return [{**json.loads(body), "sequence": sequence} for sequence, body in rows]
+
+    def last_event(self, project: str) -> dict[str, Any] | None:
+        row = self._connection.execute(
+            "SELECT sequence, body FROM events WHERE project = ? ORDER BY sequence DESC LIMIT 1", (project,)
+        ).fetchone()
+        return {**json.loads(row[1]), "sequence": row[0]} if row else None
+
+    def messages(self, project: str, *, code: str) -> list[dict[str, Any]]:
+        """The newest events with this code, in order."""
+        rows = self._connection.execute(
+            "SELECT body FROM events WHERE project = ? AND json_extract(body, '$.code') = ? ORDER BY sequence DESC LIMIT ?",
+            (project, code, _MESSAGES),
+        )
+        return [json.loads(body) for (body,) in rows][::-1]
+
+    # --- outbox ---
+    def put_out(self, project: str, topic: str, payload: str, *, retained: bool) -> None:
+        self._connection.execute(
+            "INSERT INTO outbox (project, topic, payload, retained) VALUES (?, ?, ?, ?)",
+            (project, topic, payload, retained),
+        )
+
+    def outbox(self, *, limit: int) -> list[OutboxRow]:
+        rows = self._connection.execute(
+            "SELECT number, project, topic, payload, retained FROM outbox ORDER BY number LIMIT ?", (limit,)
+        )
+        return [
+            OutboxRow(number=number, project=project, topic=topic, payload=payload, retained=bool(retained))
+            for number, project, topic, payload, retained in rows
+        ]
+
+    def outbox_done(self, number: int) -> None:
+        self._connection.execute("DELETE FROM outbox WHERE number = ?", (number,))
+
+    def outbox_count(self) -> int:
+        (count,) = self._connection.execute("SELECT count(*) FROM outbox").fetchone()
+        return int(count)
+
+    # --- meta ---
+    def meta(self, key: str) -> str | None:
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+    def _projects(self, clause: str, *values: object) -> list[Project]:
+        return [_project(row) for row in self._connection.execute(f"{_SELECT} {clause}", values)]
+
+    def _attempts(self, clause: str, *values: object) -> list[Attempt]:
+        rows = self._connection.execute(
+            f"SELECT project, number, job, tokens, handle, created, closed, logs FROM attempts {clause}",  # noqa: S608
+            values,
+        )
+        return [
+            Attempt(
+                project=project,
+                number=number,
+                job=job,
+                tokens=tuple(json.loads(tokens)),
+                handle=json.loads(handle) if handle else None,
+                created=created,
+                closed=bool(closed),
+                logs=logs,
+            )
+            for project, number, job, tokens, handle, created, closed, logs in rows
+        ]
+
+
+def _dump(value: object) -> str | None:
+    return None if value is None else json.dumps(value, separators=(",", ":"))
+
+
+def _to_row(project: Project) -> dict[str, Any]:
+    return {
+        "id": project.id,
+        "state": project.state.value,
+        "builder": project.builder.value,
+        "repository": project.repository,
+        "ref": project.ref,
+        "subdir": project.subdir,
+        "revision": project.commit,
+        "recipe": project.recipe,
+        "platforms": json.dumps(project.platforms),
+        "sla": json.dumps(dict(project.sla), separators=(",", ":")),
+        "warnings": json.dumps(project.warnings),
+        "forced": project.force,
+        "result": _dump(project.result),
+        "error": _dump(project.error),
+        "created": project.created,
+        "started": project.started,
+        "ended": project.ended,
+        "leader": project.leader,
+        "attempt": project.attempt,
+        "tagging": project.tagging,
+        "shared_key": project.key,
+    }
+
+
+def _project(row: tuple[Any, ...]) -> Project:
+    found = dict(zip(_COLUMNS, row, strict=True))
+    return Project(
+        id=found["id"],
+        state=State(found["state"]),
+        builder=BuilderState(found["builder"]),
+        repository=found["repository"],
+        ref=found["ref"],
+        subdir=found["subdir"],
+        commit=found["revision"],
+        recipe=found["recipe"],
+        platforms=tuple(json.loads(found["platforms"])),
+        sla=json.loads(found["sla"]),
+        warnings=tuple(json.loads(found["warnings"])),
+        force=bool(found["forced"]),
+        result=json.loads(found["result"]) if found["result"] else None,
+        error=json.loads(found["error"]) if found["error"] else None,
+        created=found["created"],
+        started=found["started"],
+        ended=found["ended"],
+        leader=found["leader"],
+        attempt=found["attempt"],
+        tagging=bool(found["tagging"]),
+    )
