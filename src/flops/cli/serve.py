@@ -1,10 +1,134 @@
-"""PLACEHOLDER: to be written by its author."""
+"""`flops serve`: manager, page and registry in one process."""
 
 from __future__ import annotations
 
-from flops.errors import InternalError
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from flops import process
+from flops.cli import journal
+from flops.cli.options import Json
+from flops.cli.render import print_json
+from flops.cli.service import Listening, Service
+from flops.errors import BadSetting
+from flops.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Host = Annotated[
+    str, typer.Option("--host", metavar="H", help="Where to listen; beyond loopback FLOPS_AUTH is needed.")
+]
+Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Of manager and page; 0: a free one.")]
+RegistryPort = Annotated[
+    int, typer.Option("--registry-port", metavar="N", min=0, max=65535, help="Of the embedded registry.")
+]
+RegistryOption = Annotated[
+    str | None, typer.Option("--registry", metavar="URL", help="Another registry, [http://]HOST[:PORT][/PREFIX].")
+]
+Where = Annotated[
+    Literal["local", "oakestra"] | None, typer.Option("--orchestrator", help="What runs builders [default: local].")
+]
+Builders = Annotated[int | None, typer.Option("--builders", metavar="N", help="Builders at once [default: 2].")]
+Broker = Annotated[
+    str | None,
+    typer.Option("--broker", metavar="URL", help="FLOps' MQTT broker, [mqtt[s]://][USER:PASSWORD@]HOST[:PORT]."),
+]
+Advertise = Annotated[
+    str | None, typer.Option("--advertise", metavar="URL", help="The manager's address for builders and browsers.")
+]
+ObserverPort = Annotated[
+    int | None, typer.Option("--observer-port", metavar="N", help="Take FLOps' TCP messages there (2727 in FLOps).")
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Database, registry, logs.")]
+AllowLocal = Annotated[
+    bool | None, typer.Option("--allow-local/--no-allow-local", help="Projects may name directories of this machine.")
+]
+LogFormat = Annotated[journal.LogFormat, typer.Option("--log-format", help="How the log on stderr is written.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Log every request and event.")]
 
 
-def command() -> None:
-    """Not there yet."""
-    raise InternalError("not there yet")
+def command(
+    host: Host = "127.0.0.1",
+    port: Port = 5072,
+    registry_port: RegistryPort = 5073,
+    registry: RegistryOption = None,
+    orchestrator: Where = None,
+    builders: Builders = None,
+    broker: Broker = None,
+    advertise: Advertise = None,
+    observer_port: ObserverPort = None,
+    data: Data = None,
+    allow_local: AllowLocal = None,
+    log_format: LogFormat = journal.LogFormat.TEXT,
+    verbose: Verbose = False,
+    as_json: Json = False,
+) -> None:
+    """Run the manager, its page and a registry until Ctrl-C or SIGTERM; builders go on and are found again."""
+    given = {
+        "registry": registry,
+        "orchestrator": orchestrator,
+        "builders": builders,
+        "broker": broker,
+        "advertise": advertise,
+        "observer_port": observer_port,
+        "data_dir": data.expanduser().absolute() if data else None,
+        "allow_local": allow_local,
+    }
+    settings = _settings({name: value for name, value in given.items() if value is not None})
+    journal.start(log_format, verbose=verbose)
+    with Service(settings, Listening(host=host, port=port, registry_port=registry_port)) as service:
+        if verbose:
+            service.bus.listen(journal.heard)
+        service.run(lambda: _tell(service, settings, as_json=as_json))
+    process.cancel()  # what the reconciler still asks of git hosts: it is asked again at the next start
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    """What the command line says counts before the environment."""
+    settings = Settings.read()
+    try:
+        return Settings.model_validate({**settings.model_dump(), **given})
+    except ValidationError as error:
+        wrong = "; ".join(f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors())
+        raise BadSetting(f"options can't be used: {wrong}", hint="flops serve --help lists what there is") from error
+
+
+def _tell(service: Service, settings: Settings, *, as_json: bool) -> None:
+    """Where everything is."""
+    url, registry = service.url, service.registry
+    places = {
+        "manager": url,
+        "page": f"{url}/projects",
+        "docs": f"{url}/docs",
+        "health": f"{url}/healthz",
+        "metrics": f"{url}/metrics",
+        "registry": registry,
+        "database": str(service.database),
+        "orchestrator": settings.orchestrator,
+        "builders": settings.builders,
+        "auth": settings.auth or "none",
+    }
+    if as_json:
+        print_json(places)
+        return
+    login = {"token": "by FLOPS_API_TOKEN", "oakestra": "by Oakestra's tokens"}.get(
+        settings.auth or "", "none, for programs and pages of this machine only"
+    )
+    lines = {
+        "manager": f"{url}   (API: /docs, health: /healthz, metrics: /metrics)",
+        "page": f"{url}/projects",
+        "login": login,
+        "registry": registry + ("" if settings.registry else "   (embedded, for this machine)"),
+        "database": str(service.database),
+        "builders": f"{settings.builders} at once, {settings.orchestrator}",
+        "stop": "Ctrl-C or SIGTERM; builders go on, and the next start finds them",
+    }
+    out = Console(soft_wrap=True, highlight=False)
+    for name, told in lines.items():
+        out.print(Text(f"{name:<9} {told}"))

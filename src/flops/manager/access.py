@@ -94,7 +94,7 @@ def _gate(settings: Settings, host: str) -> Gate:
         case "oakestra":
             if not settings.oakestra_url:
                 raise BadSetting("FLOPS_AUTH is oakestra, and FLOPS_OAKESTRA_URL is not set", hint="http://HOST:10000")
-            return OakestraGate(settings.oakestra_url, secret=secrets.token_bytes(32))
+            return OakestraGate(settings.oakestra_url, secret=secrets.token_bytes(32), ca_bundle=settings.ca_bundle)
     if not is_loopback(host):
         raise BadSetting(
             f"without FLOPS_AUTH the manager listens on loopback only, not on {host}",

@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import ssl
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,7 @@ from flops.errors import AccessDenied, OrchestratorUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 #: Characters of a bearer token; JSON web tokens have some hundred.
 TOKEN_LIMIT = 4096
@@ -90,11 +92,13 @@ class OakestraGate:
         url: str,
         *,
         secret: bytes,
+        ca_bundle: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url.rstrip("/") + "/api/applications/"
         self._secret = secret
+        self._ca_bundle = ca_bundle
         self._transport = transport
         self._clock = clock
         self._known: dict[bytes, tuple[float, bool]] = {}
@@ -129,14 +133,19 @@ class OakestraGate:
 
     async def _ask(self, token: str) -> bool:
         try:
+            verify = ssl.create_default_context(cafile=self._ca_bundle) if self._ca_bundle else True
             async with (
                 httpx.AsyncClient(
-                    transport=self._transport, timeout=_PATIENCE, trust_env=False, follow_redirects=False
+                    transport=self._transport,
+                    verify=verify,
+                    timeout=_PATIENCE,
+                    trust_env=False,
+                    follow_redirects=False,
                 ) as client,
                 client.stream("GET", self._url, headers={"Authorization": f"Bearer {token}"}) as answer,
             ):
                 status = answer.status_code
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:
             raise OrchestratorUnreachable(
                 "Oakestra does not answer, so nobody can tell whose token this is", hint="try again in a moment"
             ) from error

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from flops.errors import FlopsError
+import httpx
+
+from flops.errors import FlopsError, InternalError, RegistryUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from flops.manager.service import Manager
+    from flops.manager.store import Store
 
 #: Seconds that an answer is good for: probes come often, and from anybody.
 _FRESH = 3.0
 _PATIENCE = 5.0
+_REGISTRY_PATIENCE = 4.0
+RECONCILER_PATIENCE = 60.0
 
 
 class Health:
@@ -56,3 +66,27 @@ class Health:
             return told
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def check_registry(url: str, ca_bundle: Path | None = None) -> None:
+    """RegistryUnreachable where nothing answers at `URL/v2/`; a login that it wants is an answer too."""
+    try:
+        verify = ssl.create_default_context(cafile=ca_bundle) if url.startswith("https") else True
+        status = httpx.get(f"{url}/v2/", timeout=_REGISTRY_PATIENCE, verify=verify, trust_env=False).status_code
+    except (httpx.HTTPError, OSError) as error:
+        raise RegistryUnreachable(f"{url} does not answer: {type(error).__name__}") from error
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise RegistryUnreachable(f"{url} answers with {status}")
+
+
+def check_store(store: Store) -> None:
+    """StoreError, DiskFull where nothing can be written."""
+    with store.write() as tables:
+        tables.set_meta("looked_at", str(int(time.time())))
+
+
+def check_reconciler(manager: Manager) -> None:
+    """InternalError where its thread has ended or hangs."""
+    seconds = manager.statistics()["reconciled_seconds_ago"]
+    if seconds > RECONCILER_PATIENCE:
+        raise InternalError(f"the reconciler was last at work {seconds:.0f} s ago")

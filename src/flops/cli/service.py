@@ -1,0 +1,177 @@
+"""The parts of `flops serve`, put together in the order in which they need each other, and ended in the opposite one."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from flops.builder.lookup import ImageLookup, SourceLookup
+from flops.errors import BadSetting
+from flops.manager.access import Access
+from flops.manager.api import create_app
+from flops.manager.bus import Bus
+from flops.manager.health import check_reconciler, check_registry, check_store
+from flops.manager.instance import Instance
+from flops.manager.server import listen, serve
+from flops.manager.service import Manager
+from flops.manager.settings import ManagerSettings
+from flops.manager.store import Store
+from flops.oci.reference import Registry
+from flops.oci.registry import EmbeddedRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from socket import socket
+
+    from fastapi import FastAPI
+
+    from flops.manager.orchestrators import Orchestrator
+    from flops.settings import Settings
+
+#: Event streams and builders' connections are open files.
+_FILES = 65_536
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a client of this machine finds them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    host: str
+    port: int
+    registry_port: int
+
+
+class Service:
+    """`with Service(...) as it: it.run(started)`. BadSetting (and others) where a part can't be had."""
+
+    def __init__(self, settings: Settings, listening: Listening) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._parts = ExitStack()
+        self._stop = threading.Event()
+        self.directory = settings.data_dir / "manager"
+        self.database = self.directory / "projects.sqlite3"
+        self.access = Access.of(settings, listening.host)
+        self.bus = Bus()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._parts.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.close()
+
+    def _start(self) -> None:
+        """Everything but the HTTP server."""
+        settings, parts = self._settings, self._parts
+        self._instance = parts.enter_context(Instance(self.directory))
+        self._listener = self._listen()
+        self.url = _url(self._listening.host, self._listener.getsockname()[1])
+        self.registry = self._registry()
+        store = parts.enter_context(Store(self.database))
+        known = ManagerSettings.of(settings, registry=self.registry, advertise=settings.advertise or self.url)
+        registry = Registry.parse(self.registry)
+        self.manager = Manager(
+            store,
+            orchestrator=_orchestrator(settings, known, self.directory),
+            sources=SourceLookup(
+                allow_local=known.allow_local, allow_hosts=known.allow_hosts, ca_bundle=settings.ca_bundle
+            ),
+            images=ImageLookup(
+                registry=registry,
+                pull_name=Registry.parse(settings.registry_pull) if settings.registry_pull else None,
+                ca_bundle=settings.ca_bundle,
+                login=known.registry_login,
+            ),
+            settings=known,
+            bus=self.bus,
+        )
+        self.app = self._application(store, registry)
+        parts.callback(self._end)
+        self.manager.run(self._stop)
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Answer until SIGTERM or SIGINT; `started` is called once requests are taken."""
+
+        def told() -> None:
+            self._instance.tell(self.url)
+            started()
+
+        _allow_files()
+        serve(self.app, self._listener, started=told)
+
+    def _end(self) -> None:
+        self._stop.set()
+        self.manager.close()
+
+    def _listen(self) -> socket:
+        listener = listen(self._listening.host, self._listening.port)
+        self._parts.callback(listener.close)
+        return listener
+
+    def _registry(self) -> str:
+        """Another one where the settings name it; else the embedded one, which serves this machine."""
+        if self._settings.registry is not None:
+            return self._settings.registry
+        embedded = EmbeddedRegistry(self._settings.data_dir / "registry", port=self._listening.registry_port)
+        return self._parts.enter_context(embedded).registry.url
+
+    def _application(self, store: Store, registry: Registry) -> FastAPI:
+        checks: dict[str, Callable[[], object]] = {
+            "database": partial(check_store, store),
+            "reconciler": partial(check_reconciler, self.manager),
+            "registry": partial(check_registry, registry.url, self._settings.ca_bundle),
+        }
+        return create_app(self.manager, self.access, checks=checks)
+
+
+def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path) -> Orchestrator:
+    if settings.orchestrator == "local":
+        from flops.manager.orchestrators.local import LocalOrchestrator  # noqa: PLC0415 - only the one that is used
+
+        return LocalOrchestrator(directory / "logs", keep_days=settings.keep_days)
+    from flops.manager.orchestrators.oakestra import OakestraOrchestrator  # noqa: PLC0415
+    from flops.manager.orchestrators.oakestra_addresses import Addresses  # noqa: PLC0415
+    from flops.manager.orchestrators.oakestra_api import OakestraApi  # noqa: PLC0415
+
+    wanted = {
+        "FLOPS_OAKESTRA_URL": settings.oakestra_url,
+        "FLOPS_OAKESTRA_PASSWORD": settings.oakestra_password,
+        "FLOPS_BUILDER_IMAGE": settings.builder_image,
+    }
+    missing = [name for name, value in wanted.items() if not value]
+    if missing or not settings.oakestra_url or not settings.oakestra_password or not settings.builder_image:
+        raise BadSetting(f"the orchestrator oakestra needs {', '.join(missing)}", hint="set them, or use local")
+    api = OakestraApi(
+        settings.oakestra_url,
+        username=settings.oakestra_username,
+        password=settings.oakestra_password.get_secret_value(),
+        authorities=settings.ca_bundle,
+    )
+    addresses = Addresses(
+        manager=known.advertise,
+        registry=known.registry,
+        registry_pull=known.registry_pull,
+        image=settings.builder_image,
+    )
+    return OakestraOrchestrator(api, addresses)
+
+
+def _url(host: str, port: int) -> str:
+    name = _EVERYWHERE.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def _allow_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
