@@ -24,6 +24,7 @@ _AGGREGATOR = "flops_manager/aggregator"
 BUILDER_STARTED = f"{_BUILDER}/started"
 BUILDER_SUCCESS = f"{_BUILDER}/success"
 BUILDER_FAILED = f"{_BUILDER}/failed"
+TRAINED_MODEL_BUILDER_FAILED = "flops_manager/trained_model_image_builder/failed"
 AGGREGATOR_STARTED = f"{_AGGREGATOR}/started"
 AGGREGATOR_SUCCESS = f"{_AGGREGATOR}/success"
 AGGREGATOR_FAILED = f"{_AGGREGATOR}/failed"
@@ -106,6 +107,19 @@ def build_finished(image: str) -> str:
 
 def image_pushed(image: str) -> str:
     return f"Successfully pushed new '{image}' image"
+
+
+def durations(told: Mapping[str, Any]) -> str:
+    """`builder_success` as a sentence for people."""
+    return ", ".join(f"{name}: {text}" for name, text in told.items() if name != "flops_project_id")
+
+
+def adjusted(adjustment: Mapping[str, Any]) -> str:
+    """A change that the builder made to what the repository asked for (`{package, before, after, where, reason, platform}`)."""
+    get = adjustment.get
+    change = f"{get('before')} -> {get('after')}" if get("before") and get("after") else get("after") or "taken out"
+    where = ", ".join(str(part) for part in (get("where"), get("platform")) if part)
+    return visible(f"Adjusted {get('package')}: {change} ({where}): {get('reason')}".replace("\n", "\\n"))
 
 
 def failure_text(error: Mapping[str, Any]) -> str:

@@ -62,10 +62,10 @@ def _texts(project: Project, event: Mapping[str, Any]) -> Iterator[str]:
         case _, "cancelled":
             yield "The project was cancelled."
         case stage, kind if project.sla.get("verbose"):
-            yield from _milestones(project, stage, kind, event.get("code"))
+            yield from _milestones(project, stage, kind, event)
 
 
-def _milestones(project: Project, stage: str, kind: str, code: str | None) -> Iterator[str]:
+def _milestones(project: Project, stage: str, kind: str, event: Mapping[str, Any]) -> Iterator[str]:
     match stage, kind:
         case "deploy", "started":
             yield flops.BUILD_NEEDED
@@ -73,7 +73,9 @@ def _milestones(project: Project, stage: str, kind: str, code: str | None) -> It
             yield flops.BUILDER_DEPLOYED
         case "resolve", "started":
             yield from map(flops.build_begun, _images(project))
-        case "push", "started" if code != TAGGING:
+        case _, "adjusted":
+            yield flops.adjusted(event["data"])
+        case "push", "started" if event.get("code") != TAGGING:
             yield from map(flops.build_finished, _images(project))
 
 
@@ -86,8 +88,7 @@ def _success(project: Project, result: Mapping[str, Any]) -> Iterator[str]:
         for image in result["images"].values() if built else ():
             yield flops.image_pushed(flops.visible(str(image.get("reference"))))
         if project.attempt:
-            told = flops.builder_success(project.id, _seconds(result))
-            yield ", ".join(f"{name}: {text}" for name, text in told.items() if name != "flops_project_id")
+            yield flops.durations(flops.builder_success(project.id, _seconds(result)))
 
 
 def _seconds(result: Mapping[str, Any]) -> dict[str, float]:
