@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
         if code == Cancelled.exit_code:  # typer answers an interrupt with this code and without a word
             raise KeyboardInterrupt  # noqa: TRY301
-    except BrokenPipeError:
-        return 1
+    except (SystemExit, BrokenPipeError) as ended:  # a command that has told everything itself; nobody who reads it
+        return ended.code if isinstance(ended, SystemExit) and isinstance(ended.code, int) else 1
     except (KeyboardInterrupt, typer.Abort):
         failure = Cancelled("interrupted")
     except typer.TyperException as error:

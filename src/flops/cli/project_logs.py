@@ -1,10 +1,17 @@
-"""PLACEHOLDER: to be written by its author."""
+"""`flops project logs`: what the builder printed."""
 
 from __future__ import annotations
 
-from flops.errors import InternalError
+import sys
+
+from flops.cli.render import plain
+from flops.cli.watching import Identity, Manager, connected
 
 
-def command() -> None:
-    """Not there yet."""
-    raise InternalError("not there yet")
+def command(project: Identity, manager: Manager = None) -> None:
+    """Print what a project's builder printed, as far as it is kept."""
+    with connected(manager) as client:
+        text = client.logs(client.find(project))
+    if text:
+        lines = text.replace("\r\n", "\n").expandtabs().removesuffix("\n")
+        sys.stdout.write(plain(lines) + "\n")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from flops.observer.state import Progress
 
+_REMOVE = STAGES.index("remove")
 _LEVELS = {
     "adjusted": Level.ADJUSTED,
     "finding": Level.NOTE,
@@ -92,6 +93,7 @@ class Fold:
     def _stage(self, stages: dict[str, Stage], event: Readable) -> None:
         known = stages.get(event.stage, Stage(name=event.stage))
         if event.kind == "started":
+            self._pass(stages, event)
             self.tagging = self.tagging or event.code == TAGGING
             stages[event.stage] = replace(
                 known,
@@ -111,6 +113,13 @@ class Fold:
                 ended=event.time,
                 seconds=None if spent is None else round((known.seconds or 0) + spent, 3),
             )
+
+    def _pass(self, stages: dict[str, Stage], event: Readable) -> None:
+        """Waiting for a builder is over once something further begins, whether that was told or not."""
+        for name in ("queue", "deploy"):
+            stage = stages.get(name)
+            if stage and stage.state is StageState.RUNNING and STAGES.index(name) < STAGES.index(event.stage) < _REMOVE:
+                stages[name] = replace(stage, state=StageState.DONE, ended=event.time)
 
     def _begin(self, previous: int) -> None:
         """A further attempt: what the one before had not done failed with it."""
@@ -181,7 +190,7 @@ def _card(data: Mapping[str, Any], level: Level, event: Readable | None = None) 
 
 
 def _outcome(event: Readable) -> Outcome:
-    ended = Outcome(kind=event.kind, time=event.time, message=event.message)
+    ended = Outcome(kind=event.kind, time=event.time, message=event.message, stage=event.stage)
     if event.kind == "failed":
         error = mapping(event.data.get("error"))
         findings = error.get("findings")

@@ -142,6 +142,8 @@ class Outcome:
     """succeeded, failed or cancelled."""
     time: str
     message: str
+    stage: str = ""
+    """Where it failed."""
     error: Card | None = None
     """In failure."""
     findings: tuple[Card, ...] = ()
@@ -161,6 +163,7 @@ class Outcome:
             "kind": self.kind,
             "time": self.time,
             "message": self.message,
+            "stage": self.stage,
             "error": self.error.to_json() if self.error else None,
             "findings": [one.to_json() for one in self.findings],
             "images": [one.to_json() for one in self.images],

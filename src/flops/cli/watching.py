@@ -1,0 +1,81 @@
+"""A project followed to its outcome, which is what the command ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flops.cli.manager_client import ManagerClient
+from flops.cli.refusal import failure_from
+from flops.cli.render import one_line
+from flops.observer import terminal
+from flops.observer.feed import Feed
+from flops.settings import Settings
+from flops_wire.manager import EXIT_CODES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Manager = Annotated[
+    str | None,
+    typer.Option("--manager", metavar="URL", help="The manager [default: FLOPS_MANAGER, else this machine's]."),
+]
+Identity = Annotated[str, typer.Argument(metavar="ID", help="The project, or the first characters of its id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, in failure too.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print events as JSON, one per line.")]
+
+
+def connected(manager: str | None) -> ManagerClient:
+    """The manager that the option, the settings or the default name."""
+    return ManagerClient.of(manager, Settings.read())
+
+
+def say(message: str) -> None:
+    """Something about the way of the data, not of them."""
+    sys.stderr.write(one_line(message) + "\n")
+    sys.stderr.flush()
+
+
+def watch(client: ManagerClient, project: str, *, as_json: bool) -> int:
+    """Show a project until it has its outcome; the exit code that stands for that."""
+    found = client.project(project)
+    feed = Feed()
+    lost = _lost(client.url)
+    if as_json:
+        for event in client.follow(project, lost=lost):
+            sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+            sys.stdout.flush()
+            feed.add([event])
+            if feed.outcome is not None:
+                break
+        return outcome_code(client.project(project))
+    console = Console(soft_wrap=True, highlight=False)
+    with terminal.view(console, title_of(found)) as shown:
+        for event in client.follow(project, lost=lost):
+            shown.show(feed, feed.add([event]))
+            if feed.outcome is not None:
+                break
+    console.print(terminal.summary(feed))
+    return outcome_code(client.project(project))
+
+
+def _lost(url: str) -> Any:
+    return lambda why: say(f"reconnecting to {url}: {why}")
+
+
+def title_of(project: Mapping[str, Any]) -> str:
+    commit = str(project.get("commit") or "")[:12]
+    return f"project {project.get('id')}: {project.get('repository')}{f' at {commit}' if commit else ''}"
+
+
+def outcome_code(project: Mapping[str, Any]) -> int:
+    """A failure's own exit code where its class is known."""
+    state = str(project.get("state"))
+    error = project.get("error")
+    if state == "failed" and isinstance(error, dict):
+        return failure_from(error).exit_code
+    return EXIT_CODES.get(state, EXIT_CODES["failed"])

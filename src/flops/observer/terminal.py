@@ -1,0 +1,229 @@
+"""A project's state on a terminal: a live tree while it runs, plain lines elsewhere, and at its end what came of it.
+
+Text from repositories and programs is written out as text: no escapes, no markup, no second line that passes for ours.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from flops.observer.fold import between
+from flops.observer.state import Level, StageState
+from flops_wire.flops import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flops.errors import Adjustment
+    from flops.observer.feed import Feed
+    from flops.observer.state import Attempt, Card, Image, Line, Progress
+
+_MARKS = {
+    StageState.WAITING: ("·", "dim"),
+    StageState.RUNNING: ("●", "bold cyan"),
+    StageState.DONE: ("✓", "green"),
+    StageState.FAILED: ("✗", "bold red"),
+    StageState.SKIPPED: ("-", "dim"),
+}
+_STYLES = {
+    Level.INFO: "",
+    Level.ADJUSTED: "bold cyan",
+    Level.NOTE: "bold yellow",
+    Level.WARNING: "bold yellow",
+    Level.ERROR: "bold red",
+    Level.SUCCESS: "bold green",
+}
+_OUTCOMES = {"succeeded": ("images are ready", "bold green"), "failed": ("failed", "bold red"), "cancelled": ("cancelled", "bold red")}  # fmt: skip
+#: Adjustments below the tree while it is live; the end shows them all.
+_RECENT = 6
+_MEGA, _BAR = 1e6, 20
+
+
+class View(Protocol):
+    """What a feed is shown on; used as a context manager."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *failure: object) -> None: ...
+    def show(self, feed: Feed, lines: Iterable[Line]) -> None:
+        """The feed has changed, by these new lines."""
+
+
+class LiveTree:
+    """Redrawn a few times a second, in place; at exit its last state stays."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._title = title
+        self._feed: Feed | None = None
+        self._live = Live(console=console, get_renderable=self._now, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, feed: Feed, lines: Iterable[Line]) -> None:
+        self._feed = feed
+        for line in lines:
+            if line.level in (Level.WARNING, Level.NOTE):
+                self._live.console.print(line_text(line))
+
+    def _now(self) -> RenderableType:
+        return tree(self._feed, self._title, now=datetime.now(UTC).isoformat()) if self._feed else text(self._title)
+
+
+class PlainLines:
+    """One line for each thing that happens; progress is left out."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._attempt = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, feed: Feed, lines: Iterable[Line]) -> None:
+        for line in lines:
+            if line.attempt > self._attempt:
+                self._attempt = line.attempt
+                self._console.print(Text(f"attempt {line.attempt}"))
+            told_at_the_end = feed.outcome is not None and line.level in (Level.ERROR, Level.SUCCESS)
+            if line.text and not told_at_the_end:
+                self._console.print(line_text(line))
+
+
+def view(console: Console, title: str) -> View:
+    return LiveTree(console, title) if console.is_terminal else PlainLines(console)
+
+
+def text(foreign: str, style: str = "") -> Text:
+    """Foreign text on one line."""
+    return Text(visible(foreign).replace("\n", "\\n"), style=style)
+
+
+def line_text(line: Line) -> Text:
+    word = line.level.value + (f"[{line.code}]" if line.code else "")
+    head = Text("") if line.level is Level.INFO else Text.assemble(text(word, _STYLES[line.level]), ": ")
+    where = f" ({line.platform})" if line.platform else ""
+    told = Text.assemble(head, text(line.stage), text(where), ": ", text(line.text))
+    if line.hint and line.level in (Level.NOTE, Level.WARNING, Level.ERROR):
+        told = Text.assemble(told, "\n  ", ("hint", "bold cyan"), ": ", text(line.hint))
+    return told
+
+
+def tree(feed: Feed, title: str, *, now: str) -> RenderableType:
+    """All attempts with their stages, and the newest adjustments; `now` (RFC 3339) times what still runs."""
+    root = Tree(text(title, "bold"), guide_style="dim")
+    attempts = feed.attempts
+    for attempt in attempts:
+        branch = root if len(attempts) == 1 else root.add(Text(f"attempt {attempt.number}", "bold"))
+        _stages(branch, attempt, now)
+    if feed.adjustments:
+        branch = root.add(Text(f"adjustments ({len(feed.adjustments)})", "bold"))
+        for one in feed.adjustments[-_RECENT:]:
+            branch.add(text(change(one)))
+    return root
+
+
+def _stages(branch: Tree, attempt: Attempt, now: str) -> None:
+    for stage in attempt.stages:
+        mark, style = _MARKS[stage.state]
+        seconds = stage.seconds if stage.state is not StageState.RUNNING else between(stage.started, now)
+        told = Text.assemble((f"{mark} {stage.name:<9}", style), Text("" if seconds is None else f"{seconds:>7.1f} s"))
+        if stage.message and stage.state in (StageState.RUNNING, StageState.FAILED):
+            told = Text.assemble(told, "  ", text(stage.message, "dim"))
+        node = branch.add(told)
+        for one in stage.progress:
+            node.add(_progress(one))
+
+
+def _progress(one: Progress) -> Text:
+    share = min(one.done / one.total, 1.0) if one.total else None
+    bar = "" if share is None else "━" * round(share * _BAR) + " " * (_BAR - round(share * _BAR)) + f" {share:>4.0%}"
+    scale, unit = (_MEGA, "MB") if one.unit == "bytes" else (1.0, one.unit)
+    total = "" if one.total is None else f" of {one.total / scale:.1f}"
+    return Text.assemble(
+        text(f"{one.platform or 'all':<12} "), (bar, "cyan"), text(f" {one.done / scale:.1f}{total} {unit}")
+    )
+
+
+def change(one: Adjustment) -> str:
+    """An adjustment in one line."""
+    what = f"{one.before} -> {one.after}" if one.before and one.after else one.after or f"without {one.before}"
+    place = f" ({one.where})" if one.where else ""
+    return f"{one.package} {what}{f' on {one.platform}' if one.platform else ''}{place}: {one.reason}"
+
+
+def summary(feed: Feed) -> RenderableType:
+    """What came of it: adjustments, what was wrong, images and how to get them, the outcome."""
+    parts: list[RenderableType] = []
+    if feed.adjustments:
+        parts += [_table("adjustments", ("where", "package", "before", "after", "platform", "why"), _changes(feed)), ""]
+    for card in feed.outcome.cards if feed.outcome else ():
+        parts += card_lines(card)
+    if feed.images:
+        columns = ("actor", "platform", "pulled", "unpacked", "layers")
+        parts += [_table("images", columns, _images(feed.images))]
+        parts += [text(f"  {image.pull or image.reference}") for image in feed.images]
+    if feed.outcome:
+        word, style = _OUTCOMES.get(feed.outcome.kind, (feed.outcome.kind, "bold"))
+        spent = "" if feed.outcome.seconds is None else f", built in {feed.outcome.seconds:.1f} s"
+        at = f" at {feed.outcome.stage}" if feed.outcome.kind == "failed" and feed.outcome.stage else ""
+        parts.append(Text.assemble(text(word, style), text(spent or at)))
+    return Group(*parts)
+
+
+def card_lines(card: Card) -> list[Text]:
+    """A finding or failure in the form that compilers have made familiar."""
+    word = f"{card.level.value}[{card.code}]"
+    first, *others = card.message.splitlines() or [""]
+    lines = [Text.assemble(text(word, _STYLES[card.level]), ": ", text(first, "bold"))]
+    lines += [Text.assemble("      ", text(other, "bold")) for other in others]
+    if card.path:
+        lines.append(Text.assemble(("  --> ", "blue"), text(f"{card.path}:{card.line}" if card.line else card.path)))
+    if card.quote:
+        lines.append(Text.assemble(("    | ", "blue"), text(card.quote)))
+    for number, part in enumerate(card.hint.splitlines()):
+        lines.append(Text.assemble(("hint: ", "bold cyan") if number == 0 else "      ", text(part)))
+    return lines
+
+
+def _changes(feed: Feed) -> list[tuple[str, ...]]:
+    return [
+        (one.where, one.package, one.before or "-", one.after or "-", one.platform or "all", one.reason)
+        for one in feed.adjustments
+    ]
+
+
+def _images(images: Iterable[Image]) -> list[tuple[str, ...]]:
+    return [
+        (
+            image.actor,
+            one.platform,
+            f"{one.bytes / _MEGA:.1f} MB",
+            f"{one.uncompressed_bytes / _MEGA:.1f} MB",
+            str(one.layers),
+        )
+        for image in images
+        for one in image.platforms
+    ]
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(text(cell) for cell in row))
+    return table
