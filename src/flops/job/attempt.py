@@ -37,7 +37,7 @@ class Attempt:
     def __init__(
         self, url: str, token: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._url = url.rstrip("/")
+        self._url = _checked(url)
         self._expires: float | None = None
         self._stopped = threading.Event()
         try:
@@ -93,8 +93,6 @@ class Attempt:
                 answer = self._client.request(method, self._url + path, **options)
             except httpx.HTTPError as error:
                 why = str(error)[:300] or type(error).__name__
-            except httpx.InvalidURL as error:
-                raise BadSetting("FLOPS_JOB_URL is no URL", hint="the manager sets it for its builders") from error
             else:
                 if answer.status_code == httpx.codes.OK:
                     return answer
@@ -123,6 +121,16 @@ class Attempt:
     @property
     def _host(self) -> str:
         return httpx.URL(self._url).netloc.decode("ascii", "replace")
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL("")
+    if parts.scheme not in {"http", "https"} or not parts.host:
+        raise BadSetting("FLOPS_JOB_URL is no http(s) URL", hint="the manager sets it for its builders")
+    return url.rstrip("/")
 
 
 def _told(answer: httpx.Response) -> str:

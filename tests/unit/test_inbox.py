@@ -1,0 +1,203 @@
+"""The observer's TCP port: messages of any length and kind, and whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import pytest
+
+from flops.errors import BadSetting, ProjectNotFound, StoreError
+from flops.manager import inbox as inbox_module
+from flops.manager.inbox import MESSAGE_LIMIT, Inbox, addressees
+from flops.manager.project import Project, State
+from flops.manager.service import Page
+
+
+def project(number, state, ended=None):
+    return Project(
+        id=f"{number:024x}",
+        state=state,
+        repository="https://h/a/b",
+        recipe="sha256:0",
+        platforms=("linux/amd64",),
+        sla={},
+        created=0.0,
+        ended=ended,
+    )
+
+
+class Notes:
+    """As much of a manager as an inbox asks."""
+
+    def __init__(self, *projects) -> None:
+        self.all = projects
+        self.noted: list[tuple[str, str]] = []
+        self.failure = None
+
+    def project(self, id):  # noqa: A002
+        for one in self.all:
+            if one.id == id:
+                return one
+        raise ProjectNotFound("no such project")
+
+    def projects(self, *, limit, offset=0, state=None):
+        found = [one for one in self.all if state in (None, one.state)]
+        return Page(projects=tuple(found[offset : offset + limit]), total=len(found))
+
+    def note(self, id, text) -> None:  # noqa: A002
+        if self.failure:
+            raise self.failure
+        self.noted.append((id, text))
+
+
+BUILDING, OTHER = project(1, State.BUILDING), project(2, State.ACCEPTED)
+READY = project(3, State.IMAGES_READY, ended=time.time() - 60)
+OLD = project(4, State.IMAGES_READY, ended=time.time() - 90_000)
+FAILED = project(5, State.FAILED, ended=time.time())
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "expected"),
+    [
+        ([BUILDING, READY], "round 1", [BUILDING.id]),
+        ([OTHER, FAILED], "round 1", [OTHER.id]),
+        ([BUILDING, OTHER], "round 1", []),
+        ([BUILDING, OTHER], f"project {OTHER.id}: hello", [OTHER.id]),
+        ([BUILDING, OTHER], f"image {'f' * 40} {OTHER.id}", [OTHER.id]),
+        ([BUILDING], f"of another manager: {'e' * 24}", [BUILDING.id]),
+        ([READY, FAILED], "round 1", [READY.id]),
+        ([OLD], "round 1", []),
+        ([FAILED], "round 1", []),
+        ([], "round 1", []),
+    ],
+)
+def test_whose_a_message_is(known, text, expected):
+    assert list(addressees(Notes(*known), text)) == expected
+
+
+@contextlib.asynccontextmanager
+async def listening(notes):
+    inbox = Inbox(notes)
+    port = await inbox.start("127.0.0.1", 0)
+    try:
+        yield inbox, port
+    finally:
+        await inbox.close()
+
+
+async def send(port, data, *, end=True):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        writer.write(data)
+        await writer.drain()
+        if end:
+            writer.write_eof()
+        await reader.read()
+    writer.close()
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 60))
+
+
+def test_one_message_for_each_connection_whole_and_as_text():
+    notes = Notes(BUILDING)
+
+    async def work():
+        async with listening(notes) as (_, port):
+            await send(port, b"x" * 5000)
+            await send(port, "zwei\nZeilen: ü \x1b[2J".encode())
+            await send(port, b"\xff\xfe")
+            await send(port, b"")
+            await send(port, b"  \n")
+
+    run(work())
+    assert [text for _, text in notes.noted] == ["x" * 5000, "zwei\nZeilen: ü \\x1b[2J", "\ufffd\ufffd"]
+    assert {id_ for id_, _ in notes.noted} == {BUILDING.id}
+
+
+def test_the_limit_holds_and_what_came_by_then_counts():
+    notes = Notes(BUILDING)
+
+    async def work():
+        async with listening(notes) as (_, port):
+            await send(port, b"y" * (MESSAGE_LIMIT + 100_000))
+
+    run(work())
+    assert [len(text) for _, text in notes.noted] == [MESSAGE_LIMIT]
+
+
+def test_a_sender_that_keeps_its_connection_is_heard_too(monkeypatch):
+    monkeypatch.setattr(inbox_module, "SILENCE", 0.1)
+    notes = Notes(BUILDING)
+
+    async def work():
+        async with listening(notes) as (_, port):
+            await send(port, b"still here", end=False)
+
+    run(work())
+    assert notes.noted == [(BUILDING.id, "still here")]
+
+
+def test_many_at_once_are_all_heard_and_too_many_are_refused(monkeypatch):
+    monkeypatch.setattr(inbox_module, "CONNECTIONS", 20)
+    notes = Notes(BUILDING)
+
+    async def work():
+        async with listening(notes) as (inbox, port):
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+            while len(inbox._open) < 20:  # noqa: ASYNC110 - nothing tells when a connection was taken
+                await asyncio.sleep(0.005)
+            await send(port, b"one too many")
+            for _, writer in silent:
+                writer.write(b"hello")
+                writer.write_eof()
+            for reader, writer in silent:
+                await reader.read()
+                writer.close()
+            await asyncio.gather(*(send(port, f"later {number}".encode()) for number in range(15)))
+
+    run(work())
+    texts = [text for _, text in notes.noted]
+    assert texts.count("hello") == 20
+    assert sorted(texts[20:]) == sorted(f"later {number}" for number in range(15))
+
+
+def test_a_message_for_nobody_is_kept(caplog):
+    async def work():
+        async with listening(Notes()) as (inbox, port):
+            await send(port, b"hello?")
+            return inbox
+
+    with caplog.at_level(logging.INFO, "flops.manager.inbox"):
+        inbox = run(work())
+    assert [(stray.peer, stray.text) for stray in inbox.strays] == [("127.0.0.1", "hello?")]
+    assert "hello?" in caplog.text
+
+
+def test_a_full_database_loses_a_message_and_not_the_inbox(caplog):
+    notes = Notes(BUILDING)
+
+    async def work():
+        async with listening(notes) as (inbox, port):
+            notes.failure = StoreError("the disk is full")
+            await send(port, b"lost")
+            await inbox._queue.join()
+            notes.failure = None
+            await send(port, b"kept")
+
+    run(work())
+    assert [text for _, text in notes.noted] == ["kept"]
+    assert "the disk is full" in caplog.text
+
+
+def test_a_taken_port_is_named():
+    async def work():
+        async with listening(Notes()) as (_, port):
+            with pytest.raises(BadSetting, match=str(port)):
+                await Inbox(Notes()).start("127.0.0.1", port)
+
+    run(work())
