@@ -68,13 +68,15 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers=_HANDLERS,
-        generate_unique_id_function=lambda route: f"{route.tags[0]}-{route.name}" if route.tags else route.name,
     )
     app.state.streams = streams
     app.state.metrics = metrics
-    service = ServiceRoutes(Health(checks or {}), metrics)
-    for router in (ProjectRoutes(manager, streams).router, AttemptRoutes(manager).router, service.router):
-        app.include_router(router)
+    for routes in (
+        ProjectRoutes(manager, streams),
+        AttemptRoutes(manager),
+        ServiceRoutes(Health(checks or {}), metrics),
+    ):
+        routes.add_to(app)
     app.router.routes.extend([*LoginPages(access).routes(), *pages])
     app.add_middleware(Guard, access=access)
     app.add_middleware(_Measured, metrics=metrics)
@@ -141,11 +143,6 @@ async def _http(request: Request, error: Exception) -> Response:
     return failure(UsageError(f"{status.phrase.lower()}: {_shown(request)}", hint="see /docs"), status, headers)
 
 
-async def _unexpected(_request: Request, error: Exception) -> Response:
-    _log.error("a request failed", exc_info=error)
-    return bug()
-
-
 async def _gone(_request: Request, _error: Exception) -> Response:
     """The client went away in the middle of a body: nobody reads this answer."""
     return Response(status_code=HTTPStatus.BAD_REQUEST)
@@ -171,5 +168,4 @@ _HANDLERS: dict[int | type[Exception], Callable[[Request, Exception], Coroutine[
     RequestValidationError: _unprocessable,
     HTTPException: _http,
     ClientDisconnect: _gone,
-    Exception: _unexpected,
 }

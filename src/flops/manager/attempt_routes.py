@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
@@ -13,10 +13,11 @@ from flops.errors import AccessDenied, TooMany, UsageError
 from flops.manager import documents
 from flops.manager.bodies import parse_body, raw_body
 from flops.manager.guard import bearer
-from flops.manager.openapi import answers, body
+from flops.manager.openapi import add_route, answers, body
 from flops_wire.manager import EVENTS_LIMIT, PROJECTS
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.responses import Response
 
     from flops.manager.service import Manager
@@ -26,14 +27,15 @@ Number = Annotated[int, Path(description="The attempt, from 1.", ge=1, le=1_000_
 
 
 class AttemptRoutes:
-    """`router` holds them. A builder that is told 401 or 410 ends at once."""
+    """A builder that is told 401 or 410 ends at once."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self.router = APIRouter(prefix=PROJECTS + "/{project_id}/attempts/{attempt}", tags=["builders"])
-        add = self.router.add_api_route
-        add("/job", self.job, methods=["GET"], responses=_JOB, response_model=None)
-        add("/events", self.events, methods=["POST"], responses=_POSTED, openapi_extra=_EVENTS, response_model=None)
+
+    def add_to(self, app: FastAPI) -> None:
+        path = PROJECTS + "/{project_id}/attempts/{attempt}"
+        add_route(app, f"{path}/job", self.job, "GET", tag="builders", responses=_JOB)
+        add_route(app, f"{path}/events", self.events, "POST", tag="builders", responses=_POSTED, openapi_extra=_EVENTS)
 
     def job(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
         """What a builder is to do; it holds credentials."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 
 from flops.errors import AccessDenied, FlopsError, UsageError
-from flops.manager.answers import Refused, failure
+from flops.manager.answers import Refused, bug, failure
 from flops.manager.gate import TOKEN_LIMIT
 from flops.manager.session import COOKIE
 from flops_wire.manager import BODY_LIMIT, PROJECTS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from flops.manager.access import Access
 
+_log = logging.getLogger("flops.http")
 HEADERS_LIMIT = 32 * 1024
 TARGET_LIMIT = 8 * 1024
 #: An SLA, a login form.
@@ -56,12 +58,24 @@ class Guard:
             return
         path: str = scope["path"]
         if path.startswith("/api/") and path.endswith("/"):
-            scope = {**scope, "path": path[:-1], "raw_path": None}
+            scope["path"] = path[:-1]
         answer = await self._refusal(scope)
+        marked = _Marked(send)
         if answer is None:
-            await self._app(scope, _limited(scope, receive), _marked(send))
-        else:
-            await answer(scope, receive, _marked(send))
+            answer = await self._pass_on(scope, _limited(scope, receive), marked)
+        if answer is not None:
+            await answer(scope, receive, marked)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: _Marked) -> Response | None:
+        """None where the application has answered itself."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            _log.error("%s %s failed", scope["method"], scope["path"][:200], exc_info=error)
+            if send.started:
+                raise
+            return bug()
+        return None
 
     async def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -160,16 +174,21 @@ def _limited(scope: Scope, receive: Receive) -> Receive:
     return counted
 
 
-def _marked(send: Send) -> Send:
-    async def marked(message: Message) -> None:
+class _Marked:
+    """Sends an answer with the headers that every answer has."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.started = True
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
             headers.setdefault("Cache-Control", "no-store")
-        await send(message)
-
-    return marked
+        await self._send(message)
 
 
 def _of_attempt(path: str) -> bool:

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from flops.manager.documents import ErrorDocument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
     from pydantic import BaseModel
 
 Responses = dict[int | str, dict[str, Any]]
 
 #: What every route can answer, whatever it does.
 _ALWAYS = (400, 401, 403, 414, 421, 431, 500, 503)
+
+
+def add_route(
+    app: FastAPI,
+    path: str,
+    endpoint: Callable[..., Any],
+    method: str,
+    *,
+    tag: str,
+    responses: Responses,
+    **more: Any,
+) -> None:
+    """With the first line of the endpoint's docstring as summary, and the rest of it as description."""
+    summary, _, description = inspect.cleandoc(endpoint.__doc__ or "").partition("\n")
+    more.setdefault("response_model", None)
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=[method],
+        tags=[tag],
+        summary=summary.rstrip("."),
+        description=description.strip(),
+        response_description="",
+        responses=responses,
+        operation_id=f"{tag}-{getattr(endpoint, '__name__', method)}",
+        **more,
+    )
 
 
 def answers(model: type[BaseModel], told: str, shown: object, *failures: int) -> Responses:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import Header, Path, Query
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
@@ -16,11 +16,13 @@ from starlette.responses import Response
 from flops.errors import ProjectNotFound
 from flops.manager import documents
 from flops.manager.bodies import parse_body, raw_body
-from flops.manager.openapi import answers, body, example
+from flops.manager.openapi import add_route, answers, body, example
 from flops.manager.project import State  # noqa: TC001 - FastAPI reads annotations when it runs
 from flops_wire.manager import PROJECTS
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from flops.manager.service import Manager
     from flops.manager.streams import Streams
 
@@ -34,20 +36,23 @@ ProjectId = Annotated[str, Path(description="24 hexadecimal digits.", examples=[
 
 
 class ProjectRoutes:
-    """`router` holds them; the manager does everything."""
+    """The manager does everything."""
 
     def __init__(self, manager: Manager, streams: Streams) -> None:
         self._manager = manager
         self._streams = streams
         self._logs = anyio.CapacityLimiter(_LOGS)
-        self.router = APIRouter(prefix=PROJECTS, tags=["projects"])
-        add = self.router.add_api_route
-        add("", self.start, methods=["POST"], responses=_STARTED, openapi_extra=_SLA, response_model=None)
-        add("", self.list, methods=["GET"], responses=_LISTED, response_model=None)
-        add("/{project_id}", self.show, methods=["GET"], responses=_SHOWN, response_model=None)
-        add("/{project_id}/cancel", self.cancel, methods=["POST"], responses=_CANCELLED, response_model=None)
-        add("/{project_id}/events", self.events, methods=["GET"], responses=_EVENTS, response_class=Response)
-        add("/{project_id}/logs", self.logs, methods=["GET"], responses=_LOGGED, response_class=PlainTextResponse)
+
+    def add_to(self, app: FastAPI) -> None:
+        for path, endpoint, method, responses, more in (
+            ("", self.start, "POST", _STARTED, {"openapi_extra": _SLA}),
+            ("", self.list, "GET", _LISTED, {}),
+            ("/{project_id}", self.show, "GET", _SHOWN, {}),
+            ("/{project_id}/cancel", self.cancel, "POST", _CANCELLED, {}),
+            ("/{project_id}/events", self.events, "GET", _EVENTS, {"response_class": Response}),
+            ("/{project_id}/logs", self.logs, "GET", _LOGGED, {"response_class": PlainTextResponse}),
+        ):
+            add_route(app, PROJECTS + path, endpoint, method, tag="projects", responses=responses, **more)
 
     async def start(
         self,

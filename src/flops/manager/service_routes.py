@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
 from starlette.responses import RedirectResponse, Response
@@ -13,10 +12,12 @@ from starlette.responses import RedirectResponse, Response
 import flops
 from flops.manager import documents
 from flops.manager.login import HOME
-from flops.manager.openapi import answers, example
+from flops.manager.openapi import add_route, answers, example
 from flops.manager.pages import docs_page
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from flops.manager.health import Health
     from flops.manager.metrics import Metrics
 
@@ -25,13 +26,15 @@ class ServiceRoutes:
     def __init__(self, health: Health, metrics: Metrics) -> None:
         self._health = health
         self._metrics = metrics
-        self.router = APIRouter(tags=["service"])
-        add = self.router.add_api_route
-        add("/healthz", self.healthz, methods=["GET"], responses=_HEALTH, response_model=None)
-        add("/healthz", self.healthz, methods=["HEAD"], include_in_schema=False, response_model=None)
-        add("/metrics", self.metrics, methods=["GET"], responses=_METRICS, response_class=PlainTextResponse)
-        add("/docs", self.docs, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
-        add("/", self.home, methods=["GET"], include_in_schema=False, response_class=RedirectResponse)
+
+    def add_to(self, app: FastAPI) -> None:
+        add_route(app, "/healthz", self.healthz, "GET", tag="service", responses=_HEALTH)
+        add_route(
+            app, "/metrics", self.metrics, "GET", tag="service", responses=_METRICS, response_class=PlainTextResponse
+        )
+        app.add_api_route("/healthz", self.healthz, methods=["HEAD"], include_in_schema=False, response_model=None)
+        app.add_api_route("/docs", self.docs, include_in_schema=False, response_class=HTMLResponse)
+        app.add_api_route("/", self.home, include_in_schema=False, response_class=RedirectResponse)
 
     def healthz(self) -> Response:
         """Whether database, reconciler and registry are well; for probes, without a login."""

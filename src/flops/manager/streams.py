@@ -55,10 +55,10 @@ class Streams:
 
     async def answer(self, project_id: str, after: int, *, follow: bool) -> Response:
         """TooMany, ProjectNotFound."""
-        if self.count >= self._most or self._closed:
-            raise TooMany(f"{self.count} event streams are open already", hint="close some, or come back later")
         if await run_in_threadpool(self._over, project_id, after):
             return Response(status_code=HTTPStatus.NO_CONTENT)
+        if self.count >= self._most or self._closed:
+            raise TooMany(f"{self.count} event streams are open already", hint="close some, or come back later")
         source = self._follow(project_id, after) if follow else self._replay(project_id, after)
         return _EventStream(source, ping=KEEPALIVE, send_timeout=_SEND_SECONDS, sep="\n")
 
