@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from flops.manager.project import Project
 
+_log = logging.getLogger("flops.manager")
 #: Events that a reader may be behind before it has to read from the store.
 QUEUE = 256
 #: Stored events that are read at once.
@@ -36,7 +38,10 @@ class Bus:
     def publish(self, project: Project, event: Event) -> None:
         """Tell a stored event (with its sequence)."""
         for listener in self._listeners:
-            listener(project, event)
+            try:
+                listener(project, event)
+            except Exception:  # what was committed stays told to all the others
+                _log.exception("a listener failed")
         self.broadcast(project.id, event)
 
     def broadcast(self, project: str, event: Event) -> None:

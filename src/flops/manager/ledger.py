@@ -5,7 +5,6 @@ An `Entry` is one transaction. When it ends, everything in it is on the disk, an
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,9 +75,8 @@ class Entry:
             return False
         whole = {**whole, "sequence": sequence}
         if self._ledger.mirror:
-            for topic, payload, retain in mirror_messages(project, whole):
-                text = payload if isinstance(payload, str) else json.dumps(payload)
-                self.tables.put_out(project.id, topic, text, retained=retain)
+            for topic, payload, retain in _messages(project, whole):
+                self.tables.put_out(project.id, topic, payload, retained=retain)
         self._ledger.store.afterwards(lambda: self._ledger.bus.publish(project, whole))
         return True
 
@@ -212,6 +210,14 @@ class Entry:
         attempt = self.attempt(project)
         if attempt is not None and not attempt.closed:
             self.tables.save_attempt(replace(attempt, closed=True))
+
+
+def _messages(project: Project, event: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    try:
+        return mirror_messages(project, event)
+    except Exception:  # the mirror is no reason for a project not to end
+        _log.exception("an event can't be mirrored", extra={"project": project.id, "attempt": project.attempt})
+        return []
 
 
 def only_platforms(result: Mapping[str, Any], platforms: tuple[str, ...]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ ORPHAN_SECONDS = 60.0
 RETENTION_SECONDS = 3600.0
 DAY = 86_400.0
 #: Projects that are forgotten in one transaction.
-FORGOTTEN = 100
+FORGOTTEN = 20
 #: How long `close` waits for steps that are being taken.
 CLOSE_SECONDS = 5.0
 

@@ -19,8 +19,10 @@ from flops.errors import (
     AttemptOver,
     FlopsError,
     KeyReused,
+    OrchestratorUnreachable,
     ProjectDecided,
     ProjectNotFound,
+    SlaInvalid,
     TooMany,
     UsageError,
 )
@@ -177,10 +179,10 @@ class Manager:
         """What its builders printed, each attempt's last part, and the messages of FLOps' components. ProjectNotFound."""
         with self._store.read() as tables:
             project = tables.project(id)
+            if project is None:
+                raise _unknown(id)
             attempts = tables.attempts(id)
             messages = tables.messages(id, code=MESSAGE)
-        if project is None:
-            raise _unknown(id)
         parts = []
         for attempt in attempts:
             text = attempt.logs if attempt.logs is not None else self._live_logs(project, attempt)
@@ -259,8 +261,13 @@ class Manager:
 
     # --- its life ---
     def run(self, stop: threading.Event) -> None:
-        """Start to work, in threads, until `stop` is set. OrchestratorError, BadSetting where builders can't be run at all."""
-        self._orchestrator.prepare()
+        """Start to work, in threads, until `stop` is set. OrchestratorError, BadSetting where builders can't be run at all;
+        an orchestrator that does not answer is waited for.
+        """
+        try:
+            self._orchestrator.prepare()
+        except OrchestratorUnreachable as error:
+            _log.warning("the orchestrator does not answer yet: %s", error)
         self.reconciler.start(stop)
 
     def close(self) -> None:
@@ -352,7 +359,10 @@ class Manager:
 
 
 def _digest(document: object, force: bool) -> str:
-    text = json.dumps([document, force], sort_keys=True, separators=(",", ":"), default=str)
+    try:
+        text = json.dumps([document, force], sort_keys=True, separators=(",", ":"), default=str)
+    except (RecursionError, TypeError) as error:
+        raise SlaInvalid("the SLA is nested too deeply", hint="an SLA has two levels") from error
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -102,7 +102,7 @@ class Store:
     def read(self) -> Iterator[Tables]:
         """A view that doesn't change meanwhile and waits for nobody."""
         try:
-            kept = self._readers.get(timeout=BUSY_SECONDS)
+            kept = self._readers.get(timeout=BUSY_SECONDS if self._writer is not None else 0)
         except queue.Empty:
             raise StoreError("the database is busy or closed", hint="ask again in a moment") from None
         try:

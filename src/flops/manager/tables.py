@@ -21,6 +21,8 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM projects"  # noqa: S608 - our own 
 _CHANGING = (
     "state", "builder", "revision", "result", "error", "started", "ended", "leader", "attempt", "tagging", "shared_key",
 )  # fmt: skip
+#: SQLite's integers end there.
+_INTEGER = 2**63 - 1
 #: Messages that one answer holds.
 _MESSAGES = 1000
 _DEPLOYED = "('deploying', 'running', 'removing')"
@@ -54,13 +56,15 @@ class Tables:
         self._connection.execute(f"UPDATE projects SET {changes} WHERE id = :id", row)  # noqa: S608
 
     def project(self, number: str) -> Project | None:
+        if not number.isascii():  # an id from outside may be anything, and SQLite takes no half surrogate pairs
+            return None
         return next(iter(self._projects("WHERE id = ?", number)), None)
 
     def page(self, *, limit: int, offset: int, state: State | None) -> tuple[tuple[Project, ...], int]:
         """Newest first, and how many there are in all."""
         where, values = ("WHERE state = ?", (state.value,)) if state else ("", ())
         (total,) = self._connection.execute(f"SELECT count(*) FROM projects {where}", values).fetchone()  # noqa: S608
-        found = self._projects(f"{where} ORDER BY number DESC LIMIT ? OFFSET ?", *values, limit, offset)
+        found = self._projects(f"{where} ORDER BY number DESC LIMIT ? OFFSET ?", *values, limit, min(offset, _INTEGER))
         return tuple(found), total
 
     def unresolved(self, *, limit: int) -> list[Project]:
@@ -172,6 +176,8 @@ class Tables:
         return self._attempts("WHERE project = ? ORDER BY number", project)
 
     def attempt(self, project: str, number: int) -> Attempt | None:
+        if not project.isascii() or not 0 < number < _INTEGER:
+            return None
         return next(iter(self._attempts("WHERE project = ? AND number = ?", project, number)), None)
 
     def jobs(self) -> set[str]:
@@ -208,7 +214,7 @@ class Tables:
     def events(self, project: str, *, after: int, limit: int) -> list[dict[str, Any]]:
         rows = self._connection.execute(
             "SELECT sequence, body FROM events WHERE project = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-            (project, after, limit),
+            (project, min(after, _INTEGER), limit),
         )
         return [{**json.loads(body), "sequence": sequence} for sequence, body in rows]
 

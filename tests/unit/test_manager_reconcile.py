@@ -1,0 +1,791 @@
+"""The reconciler: every project comes to its one end, whatever is lost, late, forgotten or killed on the way."""
+
+import contextlib
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.orchestrators import (
+    Killed,
+    ScriptedImages,
+    ScriptedOrchestrator,
+    World,
+    failed,
+    result_of,
+    succeeded,
+    tagging,
+)
+from tests.orchestrators import settings as terms
+
+from flops.errors import (
+    AccessDenied,
+    AttemptOver,
+    CloneAuth,
+    DeployFailed,
+    NoCapacity,
+    ProjectDecided,
+    RegistryUnreachable,
+)
+from flops.manager.clock import SystemClock
+from flops.manager.orchestrators import Phase, Status
+from flops.manager.project import BuilderState, State
+from flops.manager.store import Store
+from flops_wire.events import TERMINAL_KINDS, event
+
+OTHER = "https://git.example.com/acme/other"
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path / "manager.db")
+    yield world
+    world.close()
+
+
+def check_ended(world, *projects):
+    """One outcome each, told once, and nothing left anywhere."""
+    for project in projects:
+        now = world.now(project)
+        assert now.state.ended
+        assert now.builder in (BuilderState.NONE, BuilderState.REMOVED)
+        assert now.leader is None
+        terminal = [kind for _, kind in world.kinds(project) if kind in TERMINAL_KINDS]
+        word = {State.IMAGES_READY: "succeeded", State.FAILED: "failed", State.CANCELLED: "cancelled"}[now.state]
+        assert terminal == [word]
+        assert (now.error is None) == (now.state is not State.FAILED)
+        assert (now.result is None) == (now.state is not State.IMAGES_READY)
+        assert now.attempt <= 2
+    assert world.orchestrator.builders == {}
+    assert len(world.orchestrator.deployed) == len(set(world.orchestrator.deployed)), "no job was started twice"
+
+
+def running(world, **more):
+    project = world.submit(**more)
+    world.steps(3)
+    assert world.now(project).builder is BuilderState.RUNNING
+    return project
+
+
+# --- before there is a builder ---
+def test_a_project_goes_its_way(world):
+    project = world.submit()
+    world.steps(3)
+    world.post(project, tagging(), succeeded(world.now(project)))
+    world.settle()
+    check_ended(world, project)
+    assert world.kinds(project) == [
+        ("queue", "started"),
+        ("queue", "finished"),
+        ("deploy", "started"),
+        ("deploy", "finished"),
+        ("push", "started"),
+        ("push", "succeeded"),
+        ("remove", "started"),
+        ("remove", "finished"),
+    ]
+
+
+def test_a_source_that_fails_ends_the_project_without_a_builder(world):
+    world.sources.failures.append(CloneAuth("the repository is private", hint="name a credential"))
+    project = world.submit()
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "CLONE_AUTH"
+    assert world.orchestrator.deployed == []
+
+
+def test_images_that_stand_already_need_no_builder(world):
+    project = world.submit()
+    world.images.add(project)
+    forced = world.submit(force=True)
+    arm = world.submit(supported_platforms=["linux/arm64"])
+    world.steps(3)
+    assert world.now(project).state is State.IMAGES_READY
+    assert world.now(forced).builder is BuilderState.RUNNING
+    assert world.now(arm).leader == forced.id, "another platform has to be built, one builder at a time"
+
+
+def test_a_registry_that_does_not_answer_is_no_reason_not_to_build(world):
+    world.images.failures.append(RegistryUnreachable("no answer"))
+    running(world)
+
+
+def test_the_commit_is_resolved_once(world):
+    project = running(world)
+    world.restart()
+    world.steps(3)
+    assert len(world.sources.asked) == 1
+    assert world.now(project).commit
+
+
+def test_places_are_given_in_the_order_of_acceptance(world):
+    world.restart(builders=2)
+    made = [world.submit(ml_repo_url=f"https://git.example.com/acme/r{number}") for number in range(7)]
+    order = []
+    for _ in range(40):
+        world.clock.move(61)
+        world.steps()
+        assert len(world.orchestrator.builders) <= 2
+        for builder in list(world.orchestrator.builders.values()):
+            project = builder.deployment.project
+            if project not in order:
+                order.append(project)
+                world.manager.post_events(project, 1, builder.deployment.token, [failed()])
+    assert order == [project.id for project in made]
+    check_ended(world, *made)
+
+
+# --- builders that are lost ---
+def test_a_lost_builder_gets_a_second_attempt_after_the_first_is_gone(world):
+    project = running(world)
+    first = world.orchestrator.job_of(project).deployment
+    world.orchestrator.lose(project, code=1)
+    world.clock.move(10)
+    world.steps(1)
+    with pytest.raises(AttemptOver):
+        world.post(project, tagging(), token=first.token)
+    assert world.now(project).state is State.BUILDING
+    world.orchestrator.forgetful = 2
+    for _ in range(6):
+        assert len(world.orchestrator.builders) <= 1
+        world.clock.move(61)
+        world.steps(1)
+    second = world.orchestrator.job_of(project).deployment
+    assert (first.job[:-1], first.job[-1], second.job[-1]) == (second.job[:-1], "1", "2")
+    assert first.token != second.token
+    with pytest.raises(AccessDenied):
+        world.manager.job(project.id, 2, first.token)
+    with pytest.raises(AttemptOver):
+        world.manager.job(project.id, 1, first.token)
+    world.post(project, succeeded(world.now(project)))
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).attempt == 2
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, "BUILDER_LOST"), (137, "OOM_KILLED"), (None, "BUILDER_LOST")])
+def test_who_is_lost_twice_is_lost(world, code, expected):
+    project = running(world)
+    for _ in range(2):
+        world.orchestrator.lose(project, code=code)
+        for _ in range(4):
+            world.clock.move(61)
+            world.steps()
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).error["code"] == expected
+    assert world.now(project).attempt == 2
+    assert "attempt 1" in world.manager.log_text(project.id)
+
+
+def test_who_vanishes_is_lost(world):
+    project = running(world)
+    world.orchestrator.builders.clear()
+    world.clock.move(61)
+    world.steps(4)
+    assert world.now(project).attempt == 2
+
+
+def test_lost_after_tagging_is_a_success_if_the_registry_proves_it(world):
+    project = running(world)
+    world.post(project, tagging())
+    world.images.add(world.now(project))
+    world.orchestrator.lose(project, code=137)
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).state is State.IMAGES_READY
+    assert world.now(project).images == result_of(world.now(project))["images"]
+    assert world.now(project).attempt == 1
+
+
+def test_lost_after_tagging_without_proof_is_lost_and_gets_no_second_attempt(world):
+    project = running(world, supported_platforms=["linux/amd64", "linux/arm64"])
+    world.post(project, tagging())
+    world.images.add(world.now(project), ["linux/amd64"])
+    world.orchestrator.lose(project, code=1)
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "BUILDER_LOST"
+    assert len(world.orchestrator.deployed) == 1
+
+
+def test_a_registry_that_does_not_answer_proves_nothing_either_way(world):
+    project = running(world)
+    world.post(project, tagging())
+    world.images.add(world.now(project))
+    world.images.failures += [RegistryUnreachable("no answer")] * 3
+    world.orchestrator.lose(project, code=1)
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).state is State.IMAGES_READY
+
+
+def test_a_registry_that_never_answers_ends_it_in_time(world):
+    project = running(world)
+    world.post(project, tagging())
+    world.images.failures += [RegistryUnreachable("no answer")] * 10_000
+    world.orchestrator.lose(project, code=1)
+    world.settle(rounds=200)
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "BUILDER_LOST"
+
+
+def test_a_builder_that_cannot_be_started_fails_at_once(world):
+    for fault, code in ((DeployFailed("no such image"), "DEPLOY_FAILED"), (NoCapacity("no place"), "NO_CAPACITY")):
+        world.orchestrator.faults.append(("deploy", fault))
+        project = world.submit()
+        world.settle()
+        check_ended(world, project)
+        assert world.now(project).error["code"] == code
+    world.orchestrator.first = Status(phase=Phase.ENDED, failed=True, reason="ImagePullFailed")
+    project = world.submit()
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "DEPLOY_FAILED"
+
+
+def test_an_orchestrator_that_does_not_answer_is_asked_again(world):
+    world.orchestrator.unreachable("deploy", 3)
+    project = world.submit()
+    for _ in range(6):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(project).builder in (BuilderState.DEPLOYING, BuilderState.RUNNING)
+    world.orchestrator.unreachable("status", 3)
+    for _ in range(5):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(project).builder is BuilderState.RUNNING
+    world.post(project, failed())
+    world.orchestrator.unreachable("remove", 3)
+    world.settle()
+    check_ended(world, project)
+
+
+def test_one_that_never_answers_ends_the_project_in_time(world):
+    world.orchestrator.unreachable("deploy", 10_000)
+    project = world.submit()
+    for _ in range(100):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(project).error["code"] == "DEADLINE_EXCEEDED"
+    world.orchestrator.faults.clear()
+    world.settle()
+    check_ended(world, project)
+
+
+def test_a_bug_in_an_orchestrator_ends_neither_manager_nor_other_projects(world):
+    world.orchestrator.faults.append(("deploy", ZeroDivisionError()))
+    project, other = world.submit(), world.submit(ml_repo_url=OTHER)
+    world.steps(2)
+    assert world.now(other).builder is BuilderState.DEPLOYING
+    world.clock.move(61)
+    world.steps(2)
+    assert world.now(project).builder is BuilderState.RUNNING
+
+
+def test_too_slow_is_told_as_such(world):
+    project = running(world)
+    world.clock.move(3599)
+    world.steps()
+    assert world.now(project).state is State.BUILDING
+    world.clock.move(2)
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "DEADLINE_EXCEEDED"
+
+
+def test_a_builder_that_cannot_be_removed_takes_its_place_not_for_ever(world):
+    world.restart(builders=1)
+    project = running(world)
+    world.post(project, failed())
+    world.orchestrator.forgetful = 1_000_000
+    other = world.submit(ml_repo_url=OTHER)
+    for _ in range(10):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(other).builder is BuilderState.RUNNING
+    assert world.now(project).builder is BuilderState.REMOVING, "it is tried for ever"
+    world.post(other, failed())
+    world.orchestrator.forgetful = 0
+    world.settle()
+    check_ended(world, project, other)
+
+
+def test_unknown_builders_of_this_manager_are_removed_and_no_others(world):
+    project = running(world)
+    prefix = world.manager.reconciler.prefix
+    known = world.orchestrator.job_of(project)
+    world.orchestrator.builders[f"{prefix}0123456789ab1"] = known
+    world.orchestrator.builders["ffffff0123456789ab1"] = known
+    world.manager.reconciler.chores()
+    assert set(world.orchestrator.builders) == {known.deployment.job, "ffffff0123456789ab1"}
+
+
+def test_old_projects_are_forgotten(world):
+    world.restart(keep_days=1, keep_projects=3)
+    made = [world.submit(ml_repo_ref=f"v{number}") for number in range(6)]
+    for project in made[:5]:
+        world.manager.cancel(project.id)
+        world.clock.move(1)
+    assert world.manager.reconciler.forget() == 2
+    assert {one.id for one in world.manager.projects(limit=9).projects} == {one.id for one in made[2:]}
+    world.clock.move(100_000)
+    assert world.manager.reconciler.forget() == 3
+    assert [one.id for one in world.manager.projects(limit=9).projects] == [made[5].id]
+
+
+# --- projects that want the same ---
+def test_twenty_that_want_the_same_are_built_once(world):
+    made = [world.submit() for _ in range(20)]
+    world.steps(8)
+    assert len(world.orchestrator.deployed) == 1
+    assert {world.now(one).leader for one in made[1:]} == {made[0].id}
+    world.post(made[0], tagging(), succeeded(world.now(made[0])))
+    world.settle()
+    check_ended(world, *made)
+    assert {world.now(one).state for one in made} == {State.IMAGES_READY}
+    assert len(world.orchestrator.deployed) == 1
+
+
+def test_a_failure_is_shared_too(world):
+    made = [world.submit() for _ in range(3)]
+    world.steps(4)
+    world.post(made[0], failed("NO_WHEEL"))
+    world.settle()
+    check_ended(world, *made)
+    assert [world.now(one).error["code"] for one in made] == ["NO_WHEEL"] * 3
+
+
+def test_a_shared_result_has_the_platforms_that_were_asked_for(world):
+    both = world.submit(supported_platforms=["linux/amd64", "linux/arm64"])
+    one = world.submit(supported_platforms=["linux/arm64"])
+    world.steps(4)
+    world.post(both, succeeded(world.now(both)))
+    for image in world.now(one).images.values():
+        assert list(image["platforms"]) == ["linux/arm64"]
+
+
+def test_who_wants_another_platform_builds_next(world):
+    amd = world.submit()
+    arm = world.submit(supported_platforms=["linux/arm64"])
+    same = world.submit()
+    arm_again = world.submit(supported_platforms=["linux/arm64"])
+    world.steps(4)
+    world.post(amd, succeeded(world.now(amd)))
+    assert world.now(same).state is State.IMAGES_READY
+    assert world.now(arm).builder is BuilderState.NONE, "not before the first builder is gone"
+    for _ in range(4):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(arm).builder is BuilderState.RUNNING
+    assert world.now(arm_again).leader == arm.id
+    assert world.orchestrator.most == 1
+    world.post(arm, succeeded(world.now(arm)))
+    world.settle()
+    check_ended(world, amd, arm, same, arm_again)
+
+
+def test_a_leaders_cancel_is_its_own(world):
+    made = [world.submit() for _ in range(3)]
+    world.steps(4)
+    world.manager.cancel(made[0].id)
+    world.manager.cancel(made[1].id)
+    for _ in range(4):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(made[2]).builder is BuilderState.RUNNING
+    world.post(made[2], succeeded(world.now(made[2])))
+    world.settle()
+    check_ended(world, *made)
+    assert world.orchestrator.most == 1
+
+
+def test_a_leader_that_is_cancelled_in_the_queue_leaves_its_place(world):
+    world.restart(builders=1)
+    first = running(world, ml_repo_url=OTHER)
+    made = [world.submit() for _ in range(2)]
+    world.steps(2)
+    assert world.now(made[0]).builder is BuilderState.QUEUED
+    world.manager.cancel(made[0].id)
+    assert world.now(made[0]).builder is BuilderState.NONE
+    assert world.now(made[1]).builder is BuilderState.QUEUED
+    world.post(first, failed())
+    world.steps(4)
+    world.post(made[1], failed())
+    world.settle()
+    check_ended(world, first, *made)
+
+
+def test_force_waits_and_builds(world):
+    first = world.submit()
+    forced = world.submit(force=True)
+    world.steps(4)
+    assert world.now(forced).leader == first.id
+    world.post(first, succeeded(world.now(first)))
+    for _ in range(4):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(forced).builder is BuilderState.RUNNING
+    world.post(forced, succeeded(world.now(forced)))
+    world.settle()
+    check_ended(world, first, forced)
+
+
+def test_other_commits_and_recipes_are_other_work(world):
+    world.restart(builders=9)
+    world.sources.commits["next"] = "d" * 40
+    made = [
+        world.submit(),
+        world.submit(ml_repo_ref="next"),
+        world.submit(python="3.11"),
+        world.submit(ml_repo_subdir="a"),
+    ]
+    world.steps(4)
+    assert len(world.orchestrator.deployed) == len(made)
+
+
+def test_who_waits_for_nobody_is_noticed(world):
+    first, second = world.submit(), world.submit()
+    world.steps(3)
+    with world.store.write() as tables:
+        tables._connection.execute("DELETE FROM projects WHERE id = ?", (first.id,))
+    world.orchestrator.builders.clear()
+    world.manager.reconciler.chores()
+    world.steps(3)
+    assert world.now(second).builder is BuilderState.RUNNING
+
+
+# --- killed anywhere ---
+class MortalStore(Store):
+    """Ends the manager at the n-th transaction, before or after it is committed."""
+
+    left = -1
+    after = False
+
+    @contextmanager
+    def write(self):
+        cls = type(self)
+        cls.left -= 1
+        if cls.left == 0 and not cls.after:
+            raise Killed
+        with super().write() as tables:
+            yield tables
+        if cls.left == 0 and cls.after:
+            raise Killed
+
+
+class Story:
+    """What builders and a person do; they go on through restarts of the manager, and repeat what was not answered."""
+
+    def __init__(self, world, *, posts, cancel_at=None):
+        self.world = world
+        self.posts = posts  # by attempt
+        self.cancel_at = cancel_at
+        self.done = {}
+        self.said = {}
+        self.beats = 0
+
+    def beat(self):
+        """Each builder that runs posts its next event, and ends after its last."""
+        self.beats += 1
+        if self.cancel_at is not None and self.beats >= self.cancel_at:
+            with contextlib.suppress(ProjectDecided):
+                self.world.manager.cancel(self.world.manager.projects(limit=9).projects[-1].id)
+            self.cancel_at = None
+        for job, builder in list(self.world.orchestrator.builders.items()):
+            if builder.status.phase is Phase.RUNNING:
+                self._post(job, builder)
+
+    def _post(self, job, builder):
+        number = int(builder.deployment.url.rpartition("/")[2])
+        posts = self.posts[min(number, len(self.posts)) - 1]
+        at = self.done.get(job, 0)
+        if at >= len(posts):
+            builder.status = Status(phase=Phase.ENDED, exit_code=1)
+            return
+        project = self.world.manager.project(builder.deployment.project)
+        one = self.said.setdefault((job, at), posts[at](project))
+        try:
+            self.world.manager.post_events(project.id, number, builder.deployment.token, [one])
+            self.done[job] = at + 1
+        except (AttemptOver, AccessDenied):
+            builder.status = Status(phase=Phase.ENDED, exit_code=0)
+
+
+CLONE = lambda project: event("clone", "started", "x")  # noqa: E731
+TAG = lambda project: tagging()  # noqa: E731
+FAIL = lambda project: failed()  # noqa: E731
+STORIES = {
+    "success": {"posts": [[CLONE, TAG, succeeded]]},
+    "failure": {"posts": [[CLONE, FAIL]]},
+    "lost, then success": {"posts": [[CLONE], [CLONE, TAG, succeeded]]},
+    "lost twice": {"posts": [[CLONE], []]},
+    "lost after tagging": {"posts": [[CLONE, TAG]]},
+    "cancelled early": {"posts": [[CLONE, TAG, succeeded]], "cancel_at": 1},
+    "cancelled while it runs": {"posts": [[CLONE, CLONE, TAG, succeeded]], "cancel_at": 4},
+    "cancelled too late": {"posts": [[TAG, CLONE, succeeded]], "cancel_at": 5},
+}
+OUTCOMES = {
+    "success": {State.IMAGES_READY},
+    "failure": {State.FAILED},
+    "lost, then success": {State.IMAGES_READY},
+    "lost twice": {State.FAILED},
+    "lost after tagging": {State.IMAGES_READY},
+    "cancelled early": {State.CANCELLED},
+    "cancelled while it runs": {State.CANCELLED, State.IMAGES_READY},
+    "cancelled too late": {State.IMAGES_READY, State.CANCELLED},
+}
+
+
+def tell(tmp_path, name, kill, *, after=False, fault=None, followers=1):
+    """A story with one kill in it; the number of transactions that it took, and whether the kill was reached."""
+    world = World(tmp_path / f"{kill}-{after}.db", settings=terms(builders=2))
+    world.store.close()
+    world.store = MortalStore(world.path).open()
+    MortalStore.left, MortalStore.after = -1, after
+    killed = False
+    rebuild(world)
+    made = [world.submit(supported_platforms=["linux/amd64", "linux/arm64"]) for _ in range(1 + followers)]
+    first = made[0]
+    if name == "lost after tagging":
+        world.images = PromisedImages(world)
+        rebuild(world)
+    if fault is not None:
+        world.orchestrator.faults.append((fault, Killed()))
+    story = Story(world, **STORIES[name])
+    MortalStore.left = kill
+    for _ in range(60):
+        world.clock.move(61 if kill % 2 else 5)
+        try:
+            for task in world.manager.reconciler.due():
+                world.manager.reconciler.perform(task)
+            story.beat()
+        except Killed:
+            killed = True
+            world.manager.close()
+            world.store.close()
+            world.store = MortalStore(world.path).open()
+            rebuild(world)
+            world.manager.reconciler.chores()
+        if all(world.now(one).state.ended for one in made) and not world.orchestrator.builders:
+            break
+    MortalStore.left = -1
+    world.settle()
+    world.manager.reconciler.chores()
+    check_ended(world, *made)
+    assert world.now(first).state in OUTCOMES[name], world.kinds(first)
+    assert world.orchestrator.most <= 2
+    world.close()
+    return killed
+
+
+def rebuild(world):
+    """A new manager over the open store."""
+    from flops.manager.service import Manager
+
+    world.manager = Manager(
+        world.store,
+        orchestrator=world.orchestrator,
+        sources=world.sources,
+        images=world.images,
+        settings=world.settings,
+        clock=world.clock,
+    )
+
+
+class PromisedImages(ScriptedImages):
+    """Holds the images of whatever was given its leave to tag."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.world = world
+
+    def standing(self, place, commit, recipe, platforms, credential=None):
+        tagged = [one for one in self.world.manager.projects(limit=9).projects if one.tagging]
+        return result_of(tagged[0]) if tagged else None
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", STORIES)
+def test_a_manager_killed_at_any_transaction_brings_every_project_to_its_one_end(tmp_path, name, after):
+    kills = 0
+    for kill in range(1, 60):
+        if not tell(tmp_path, name, kill, after=after):
+            break
+        kills += 1
+    assert 8 <= kills < 59, "every transaction of the story was one to be killed at"
+
+
+@pytest.mark.parametrize("fault", ["deploy", "deploy after", "status", "remove", "remove after", "logs"])
+@pytest.mark.parametrize("name", STORIES)
+def test_a_manager_killed_while_it_asks_brings_every_project_to_its_one_end(tmp_path, name, fault):
+    tell(tmp_path, name, -1, fault=fault)
+
+
+# --- anything in any order ---
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "step",
+                "submit",
+                "force",
+                "arm",
+                "post",
+                "tag",
+                "succeed",
+                "fail",
+                "lose",
+                "evict",
+                "vanish",
+                "cancel",
+                "restart",
+                "time",
+                "unreachable",
+                "forget",
+            ]
+        ),
+        st.integers(0, 4),
+    ),
+    max_size=35,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves)
+def test_anything_in_any_order_ends_well(tmp_path_factory, story):
+    world = World(tmp_path_factory.mktemp("any") / "manager.db", settings=terms(builders=2))
+    made = [world.submit()]
+    for name, number in story:
+        project = made[number % len(made)]
+        builders = list(world.orchestrator.builders.values())
+        builder = builders[number % len(builders)] if builders else None
+        match name:
+            case "step":
+                world.steps()
+            case "submit" | "force":
+                made.append(world.submit(force=name == "force"))
+            case "arm":
+                made.append(world.submit(supported_platforms=["linux/arm64"]))
+            case "time":
+                world.clock.move(number * 500)
+            case "cancel":
+                before = world.now(project)
+                with contextlib.suppress(ProjectDecided):
+                    world.manager.cancel(project.id)
+                    assert not before.state.ended
+                    assert not before.tagging
+            case "restart":
+                world.restart()
+            case "unreachable":
+                world.orchestrator.unreachable(["deploy", "status", "remove", "logs", "orphans"][number])
+            case "forget":
+                world.orchestrator.forgetful = number
+            case _ if builder is None or builder.status.phase is not Phase.RUNNING:
+                pass
+            case "lose" | "evict":
+                builder.status = Status(phase=Phase.ENDED, exit_code=137, evicted=name == "evict")
+            case "vanish":
+                world.orchestrator.builders.pop(builder.deployment.job)
+            case _:
+                speak(world, builder, name)
+    world.orchestrator.faults.clear()
+    world.orchestrator.forgetful = 0
+    for _ in range(len(made) * 12):  # every builder that is still there is lost, until there is none
+        for builder in world.orchestrator.builders.values():
+            builder.status = Status(phase=Phase.ENDED, exit_code=1)
+        world.clock.move(61)
+        if not world.steps():
+            break
+    check_ended(world, *made)
+    world.close()
+
+
+def speak(world, builder, name):
+    project = world.manager.project(builder.deployment.project)
+    number = int(builder.deployment.url.rpartition("/")[2])
+    said = {
+        "post": lambda: event("fetch", "started", "x"),
+        "tag": tagging,
+        "succeed": lambda: succeeded(project),
+        "fail": failed,
+    }[name]()
+    try:
+        world.manager.post_events(project.id, number, builder.deployment.token, [said])
+    except AttemptOver:
+        builder.status = Status(phase=Phase.ENDED, exit_code=0)
+
+
+# --- by itself, with threads ---
+def test_a_burst_ends_in_order_by_itself(tmp_path):
+    """Real clock, real threads: 60 projects, three places, builders that report and end."""
+    world = None
+    started = []
+
+    def builder(deployment, stop):
+        started.append(deployment.project)
+        project = world.manager.project(deployment.project)
+        world.manager.post_events(project.id, 1, deployment.token, [tagging(), succeeded(project)])
+
+    world = World(
+        tmp_path / "manager.db",
+        settings=terms(builders=3),
+        orchestrator=ScriptedOrchestrator(builder),
+        clock=SystemClock(),
+    )
+    stop = threading.Event()
+    world.manager.run(stop)
+    made = [world.submit(ml_repo_url=f"https://git.example.com/acme/r{number}") for number in range(60)]
+    wait(lambda: world.manager.counts()["builders"]["removed"] == len(made))
+    stop.set()
+    world.close()
+    world.open()
+    check_ended(world, *made)
+    assert world.orchestrator.most <= 3
+    places = {project.id: number for number, project in enumerate(made)}
+    order = [places[one] for one in started]
+    assert sorted(order) == list(range(60))
+    assert all(abs(number - place) <= 6 for number, place in enumerate(order)), order
+    world.close()
+
+
+def test_one_that_hangs_delays_no_other(tmp_path):
+    """An orchestrator's call and a git host that do not return hold up their own project only."""
+    hang = threading.Event()
+
+    class Hanging(ScriptedOrchestrator):
+        def deploy(self, deployment, remember=None):
+            if deployment.project == stuck.id:
+                hang.wait(60)
+            return super().deploy(deployment, remember)
+
+    world = None
+
+    def builder(deployment, stop):
+        with contextlib.suppress(AttemptOver):  # of the cancelled one
+            world.manager.post_events(deployment.project, 1, deployment.token, [failed()])
+
+    world = World(tmp_path / "manager.db", orchestrator=Hanging(builder), clock=SystemClock())
+    stuck = world.submit(ml_repo_url=OTHER)
+    stop = threading.Event()
+    world.manager.run(stop)
+    made = [world.submit(ml_repo_url=f"https://git.example.com/acme/r{number}") for number in range(5)]
+    wait(lambda: all(world.now(one).state.ended for one in made))
+    assert not world.now(stuck).state.ended
+    world.manager.cancel(stuck.id)
+    hang.set()
+    wait(lambda: world.manager.counts()["builders"]["removed"] == 6)
+    stop.set()
+    check_ended(world, stuck, *made)
+    world.close()
+
+
+def wait(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
