@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flops.errors import Adjustment
+    from flops.observer.broker_feed import Told
     from flops.observer.feed import Feed
     from flops.observer.state import Attempt, Card, Image, Line, Progress
 
@@ -120,6 +121,13 @@ def line_text(line: Line) -> Text:
     if line.hint and line.level in (Level.NOTE, Level.WARNING, Level.ERROR):
         told = Text.assemble(told, "\n  ", ("hint", "bold cyan"), ": ", text(line.hint))
     return told
+
+
+def told_lines(told: Told) -> list[Text]:
+    """A message of FLOps' broker; its further lines stand in, so that none passes for another message."""
+    first, *others = told.text.splitlines() or [""]
+    head = Text.assemble(text(told.source, _STYLES[told.level] or "bold"), ": ", text(first))
+    return [head, *(Text.assemble("  ", text(other)) for other in others)]
 
 
 def tree(feed: Feed, title: str, *, now: str) -> RenderableType:

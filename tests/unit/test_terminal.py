@@ -1,0 +1,199 @@
+"""A project on a terminal, in plain lines, and what FLOps' broker tells of one; hostile text stays text everywhere."""
+
+import importlib.util
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from flops.observer import terminal
+from flops.observer.broker_feed import BrokerFeed, Told
+from flops.observer.feed import Feed
+from flops.observer.state import Level
+from flops_wire import flops
+
+_spec = importlib.util.spec_from_file_location("project_events", Path(__file__).parents[1] / "project_events.py")
+events = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(events)
+NOW = "2026-01-01T12:00:20.000Z"
+
+
+def shown(*things, color=False):
+    out = io.StringIO()
+    console = Console(file=out, width=160, soft_wrap=True, highlight=False, force_terminal=color, legacy_windows=False)
+    for thing in things:
+        console.print(thing)
+    return out.getvalue()
+
+
+def lines_of(told):
+    out = io.StringIO()
+    with terminal.view(Console(file=out, width=160, soft_wrap=True, highlight=False), "title") as view:
+        feed = Feed()
+        for event in told:
+            view.show(feed, feed.add([event]))
+    return out.getvalue().splitlines()
+
+
+def test_the_tree_while_it_runs():
+    told = events.success()
+    until = next(index for index, one in enumerate(told) if one["stage"] == "fetch" and one["kind"] == "finished")
+    text = shown(terminal.tree(Feed(told[:until]), "project x", now=NOW))
+    assert text == (
+        "project x\n"
+        "├── ✓ queue        1.0 s\n"
+        "├── ✓ deploy       1.0 s\n"
+        "├── ✓ clone        1.0 s\n"
+        "├── ✓ check        0.2 s\n"
+        "├── ✓ resolve      1.2 s\n"
+        "├── ● fetch        6.0 s  30 wheels\n"
+        "│   ├── linux/amd64   0.0 MB\n"
+        "│   └── linux/arm64  ━━━━━━━━━━            50% 0.0 of 0.0 MB\n"
+        "├── · assemble \n"
+        "├── · verify   \n"
+        "├── · push     \n"
+        "├── · remove   \n"
+        "└── adjustments (1)\n"
+        "    └── psutil ==5.9.8 -> ==6.0.0 on linux/arm64 (conda.yaml:12): no wheel of 5.9.8\n"
+    )
+
+
+def test_both_attempts_are_in_the_tree():
+    text = shown(terminal.tree(Feed(events.second_attempt()), "x", now=NOW))
+    assert text.index("attempt 1") < text.index("✗ resolve") < text.index("attempt 2") < text.index("✓ resolve")
+
+
+def test_the_live_tree_stays_on_a_terminal():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    told = events.success()
+    with terminal.view(console, "project x") as view:
+        assert isinstance(view, terminal.LiveTree)
+        feed = Feed()
+        for event in told:
+            view.show(feed, feed.add([event]))
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).count("✓ push") >= 1
+    assert "the index is slow" in out.getvalue()
+
+
+def test_plain_lines():
+    told = lines_of(events.success())
+    assert told[0] == "queue: queue begins"
+    assert "adjusted[PIN_RELAXED]: resolve: psutil changed" in told
+    assert "note[NOTE]: check: model_manager.py:7: fit_model is missing" in told
+    at = told.index("warning: resolve: the index is slow")
+    assert told[at + 1] == "  hint: wait"
+    assert "resolve: done in 1.2 s" in told
+    assert not [line for line in told if "progress" in line or "%" in line]
+    assert "attempt 2" in lines_of(events.second_attempt())
+
+
+def test_the_summary_of_success():
+    text = shown(terminal.summary(Feed(events.success())))
+    assert "learner     linux/amd64  150.0 MB  480.0 MB  31" in text
+    assert f"  docker pull 127.0.0.1:5073/acme/digits/aggregator:{events.COMMIT}\n" in text
+    assert text.endswith("images are ready, built in 6.3 s\n")
+
+
+def test_the_summary_of_failure():
+    text = shown(terminal.summary(Feed(events.failure())))
+    assert text == (
+        "error[STRUCTURE]: fit_model is missing\n  --> model_manager.py:7\n    | class ModelManager:\nhint: add it\n"
+        "error[STRUCTURE]: fit_model is missing\n  --> model_manager.py:9\n    | class ModelManager:\nhint: add it\n"
+        "error[STRUCTURE]: the repository breaks the contract\nhint: see above\n"
+        "failed at check\n"
+    )
+
+
+def test_images_without_a_registry_have_no_pull_command():
+    result = events.result(registry="local")
+    told = events.numbered(events.make("push", "succeeded", data={"result": result}))
+    assert "docker pull" not in shown(terminal.summary(Feed(told)))
+
+
+def hostile_events(text):
+    result = events.result()
+    result["images"] = {text: {**result["images"]["learner"], "reference": f"h.example/{text}"}}
+    error = {"code": text, "message": text, "hint": text, "findings": [dict.fromkeys(events.FINDING, text)]}
+    common = [
+        events.make("check", "started", text),
+        events.make(
+            "check", "finding", text, code=text, hint=text, data={**dict.fromkeys(events.FINDING, text), "line": 3}
+        ),
+        events.make("resolve", "adjusted", text, code=text, platform=text, data=dict.fromkeys(events.ADJUSTMENT, text)),
+        events.make("resolve", "warning", text, hint=text),
+        events.make("resolve", "progress", platform=text, data={"done": 1, "total": 2, "unit": text}),
+        events.make(text, text, text),
+    ]
+    yield events.numbered(*common, events.make("check", "failed", text, code=text, hint=text, data={"error": error}))
+    yield events.numbered(*common, events.make("push", "succeeded", text, data={"result": result}))
+    yield events.numbered(*common)
+
+
+def no_escapes(text):
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]", text), (
+        repr(text)
+    )
+
+
+@given(st.text(max_size=30) | st.just(events.HOSTILE + "\n[/]error[FORGED]: line\r\x85\u2028x"))
+def test_foreign_text_is_text(foreign):
+    for told in hostile_events(foreign):
+        feed = Feed(told)
+        no_escapes(shown(terminal.tree(feed, foreign, now=NOW), terminal.summary(feed)))
+        for line in (text := lines_of(told)):
+            no_escapes(line)
+        if "FORGED" in foreign:
+            assert not [line for line in text if line.startswith(("error[FORGED]", "[/]error[FORGED]"))]
+            assert "[bold red]x[/]" in shown(terminal.summary(feed)) or feed.outcome is None
+
+
+def test_no_markup_on_a_terminal_with_colours():
+    (told, *_) = hostile_events("[bold red]x[/bold red] [link=https://evil.example]y[/link]")
+    text = shown(terminal.summary(Feed(told)), color=True)
+    assert "[link=https://evil.example]" in text
+    assert "\x1b]8;" not in text
+
+
+# --- the broker ---
+def test_what_the_broker_tells_of_one_project():
+    feed = BrokerFeed("p1")
+    assert feed.topics == ("flops_manager/#", "project_observer/p1")
+    assert feed.take("project_observer/p1", b"hello") == Told(source="observer", text="hello")
+    assert feed.take("project_observer/p1", b"hello", repeated=True) is None
+    assert feed.take(flops.BUILDER_STARTED, json.dumps(flops.payload("p2")).encode()) is None
+    started = feed.take(flops.BUILDER_STARTED, json.dumps(flops.payload("p1")).encode())
+    assert (started.source, started.text) == ("fl_actors_image_builder", "started")
+    assert feed.succeeded is None
+    done = feed.take(flops.BUILDER_SUCCESS, json.dumps(flops.payload("p1", full_builder_process="9 seconds")).encode())
+    assert (done.text, done.level) == ("success: full_builder_process: 9 seconds", Level.SUCCESS)
+    assert feed.succeeded
+    feed.take(flops.BUILDER_FAILED, json.dumps(flops.failure("p1", "no")).encode())
+    assert feed.succeeded is False
+
+
+@pytest.mark.parametrize(
+    ("text", "succeeded"), [(flops.IMAGES_EXIST, True), (flops.BUILDER_GONE, False), ("else", None)]
+)
+def test_an_outcome_that_only_the_observers_text_tells(text, succeeded):
+    feed = BrokerFeed("p1")
+    feed.take("project_observer/p1", text.encode())
+    assert feed.succeeded is succeeded
+
+
+@given(
+    st.sampled_from(["flops_manager/x", "project_observer/p1", flops.BUILDER_FAILED]),
+    st.binary(max_size=40),
+    st.text(max_size=20),
+)
+def test_any_payload_is_shown_as_text(topic, raw, text):
+    feed = BrokerFeed("p1")
+    for payload in (raw, json.dumps({"flops_project_id": "p1", "error_msg": text, text: text}).encode()):
+        told = feed.take(topic, payload)
+        if told is not None:
+            no_escapes(shown(*terminal.told_lines(told)))
