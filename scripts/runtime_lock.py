@@ -1,7 +1,8 @@
 # ruff: noqa: INP001 - a command of its own, not a package
-"""Refresh the FL runtime's lists, src/flops/resources/runtime-MINOR.txt: exact versions and the hashes of wheels that fit.
+"""Refresh the lists of src/flops/resources, exact versions and the hashes of wheels that fit: runtime-MINOR.txt for the FL
+runtime, builder-MINOR.txt for the builder image, which holds what this distribution depends on.
 
-    .venv/bin/python scripts/runtime_lock.py
+    .venv/bin/python scripts/runtime_lock.py [NAME ...]
 
 One list serves both platforms. uv resolves linux/amd64 first, then linux/arm64 with those versions as constraints; where
 the two closures differ the command fails. Of each package's wheels only those are listed that the newest glibc we ship
@@ -25,13 +26,36 @@ from flops.platforms import Platform
 from flops.process import run
 from flops.settings import Settings
 
-RESOURCES = Path(__file__).parents[1] / "src" / "flops" / "resources"
+ROOT = Path(__file__).parents[1]
+RESOURCES = ROOT / "src" / "flops" / "resources"
 #: Flower 1.42.0 asks for a certifi that does not exist. Actors publish FLOps' messages over MQTT.
 WANTED = ("flwr==1.41.0", "paho-mqtt>=2,<3")
-#: Flower's own installer of app dependencies, which actors switch off: 38 MB.
-LEFT_OUT = frozenset({"uv"})
 #: Python as Debian's suites have it, with their glibc; uv knows manylinux up to 2_40.
-PYTHONS = (("3.11.2", (2, 36)), ("3.13.5", (2, 40)))
+BOOKWORM, TRIXIE = ("3.11.2", (2, 36)), ("3.13.5", (2, 40))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a list holds, and for which Python."""
+
+    title: str
+    requirements: tuple[str, ...]
+    left_out: frozenset[str] = frozenset()
+    python: str
+    glibc: tuple[int, int]
+
+
+def lists() -> dict[str, Wanted]:
+    """By the file's name without its ending."""
+    # Flower's own installer of app dependencies is uv, which actors switch off: 38 MB
+    runtime = {"title": "The FL runtime", "requirements": WANTED, "left_out": frozenset({"uv"})}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    builder = {"title": "The builder image", "requirements": tuple(project["dependencies"])}
+    wanted = [("runtime", BOOKWORM, runtime), ("runtime", TRIXIE, runtime), ("builder", TRIXIE, builder)]
+    return {
+        f"{name}-{python.rpartition('.')[0]}": Wanted(python=python, glibc=glibc, **parts)
+        for name, (python, glibc), parts in wanted
+    }
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -40,18 +64,18 @@ class Locked:
     version: str
 
 
-def lock(python: str, platform: Platform, glibc: tuple[int, int], constraints: list[Locked]) -> dict[Locked, set[str]]:
+def lock(wanted: Wanted, platform: Platform, constraints: list[Locked]) -> dict[Locked, set[str]]:
     """Resolve for one platform: the SHA-256 of every wheel that uv found fitting, by package."""
     settings = Settings.read()
     with tempfile.TemporaryDirectory() as directory:
         room = Path(directory)
-        (room / "wanted.in").write_text("\n".join(WANTED) + "\n")
+        (room / "wanted.in").write_text("\n".join(wanted.requirements) + "\n")
         (room / "constraints.txt").write_text("".join(f"{item.name}=={item.version}\n" for item in constraints))
         index = ["--default-index", settings.index_url] if settings.index_url else []
         certificates = {"SSL_CERT_FILE": str(settings.ca_bundle)} if settings.ca_bundle else {}
         fixed = "--quiet --no-config --no-sources --only-binary :all: --no-header --format pylock.toml"
         files = "--constraints constraints.txt -o pylock.runtime.toml wanted.in"
-        target = f"--python-version {python} --python-platform {platform.uv_platform(glibc)}"
+        target = f"--python-version {wanted.python} --python-platform {platform.uv_platform(wanted.glibc)}"
         run(
             [find_uv_bin(), "pip", "compile", *f"{fixed} {target} {files}".split(), *index],
             seconds=300,
@@ -64,7 +88,7 @@ def lock(python: str, platform: Platform, glibc: tuple[int, int], constraints: l
             wheel["hashes"]["sha256"] for wheel in package["wheels"] if is_wheel(wheel)
         }
         for package in document["packages"]
-        if canonicalize_name(package["name"]) not in LEFT_OUT
+        if canonicalize_name(package["name"]) not in wanted.left_out
     }
 
 
@@ -73,16 +97,15 @@ def is_wheel(entry: dict[str, str]) -> bool:
     return name.endswith(".whl")
 
 
-def runtime(python: str, glibc: tuple[int, int]) -> str:
-    """The list's text for one Python."""
-    amd64 = lock(python, Platform.LINUX_AMD64, glibc, [])
-    arm64 = lock(python, Platform.LINUX_ARM64, glibc, sorted(amd64))
+def text_of(wanted: Wanted) -> str:
+    """The list's text."""
+    amd64 = lock(wanted, Platform.LINUX_AMD64, [])
+    arm64 = lock(wanted, Platform.LINUX_ARM64, sorted(amd64))
     if set(amd64) != set(arm64):
         odd = ", ".join(f"{item.name} {item.version}" for item in sorted(set(amd64) ^ set(arm64)))
-        raise Unresolvable(f"the platforms' closures differ for Python {python}: {odd}")
-    lines = [
-        f"# The FL runtime for Python {python.rpartition('.')[0]}, both platforms. Refresh: scripts/runtime_lock.py\n"
-    ]
+        raise Unresolvable(f"the platforms' closures differ for Python {wanted.python}: {odd}")
+    minor = wanted.python.rpartition(".")[0]
+    lines = [f"# {wanted.title} for Python {minor}, both platforms. Refresh: scripts/runtime_lock.py\n"]
     for item in sorted(amd64):
         hashes = sorted(amd64[item] | arm64[item])
         lines.append(
@@ -93,9 +116,10 @@ def runtime(python: str, glibc: tuple[int, int]) -> str:
 
 
 def main() -> int:
-    for python, glibc in PYTHONS:
-        target = RESOURCES / f"runtime-{python.rpartition('.')[0]}.txt"
-        text = runtime(python, glibc)
+    known = lists()
+    for name in sys.argv[1:] or known:
+        target = RESOURCES / f"{name}.txt"
+        text = text_of(known[name])
         target.write_text(text)
         sys.stderr.write(f"{target.name}: {text.count('==')} packages\n")
     return 0

@@ -128,21 +128,29 @@ def plan(
     return Plan(images=images)
 
 
-def runtime_layers(lock: Lock, python: str, *, bytecode: bool, origin: str = "") -> tuple[PlannedLayer, ...]:
-    """FL runtime: wheels that fit every machine (layers that all platforms share), then the machine's own; bytecode of each."""
+def runtime_layers(
+    lock: Lock,
+    python: str,
+    *,
+    bytecode: bool,
+    origin: str = "",
+    prefix: str = actors.RUNTIME,
+    title: str = "FL runtime",
+) -> tuple[PlannedLayer, ...]:
+    """An environment of ours: wheels that fit every machine (layers that all platforms share), then the machine's own; bytecode of each."""
     parts = {
-        "FL runtime, every machine": [wheel for wheel in lock.wheels if wheel.filename.endswith("-any.whl")],
-        f"FL runtime, {lock.platform}": [wheel for wheel in lock.wheels if not wheel.filename.endswith("-any.whl")],
+        f"{title}, every machine": [wheel for wheel in lock.wheels if wheel.filename.endswith("-any.whl")],
+        f"{title}, {lock.platform}": [wheel for wheel in lock.wheels if not wheel.filename.endswith("-any.whl")],
     }
     layers: list[PlannedLayer] = []
-    for title, wheels in parts.items():
+    for part, wheels in parts.items():
         if wheels:
-            layers.append(WheelsLayer(title=title, prefix=actors.RUNTIME, python=python, wheels=tuple(wheels)))
+            layers.append(WheelsLayer(title=part, prefix=prefix, python=python, wheels=tuple(wheels)))
         if wheels and bytecode:
             layers.append(
                 BytecodeLayer(
-                    title=f"{title}, bytecode",
-                    prefix=actors.RUNTIME,
+                    title=f"{part}, bytecode",
+                    prefix=prefix,
                     python=python,
                     python_full=lock.python,
                     origin=origin,

@@ -26,7 +26,7 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """`resources/runtime-MINOR.txt`, read."""
+    """A list of versions and hashes, read."""
 
     versions: Mapping[str, str]
     """By normalised name."""
@@ -45,7 +45,12 @@ def pins(minor: str) -> Pins:
         raise BaseUnsuitable(
             f"the FL runtime is not available for Python {minor}", hint=f"use a base with Python {' or '.join(MINORS)}"
         )
-    text = (resources.files("flops") / "resources" / f"runtime-{minor}.txt").read_text()
+    return read_pins(f"runtime-{minor}")
+
+
+def read_pins(name: str) -> Pins:
+    """`resources/NAME.txt`."""
+    text = (resources.files("flops") / "resources" / f"{name}.txt").read_text()
     return Pins(
         versions={canonicalize_name(match["name"]): match["version"] for match in _PIN.finditer(text)},
         hashes=frozenset(_HASH.findall(text)),
@@ -54,7 +59,11 @@ def pins(minor: str) -> Pins:
 
 def lock(locker: Locker, *, platform: Platform, python: str, glibc: tuple[int, int]) -> Lock:
     """The runtime's wheels for one platform and full Python version; WheelHash where the index offers other files."""
-    wanted = pins(".".join(python.split(".")[:2]))
+    return lock_pins(locker, pins(".".join(python.split(".")[:2])), platform=platform, python=python, glibc=glibc)
+
+
+def lock_pins(locker: Locker, wanted: Pins, *, platform: Platform, python: str, glibc: tuple[int, int]) -> Lock:
+    """Where exactly these wheels lie; WheelHash where the index offers other files."""
     found = locker.lock(wanted.lines, platform=platform, python=python, glibc=glibc, dependencies=False)
     for wheel in found.wheels:
         if wheel.sha256 not in wanted.hashes:

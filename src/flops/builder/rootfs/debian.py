@@ -46,6 +46,8 @@ class Suite:
     name: str
     version: int
     """Of the list itself."""
+    purpose: str = ""
+    """What the list is for; empty for actor images."""
     python: str
     """`3.11.2`."""
     glibc: tuple[int, int]
@@ -62,6 +64,7 @@ class Suite:
         return cls(
             name=document["suite"],
             version=document["version"],
+            purpose=document.get("purpose", ""),
             python=document["python"],
             glibc=(document["glibc"][0], document["glibc"][1]),
             wanted=tuple(document["wanted"]),
@@ -263,8 +266,9 @@ class DebianBase:
         return layers
 
     def _set_key(self, platform: Platform) -> str:
-        settings = self._settings
+        settings, purpose = self._settings, self._suite.purpose
         return key(
+            **({"purpose": purpose} if purpose else {}),
             suite=self._suite.name,
             version=self._suite.version,
             platform=platform.value,
