@@ -1,20 +1,15 @@
 """Events folded into what people see: stages, attempts, cards, images, and the same state however the events arrive."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import project_events as events
 
 from flops.observer.feed import Feed
 from flops.observer.state import Level, StageState
 from flops_wire.events import KINDS, STAGES
-
-_spec = importlib.util.spec_from_file_location("project_events", Path(__file__).parents[1] / "project_events.py")
-events = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(events)
 
 STORIES = {
     "success": events.success(),

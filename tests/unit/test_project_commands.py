@@ -1,6 +1,5 @@
 """`flops project`: against a real HTTP server that speaks the manager's contract, with cut connections, restarts and hostile text."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import project_events as events
+from tests import scripted_manager as scripted
 
 from flops.cli import main as command_line
-from flops.cli import manager_client, project_watch, watching
+from flops.cli import manager_client, watching
 from flops.cli.event_stream import parse
 from flops.cli.manager_client import ManagerClient, manager_url
 from flops.cli.refusal import failure_from
@@ -21,15 +22,6 @@ from flops.cli.sla_file import read_sla, resolved
 from flops.errors import BadSetting, FlopsError, SlaInvalid
 from flops.settings import Settings
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-events, scripted = _load("project_events"), _load("scripted_manager")
 OTHER = "65f0c1d2e3a4b5c6d7e8f902"
 LOOSE = "aaf0c1d2e3a4b5c6d7e8f903"
 
@@ -449,7 +441,3 @@ def test_a_stream_in_any_pieces(told, data):
         chunks.append(raw[:size])
         raw = raw[size:]
     assert list(parse(chunks)) == told
-
-
-def test_the_command_has_no_other_name():
-    assert command_line.GROUPS["project"][1]["watch"] == project_watch.__name__

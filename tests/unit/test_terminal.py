@@ -1,15 +1,14 @@
 """A project on a terminal, in plain lines, and what FLOps' broker tells of one; hostile text stays text everywhere."""
 
-import importlib.util
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tests import project_events as events
 
 from flops.observer import terminal
 from flops.observer.broker_feed import BrokerFeed, Told
@@ -17,9 +16,6 @@ from flops.observer.feed import Feed
 from flops.observer.state import Level
 from flops_wire import flops
 
-_spec = importlib.util.spec_from_file_location("project_events", Path(__file__).parents[1] / "project_events.py")
-events = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(events)
 NOW = "2026-01-01T12:00:20.000Z"
 
 
