@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flops import process
-from flops.errors import BadSetting, DeployFailed
+from flops.errors import BadSetting, DeployFailed, DiskFull, OrchestratorUnreachable
 from flops.manager.orchestrators import Deployment, Phase
 from flops.manager.orchestrators.local import SETTINGS, LocalOrchestrator
 from flops.manager.orchestrators.processes import Process, family, read, scan
@@ -316,6 +317,23 @@ def test_what_cannot_be_started_is_told(place, tmp_path):
         LocalOrchestrator(tmp_path / "file" / "builders").prepare()
     with pytest.raises(DeployFailed, match="no name of a builder"):
         orchestrator.logs("../../etc/passwd", None)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, DiskFull), (errno.EAGAIN, OrchestratorUnreachable), (errno.EIO, DeployFailed)],
+)
+def test_what_lacks_only_now_is_asked_for_again(place, monkeypatch, number, error):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    deployment = place.deployment()
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "detach", refuse)
+        with pytest.raises(error):
+            place.orchestrator.deploy(deployment)
+    handle = place.orchestrator.deploy(deployment)
+    assert place.orchestrator.status(deployment.job, handle).phase is Phase.RUNNING
 
 
 def test_the_command_of_a_builder_is_this_program(place):

@@ -15,12 +15,10 @@ import pytest
 
 from flops.errors import BadSetting, DeployFailed, OrchestratorAuth, OrchestratorUnreachable
 from flops.manager.orchestrators import Deployment, Phase
-from flops.manager.orchestrators.choice import chosen
 from flops.manager.orchestrators.oakestra import SETTINGS, OakestraOrchestrator
 from flops.manager.orchestrators.oakestra_addresses import Addresses
 from flops.manager.orchestrators.oakestra_api import OakestraApi, decode
 from flops.manager.orchestrators.oakestra_status import NO_CAPACITY, judge
-from flops.settings import Settings
 
 TESTS = Path(__file__).parents[1]
 RECORDS = TESTS / "oakestra_requests"
@@ -396,15 +394,3 @@ def test_the_records_can_be_replayed(fake, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 50
     fake.insert_fails = True
     assert replay.main() == 1
-
-
-def test_the_settings_choose(tmp_path):
-    local = chosen(Settings(data_dir=tmp_path), advertise="http://127.0.0.1:1", registry="127.0.0.1:2")
-    assert local.name == "local"
-    words = {"oakestra_url": "http://h:1", "oakestra_password": "p", "builder_image": IMAGE}
-    oakestra = chosen(Settings(orchestrator="oakestra", **words), advertise="http://h:1", registry="h:2")
-    assert oakestra.name == "oakestra"
-    for missing in words:
-        partly = Settings(orchestrator="oakestra", **{k: v for k, v in words.items() if k != missing})
-        with pytest.raises(BadSetting, match="needs its address"):
-            chosen(partly, advertise="http://h:1", registry="h:2")

@@ -7,6 +7,7 @@ manager that comes back finds its builders, and nothing that merely has a number
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flops import process
-from flops.errors import BadSetting, DeployFailed, ToolMissing
+from flops.errors import BadSetting, DeployFailed, DiskFull, FlopsError, OrchestratorUnreachable, ToolMissing
 from flops.manager.orchestrators import Phase, Status
 from flops.manager.orchestrators.processes import Process, family, read, scan
 from flops_wire.manager import JOB_ID, JOB_TOKEN, JOB_URL
@@ -120,7 +121,7 @@ class LocalOrchestrator:
             )
         except (ToolMissing, OSError) as error:
             log.unlink(missing_ok=True)
-            raise DeployFailed(f"the builder can't be started: {error}") from error
+            raise _not_started(error) from error
         self._known[deployment.job] = _Known(child=child)
         # it may have ended already; then nobody will find its number with this start
         return _handle(read(child.pid)) | {"pid": child.pid}
@@ -214,6 +215,19 @@ class LocalOrchestrator:
             for path in self._directory.glob("*.log"):
                 if path.stem not in known and time.time() - path.stat().st_mtime > self._keep_seconds:
                     path.unlink(missing_ok=True)
+
+
+def _not_started(error: ToolMissing | OSError) -> FlopsError:
+    """What lacks only now is asked for again later."""
+    match error:
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return DiskFull("no space left for the builders' logs", hint="free some, or set FLOPS_DATA_DIR")
+        case OSError(errno=errno.EAGAIN | errno.ENOMEM | errno.EMFILE | errno.ENFILE):
+            return OrchestratorUnreachable(
+                f"this machine can't start a further process now: {error.strerror}", hint="lower FLOPS_BUILDERS"
+            )
+        case _:
+            return DeployFailed(f"the builder can't be started: {error}")
 
 
 def _first(processes: Sequence[Process], job: str) -> Process | None:
