@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import project_events as events
 
@@ -121,6 +121,7 @@ def test_the_new_lines_are_told_once():
 
 
 @pytest.mark.parametrize("story", STORIES)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_any_batches_doubles_and_orders_give_the_same_state(story, data):
     told = STORIES[story]
@@ -135,6 +136,7 @@ def test_any_batches_doubles_and_orders_give_the_same_state(story, data):
 
 
 @pytest.mark.parametrize("story", STORIES)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_gaps_are_survived_and_filled(story, data):
     told = STORIES[story]
@@ -168,6 +170,7 @@ event_like = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(event_like, max_size=12))
 def test_no_event_however_odd_is_too_much(told):
     feed = Feed(told)

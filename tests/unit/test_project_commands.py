@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import project_events as events
 from tests import scripted_manager as scripted
@@ -299,6 +299,7 @@ def test_an_answer_of_something_else(run, manager, body):
     assert "MANAGER_REFUSED" in err
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.sampled_from(["code", "message", "hint", "findings"]), st.none() | st.integers() | st.text() | st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(), max_size=3))))  # fmt: skip
 def test_any_error_document_is_a_failure(document):
     error = failure_from(document)
@@ -430,6 +431,7 @@ def test_watch_into_a_closed_pipe(manager):
 
 
 # --- the stream's format ---
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=12), min_size=1), max_size=6), st.data())
 def test_a_stream_in_any_pieces(told, data):
     ends = data.draw(st.sampled_from(["\n", "\r\n"]))

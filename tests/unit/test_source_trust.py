@@ -4,7 +4,7 @@ import base64
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops import process
@@ -252,6 +252,7 @@ def test_git_without_a_route_may_use_no_transport(tmp_path):
     assert not [option for option in git._protocols() if option.endswith(".allow=always")]
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4), st.sampled_from(["{}", "0x{:x}", "{:d}", "0{:o}"]))
 def test_spellings_do_not_change_what_is_judged(address, form):
     spelled = form.format(address if form == "{}" else int(address))

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from tests import project_events as events
@@ -137,6 +137,7 @@ def no_escapes(text):
     )
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.text(max_size=30) | st.just(events.HOSTILE + "\n[/]error[FORGED]: line\r\x85\u2028x"))
 def test_foreign_text_is_text(foreign):
     for told in hostile_events(foreign):
@@ -182,6 +183,7 @@ def test_an_outcome_that_only_the_observers_text_tells(text, succeeded):
     assert feed.succeeded is succeeded
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.sampled_from(["flops_manager/x", "project_observer/p1", flops.BUILDER_FAILED]),
     st.binary(max_size=40),

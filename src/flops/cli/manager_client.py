@@ -49,10 +49,9 @@ _PAGE = 200
 class ManagerClient:
     """Talks to one manager; use as a context manager. Every method: ManagerUnreachable, AccessDenied, ManagerRefused."""
 
-    def __init__(self, url: str, client: httpx.Client, *, pauses: tuple[float, ...] = PAUSES) -> None:
+    def __init__(self, url: str, client: httpx.Client) -> None:
         self.url = url
         self._client = client
-        self._pauses = pauses
 
     @classmethod
     def of(cls, manager: str | None, settings: Settings) -> ManagerClient:
@@ -184,7 +183,7 @@ class ManagerClient:
         self, method: str, path: str, *, tries: list[Exception] | None = None, **options: Any
     ) -> httpx.Response:
         """One answer of success; a manager that is just restarting is waited for. `tries` takes what failed before."""
-        for pause in (*self._pauses, None):
+        for pause in (*PAUSES, None):
             why: Exception
             try:
                 answer = self._client.request(method, f"{self.url}{PROJECTS}{path}", **options)
