@@ -117,9 +117,16 @@ def durations(told: Mapping[str, Any]) -> str:
 def adjusted(adjustment: Mapping[str, Any]) -> str:
     """A change that the builder made to what the repository asked for (`{package, before, after, where, reason, platform}`)."""
     get = adjustment.get
-    change = f"{get('before')} -> {get('after')}" if get("before") and get("after") else get("after") or "taken out"
+    what = change(str(get("before") or ""), str(get("after") or ""))
     where = ", ".join(str(part) for part in (get("where"), get("platform")) if part)
-    return visible(f"Adjusted {get('package')}: {change} ({where}): {get('reason')}".replace("\n", "\\n"))
+    return visible(f"Adjusted {get('package')}: {what} ({where}): {get('reason')}".replace("\n", "\\n"))
+
+
+def change(before: str, after: str) -> str:
+    """Of a requirement: added, taken out, or another one."""
+    if not before:
+        return f"added, {after or 'any version'}"
+    return f"{before} -> {after}" if after else f"{before} taken out"
 
 
 def failure_text(error: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 
 import pytest
@@ -192,6 +193,17 @@ def test_a_full_database_loses_a_message_and_not_the_inbox(caplog):
     run(work())
     assert [text for _, text in notes.noted] == ["kept"]
     assert "the disk is full" in caplog.text
+
+
+def test_it_lives_in_a_thread_of_its_own_beside_a_program_without_a_loop():
+    notes = Notes(BUILDING)
+    with inbox_module.inbox(notes, "127.0.0.1", 0) as (_, port):
+        for number in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(b"text %d" % number)
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(1) == b""  # it has been read
+    assert [text for _, text in notes.noted] == ["text 0", "text 1", "text 2"]
 
 
 def test_a_taken_port_is_named():

@@ -192,6 +192,19 @@ def test_durations_read_as_flops_writes_them(seconds, text):
     assert flops.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ("", "", "added, any version"),
+        ("", "<26", "added, <26"),
+        ("==1", "", "==1 taken out"),
+        ("==1", "==2", "==1 -> ==2"),
+    ],
+)
+def test_changes_read_as_what_they_are(before, after, text):
+    assert flops.change(before, after) == text
+
+
 def test_topics_are_flops_s_own():
     assert flops.BUILDER_FAILED == "flops_manager/fl_actors_image_builder/failed"
     assert flops.AGGREGATOR_SUCCESS == "flops_manager/aggregator/success"

@@ -10,19 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from flops.broker import BrokerAddress, Publisher
+from flops.broker import BrokerAddress, Publisher
 from flops.builder.lookup import ImageLookup, SourceLookup
 from flops.errors import BadSetting
 from flops.manager.access import Access
 from flops.manager.api import create_app
 from flops.manager.bus import Bus
 from flops.manager.health import check_reconciler, check_registry, check_store
+from flops.manager.inbox import inbox
+from flops.manager.inbox import inbox
 from flops.manager.instance import Instance
+from flops.manager.mirror import Mirror
+from flops.manager.mirror import Mirror
 from flops.manager.server import listen, serve
 from flops.manager.service import Manager
 from flops.manager.settings import ManagerSettings
 from flops.manager.store import Store
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
+from flops_wire.flops import BROKER_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +102,7 @@ class Service:
             bus=self.bus,
         )
         self.app = self._application(store, registry)
+        self._components(store)
         parts.callback(self._end)
         self.manager.run(self._stop)
 
@@ -112,6 +120,22 @@ class Service:
         self._stop.set()
         self.manager.close()
 
+    def _start_mirror(self, store: Store) -> None:
+        if self._settings.broker is None:
+            return
+        address = BrokerAddress.parse(self._settings.broker, port=MQTT_PORT)
+        mirror = Mirror(store, Publisher(address, ca_bundle=self._settings.ca_bundle))
+        mirror.start()
+        self._parts.callback(mirror.close)
+
+    def _start_inbox(self) -> int | None:
+        """FLOps' components know no login, so this port is opened only where it is asked for."""
+        if self._settings.observer_port is None:
+            return None
+        host = self._settings.observer_host or self._listening.host
+        _, port = self._parts.enter_context(inbox(self.manager, host, self._settings.observer_port))
+        return port
+
     def _listen(self) -> socket:
         listener = listen(self._listening.host, self._listening.port)
         self._parts.callback(listener.close)
@@ -123,6 +147,18 @@ class Service:
             return self._settings.registry
         embedded = EmbeddedRegistry(self._settings.data_dir / "registry", port=self._listening.registry_port)
         return self._parts.enter_context(embedded).registry.url
+
+    def _components(self, store: Store) -> None:
+        """FLOps' own components: their broker hears of projects, and what they send comes in. BadSetting."""
+        settings = self._settings
+        if settings.broker is not None:
+            address = BrokerAddress.parse(settings.broker, port=BROKER_PORT)
+            mirror = Mirror(store, Publisher(address, ca_bundle=settings.ca_bundle))
+            self._parts.callback(mirror.close)
+            mirror.start()
+        if settings.observer_port is not None:
+            host = settings.observer_host or self._listening.host
+            self._parts.enter_context(inbox(self.manager, host, settings.observer_port))
 
     def _application(self, store: Store, registry: Registry) -> FastAPI:
         checks: dict[str, Callable[[], object]] = {

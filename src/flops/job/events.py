@@ -21,6 +21,7 @@ from flops.errors import AttemptOver, Cancelled, FlopsError, ManagerRefused, Man
 from flops.progress import Stage
 from flops_wire.events import TAGGING, TERMINAL_KINDS
 from flops_wire.events import event as new_event
+from flops_wire.flops import change
 from flops_wire.manager import BODY_LIMIT, EVENTS_LIMIT, TEXT_LIMIT
 
 if TYPE_CHECKING:
@@ -107,11 +108,10 @@ class Events:
 
     def adjusted(self, adjustment: Adjustment) -> None:
         one = adjustment
-        change = f"{one.before} -> {one.after}" if one.before and one.after else one.after or f"without {one.before}"
         event = _event(
             self._now(Stage.RESOLVE),
             "adjusted",
-            f"{one.package} {change}: {one.reason}",
+            f"{one.package}: {change(one.before, one.after)} ({one.where}): {one.reason}",
             platform=one.platform,
             code=one.code,
             data=one.to_json(),

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import logging
 import re
+import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +23,8 @@ from flops.manager.project import State
 from flops_wire.flops import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flops.manager.project import Project
     from flops.manager.service import Page
 
@@ -126,6 +130,25 @@ class Inbox:
         if not found:
             _log.info("a message from %s for no project: %s", peer, text[:500].replace("\n", "\\n"))
             self.strays.append(Stray(time=time.time(), peer=peer, text=text))
+
+
+@contextmanager
+def inbox(manager: Notes, host: str, port: int) -> Iterator[tuple[Inbox, int]]:
+    """An inbox with a thread and a loop of its own, and its port. BadSetting where that is taken."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="inbox", daemon=True)
+    thread.start()
+    kept = Inbox(manager)
+    try:
+        listening = asyncio.run_coroutine_threadsafe(kept.start(host, port), loop).result()
+        try:
+            yield kept, listening
+        finally:
+            asyncio.run_coroutine_threadsafe(kept.close(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def addressees(manager: Notes, text: str) -> tuple[str, ...]:

@@ -99,7 +99,10 @@ def _seconds(result: Mapping[str, Any]) -> dict[str, float]:
 
 def _images(project: Project) -> list[str]:
     """The names of the images as far as they are known before these are built: below their registry."""
-    path = urlsplit(project.repository).path if "://" in project.repository else project.repository.rpartition("/")[2]
-    name = "/".join(filter(None, (path.strip("/").removesuffix(".git").lower(), project.subdir.lower())))
+    if "://" in project.repository:
+        path = urlsplit(project.repository).path.strip("/").removesuffix(".git")
+    else:
+        path = "local/" + project.repository.rstrip("/").rpartition("/")[2]
+    name = "/".join(filter(None, (path.lower(), project.subdir.lower())))
     tag = f":{project.commit}" if project.commit else ""
     return [flops.visible(f"{name}/{actor}{tag}") for actor in ACTORS]
