@@ -113,6 +113,7 @@ def _tell(service: Service, settings: Settings, *, as_json: bool) -> None:
         "orchestrator": settings.orchestrator,
         "builders": settings.builders,
         "auth": settings.auth or "none",
+        "observer_port": service.observer_port,
     }
     if as_json:
         print_json(places)
@@ -129,6 +130,10 @@ def _tell(service: Service, settings: Settings, *, as_json: bool) -> None:
         "builders": f"{settings.builders} at once, {settings.orchestrator}",
         "stop": "Ctrl-C or SIGTERM; builders go on, and the next start finds them",
     }
+    if service.observer_port is not None:
+        lines["observer"] = f"port {service.observer_port}, FLOps' messages (TCP)"
+    if settings.broker is not None:
+        lines["mirror"] = "FLOps' broker is told what happens"
     out = Console(soft_wrap=True, highlight=False)
     for name, told in lines.items():
         out.print(Text(f"{name:<9} {told}"))

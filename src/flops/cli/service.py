@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from flops.broker import BrokerAddress, Publisher
-from flops.broker import BrokerAddress, Publisher
 from flops.builder.lookup import ImageLookup, SourceLookup
 from flops.errors import BadSetting
 from flops.manager.access import Access
@@ -19,9 +18,7 @@ from flops.manager.api import create_app
 from flops.manager.bus import Bus
 from flops.manager.health import check_reconciler, check_registry, check_store
 from flops.manager.inbox import inbox
-from flops.manager.inbox import inbox
 from flops.manager.instance import Instance
-from flops.manager.mirror import Mirror
 from flops.manager.mirror import Mirror
 from flops.manager.server import listen, serve
 from flops.manager.service import Manager
@@ -102,7 +99,7 @@ class Service:
             bus=self.bus,
         )
         self.app = self._application(store, registry)
-        self._components(store)
+        self.observer_port = self._components(store)
         parts.callback(self._end)
         self.manager.run(self._stop)
 
@@ -120,22 +117,6 @@ class Service:
         self._stop.set()
         self.manager.close()
 
-    def _start_mirror(self, store: Store) -> None:
-        if self._settings.broker is None:
-            return
-        address = BrokerAddress.parse(self._settings.broker, port=MQTT_PORT)
-        mirror = Mirror(store, Publisher(address, ca_bundle=self._settings.ca_bundle))
-        mirror.start()
-        self._parts.callback(mirror.close)
-
-    def _start_inbox(self) -> int | None:
-        """FLOps' components know no login, so this port is opened only where it is asked for."""
-        if self._settings.observer_port is None:
-            return None
-        host = self._settings.observer_host or self._listening.host
-        _, port = self._parts.enter_context(inbox(self.manager, host, self._settings.observer_port))
-        return port
-
     def _listen(self) -> socket:
         listener = listen(self._listening.host, self._listening.port)
         self._parts.callback(listener.close)
@@ -148,17 +129,21 @@ class Service:
         embedded = EmbeddedRegistry(self._settings.data_dir / "registry", port=self._listening.registry_port)
         return self._parts.enter_context(embedded).registry.url
 
-    def _components(self, store: Store) -> None:
-        """FLOps' own components: their broker hears of projects, and what they send comes in. BadSetting."""
+    def _components(self, store: Store) -> int | None:
+        """FLOps' own components: their broker hears of projects, and what they send comes in, at this port. BadSetting.
+
+        They know no login, so the port is opened only where it is asked for.
+        """
         settings = self._settings
         if settings.broker is not None:
             address = BrokerAddress.parse(settings.broker, port=BROKER_PORT)
             mirror = Mirror(store, Publisher(address, ca_bundle=settings.ca_bundle))
             self._parts.callback(mirror.close)
             mirror.start()
-        if settings.observer_port is not None:
-            host = settings.observer_host or self._listening.host
-            self._parts.enter_context(inbox(self.manager, host, settings.observer_port))
+        if settings.observer_port is None:
+            return None
+        host = settings.observer_host or self._listening.host
+        return self._parts.enter_context(inbox(self.manager, host, settings.observer_port))[1]
 
     def _application(self, store: Store, registry: Registry) -> FastAPI:
         checks: dict[str, Callable[[], object]] = {

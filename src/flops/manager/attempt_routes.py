@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
 
 from flops.errors import AccessDenied, TooMany, UsageError
-from flops.manager import documents
+from flops.manager import documents, schemas
 from flops.manager.bodies import parse_body, raw_body
 from flops.manager.guard import bearer
 from flops.manager.openapi import add_route, answers, body
@@ -75,18 +75,4 @@ _JOB = answers(documents.JobDocument, "The job.", documents.JOB_EXAMPLE, 404, 41
 _POSTED = answers(
     documents.AcceptedDocument, "How many of them are new.", {"accepted": 1}, 404, 409, 410, 413, 415, 422, 429
 )
-_EVENTS = body(
-    "Events",
-    {
-        "type": "object",
-        "required": ["events"],
-        "properties": {
-            "events": {
-                "type": "array",
-                "maxItems": EVENTS_LIMIT,
-                "items": documents.EventDocument.model_json_schema(),
-            }
-        },
-    },
-    {"events": [documents.EVENT_EXAMPLE]},
-)
+_EVENTS = body(schemas.EVENTS, {"events": [documents.EVENT_EXAMPLE]})

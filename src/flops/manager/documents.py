@@ -6,9 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flops_wire.events import KINDS, STAGES  # noqa: TC001 - pydantic reads annotations when it runs
-from flops_wire.manager import EVENTS_LIMIT, TEXT_LIMIT
-
 ProjectState = Literal["accepted", "building", "images_ready", "failed", "cancelled"]
 
 #: An SLA as FLOps' users write it; every key but the first two may be left out.
@@ -101,11 +98,13 @@ class Document(BaseModel):
 
 
 class FindingDocument(Document):
-    code: str
-    path: str = Field(description="Of the repository's file; for an SLA the JSON pointer (RFC 6901) of the place.")
-    line: int = Field(description="From 1; 0 where the whole file is meant.")
-    message: str
-    hint: str
+    """As a builder told it: other keys may be there, or fewer."""
+
+    code: str = ""
+    path: str = Field(default="", description="Of a file; for an SLA the JSON pointer (RFC 6901) of the place.")
+    line: int = Field(default=0, description="From 1; 0 where the whole file is meant.")
+    message: str = ""
+    hint: str = ""
 
 
 class ErrorDetail(Document):
@@ -156,24 +155,6 @@ class PageDocument(Document):
     total: int
     limit: int
     offset: int
-
-
-class EventDocument(Document):
-    """One event of a builder; the manager adds project, attempt and sequence."""
-
-    id: str = Field(description="UUIDv7 (RFC 9562): an event that comes twice is kept once.", max_length=64)
-    time: str = Field(description="RFC 3339, UTC.")
-    stage: Literal[STAGES]  # type: ignore[valid-type]
-    kind: Literal[KINDS]  # type: ignore[valid-type]
-    platform: str | None = None
-    message: str = Field(default="", max_length=TEXT_LIMIT)
-    code: str | None = None
-    hint: str | None = Field(default=None, max_length=TEXT_LIMIT)
-    data: dict[str, Any] = Field(default_factory=dict)
-
-
-class EventsDocument(Document):
-    events: list[EventDocument] = Field(max_length=EVENTS_LIMIT)
 
 
 class JobDocument(Document):

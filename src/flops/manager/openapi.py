@@ -53,15 +53,15 @@ def answers(model: type[BaseModel], told: str, shown: object, *failures: int) ->
     return {200: {"model": model, "description": told, "content": content}} | _failures(*failures)
 
 
-def example(media_type: str, told: str, *failures: int) -> Responses:
-    """An answer of text."""
-    content = {media_type: {"schema": {"type": "string"}}}
+def example(media_type: str, told: str, *failures: int, schema: dict[str, Any] | None = None) -> Responses:
+    """An answer of text; its route's class is Response, so that failures stay JSON."""
+    content = {media_type: {"schema": schema or {"type": "string"}}}
     return {200: {"description": told, "content": content}} | _failures(*failures)
 
 
-def body(title: str, schema: dict[str, Any], shown: object) -> dict[str, Any]:
+def body(schema: dict[str, Any], shown: object) -> dict[str, Any]:
     """A JSON body that the route reads itself."""
-    content = {"application/json": {"schema": {"title": title, **schema}, "example": shown}}
+    content = {"application/json": {"schema": schema, "example": shown}}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 from fastapi import Header, Path, Query
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
 from starlette.responses import Response
 
 from flops.errors import ProjectNotFound
-from flops.manager import documents
+from flops.manager import documents, schemas
 from flops.manager.bodies import parse_body, raw_body
 from flops.manager.openapi import add_route, answers, body, example
 from flops.manager.project import State  # noqa: TC001 - FastAPI reads annotations when it runs
@@ -50,7 +50,7 @@ class ProjectRoutes:
             ("/{project_id}", self.show, "GET", _SHOWN, {}),
             ("/{project_id}/cancel", self.cancel, "POST", _CANCELLED, {}),
             ("/{project_id}/events", self.events, "GET", _EVENTS, {"response_class": Response}),
-            ("/{project_id}/logs", self.logs, "GET", _LOGGED, {"response_class": PlainTextResponse}),
+            ("/{project_id}/logs", self.logs, "GET", _LOGGED, {"response_class": Response}),
         ):
             add_route(app, PROJECTS + path, endpoint, method, tag="projects", responses=responses, **more)
 
@@ -154,7 +154,7 @@ _STARTED: dict[int | str, dict[str, Any]] = answers(
     {"message": "a new project was started: " + documents.PROJECT_EXAMPLE["id"], "project": documents.PROJECT_EXAMPLE},
     400, 409, 413, 415, 422, 429,
 )  # fmt: skip
-_SLA = body("SLA", {"type": "object", "required": ["ml_repo_url"], "additionalProperties": True}, documents.SLA_EXAMPLE)
+_SLA = body(schemas.SLA, documents.SLA_EXAMPLE)
 _LISTED = answers(
     documents.PageDocument,
     "Projects, and how many there are in all.",
@@ -163,7 +163,7 @@ _LISTED = answers(
 )
 _SHOWN = answers(documents.ProjectDocument, "The project.", documents.PROJECT_EXAMPLE, 404, 422)
 _CANCELLED = answers(documents.ProjectDocument, "The project as it is then.", documents.PROJECT_EXAMPLE, 404, 409, 422)
-_EVENTS = example("text/event-stream", "The events.", 404, 422, 429) | {
+_EVENTS = example("text/event-stream", "The events.", 404, 422, 429, schema=schemas.STREAM) | {
     204: {"description": "The project has ended, and no event is left to be read."}
 }
 _LOGGED = example("text/plain", "The text.", 404, 422)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
 from starlette.responses import RedirectResponse, Response
 
@@ -29,9 +29,7 @@ class ServiceRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         add_route(app, "/healthz", self.healthz, "GET", tag="service", responses=_HEALTH)
-        add_route(
-            app, "/metrics", self.metrics, "GET", tag="service", responses=_METRICS, response_class=PlainTextResponse
-        )
+        add_route(app, "/metrics", self.metrics, "GET", tag="service", responses=_METRICS, response_class=Response)
         app.add_api_route("/healthz", self.healthz, methods=["HEAD"], include_in_schema=False, response_model=None)
         app.add_api_route("/docs", self.docs, include_in_schema=False, response_class=HTMLResponse)
         app.add_api_route("/", self.home, include_in_schema=False, response_class=RedirectResponse)
