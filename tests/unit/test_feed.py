@@ -90,6 +90,31 @@ def test_a_second_attempt_begins_anew_and_the_first_stays_visible():
     assert len(feed.adjustments) == 1
 
 
+def test_a_stage_that_did_nothing_new_to_say_is_told_once():
+    told = events.numbered(
+        events.make("clone", "started", "x"), events.make("clone", "finished", "x", data={"seconds": 2})
+    )
+    assert [line.text for line in Feed(told).lines] == ["x", "done in 2.0 s"]
+    told = events.numbered(
+        events.make("clone", "started", "x"), events.make("clone", "finished", "y", data={"seconds": 2})
+    )
+    assert [line.text for line in Feed(told).lines] == ["x", "y; done in 2.0 s"]
+
+
+def test_a_builder_is_removed_after_the_outcome():
+    told = [one for one in STORIES["success"] if one["stage"] != "remove"]
+    assert states(Feed(told).attempts[0])["remove"] == "waiting"
+    assert states(Feed(STORIES["success"]).attempts[0])["remove"] == "done"
+
+
+def test_waiting_for_a_builder_is_over_when_it_works():
+    told = events.numbered(
+        events.make("queue", "started"), events.make("deploy", "started"), events.make("clone", "started")
+    )
+    found = states(Feed(told).attempts[0])
+    assert (found["queue"], found["deploy"], found["clone"]) == ("done", "done", "running")
+
+
 def test_cancelled():
     feed = Feed(STORIES["cancelled"])
     found = states(feed.attempts[0])

@@ -196,13 +196,15 @@ def test_the_line_where_json_ends_is_told(tmp_path, run, manager):
 
 
 # --- list, show, logs, cancel ---
-def test_list(run, manager):
+def test_list(run, manager, monkeypatch):
     manager.projects[OTHER] = project(
         OTHER, "failed", error={"code": "NO_WHEEL", "message": "m", "hint": "", "findings": []}
     )
+    monkeypatch.setenv("COLUMNS", "40")
     code, out, _ = run("project", "list")
     assert code == 0
-    assert f"{OTHER}" in out
+    assert out.splitlines()[2].split()[0] == OTHER
+    assert out.splitlines()[2].endswith("linux/amd64,linux/arm64")
     assert "failed (NO_WHEEL)" in out
     assert json.loads(run("project", "list", "--json", "--state", "failed")[1])["total"] == 1
     _, out, err = run("project", "list", "--limit", "1")

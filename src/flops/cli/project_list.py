@@ -15,7 +15,7 @@ from flops.errors import UsageError
 from flops_wire.manager import STATES
 
 _STYLES = {"images_ready": "green", "failed": "bold red", "cancelled": "red", "building": "cyan"}
-_PAGE = 200
+_PAGE, _WIDE = 200, 4096
 
 
 def command(
@@ -40,7 +40,10 @@ def command(
         print_json({"projects": found, "total": total})
         return
     if found:
-        Console(soft_wrap=True, highlight=False).print(_table(found))
+        console = Console(highlight=False)
+        if not console.is_terminal:  # whoever reads a file wants whole lines
+            console = Console(highlight=False, width=_WIDE)
+        console.print(_table(found))
     if len(found) < total:
         say(f"{len(found)} of {total}; --limit shows more")
     elif not found:
@@ -50,7 +53,7 @@ def command(
 def _table(projects: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("id", "state", "created", "repository", "commit", "platforms"):
-        table.add_column(name, no_wrap=True, overflow="ignore")
+        table.add_column(name, no_wrap=name in ("id", "state"), overflow="fold")
     for one in projects:
         state, error = str(one.get("state")), one.get("error")
         told = f"{state} ({error.get('code')})" if isinstance(error, dict) else state

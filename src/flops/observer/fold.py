@@ -62,6 +62,7 @@ class Fold:
         if attempt > newest:
             self._begin(newest)
         stages = self._attempts.setdefault(attempt, {})
+        begun = stages[event.stage].message if event.stage in stages else ""
         if event.stage in STAGES:
             self._stage(stages, event)
         if event.kind == "adjusted" and attempt >= newest:
@@ -71,7 +72,7 @@ class Fold:
         elif event.kind in TERMINAL_KINDS and self.outcome is None:
             self.outcome = _outcome(event)
             self._end(attempt, event)
-        self.lines.append(_line(event, attempt))
+        self.lines.append(_line(event, attempt, begun))
 
     def attempts(self, progress: Callable[[int, str], tuple[Progress, ...]]) -> tuple[Attempt, ...]:
         return tuple(
@@ -86,7 +87,9 @@ class Fold:
         self, stage: Stage | None, name: str, attempt: int, progress: Callable[[int, str], tuple[Progress, ...]]
     ) -> Stage:
         if stage is None:
-            over = self.outcome is not None or attempt < max(self._attempts, default=1)
+            newest = attempt >= max(self._attempts, default=1)
+            to_be_removed = name == "remove" and newest and "deploy" in self._attempts.get(attempt, {})
+            over = not newest or (self.outcome is not None and not to_be_removed)
             return Stage(name=name, state=StageState.SKIPPED if over else StageState.WAITING)
         return replace(stage, progress=progress(attempt, name)) if stage.state is StageState.RUNNING else stage
 
@@ -142,11 +145,14 @@ class Fold:
             self._attempts[attempt][event.stage] = replace(known, state=StageState.FAILED, ended=event.time)
 
 
-def _line(event: Readable, attempt: int) -> Line:
+def _line(event: Readable, attempt: int, begun: str) -> Line:
+    """`begun`: what the stage said when it began, which needs no repetition."""
     said = event.message
     if event.kind == "finished":
         spent = number(event.data.get("seconds"))
-        said = "; ".join(filter(None, (said, "done" if spent is None else f"done in {spent:.1f} s")))
+        said = "; ".join(
+            filter(None, ("" if said == begun else said, "done" if spent is None else f"done in {spent:.1f} s"))
+        )
     elif event.kind == "finding":
         card = _card(event.data, Level.NOTE, event)
         place = f"{card.path}:{card.line}" if card.line else card.path

@@ -137,7 +137,7 @@ def tree(feed: Feed, title: str, *, now: str) -> RenderableType:
     for attempt in attempts:
         branch = root if len(attempts) == 1 else root.add(Text(f"attempt {attempt.number}", "bold"))
         _stages(branch, attempt, now)
-    if feed.adjustments:
+    if feed.adjustments and feed.outcome is None:  # the end tells them all
         branch = root.add(Text(f"adjustments ({len(feed.adjustments)})", "bold"))
         for one in feed.adjustments[-_RECENT:]:
             branch.add(text(change(one)))
@@ -168,7 +168,13 @@ def _progress(one: Progress) -> Text:
 
 def change(one: Adjustment) -> str:
     """An adjustment in one line."""
-    what = f"{one.before} -> {one.after}" if one.before and one.after else one.after or f"without {one.before}"
+    match one.before, one.after:
+        case "", after:
+            what = f"added, {after or 'any version'}"
+        case before, "":
+            what = f"{before} taken out"
+        case before, after:
+            what = f"{before} -> {after}"
     place = f" ({one.where})" if one.where else ""
     return f"{one.package} {what}{f' on {one.platform}' if one.platform else ''}{place}: {one.reason}"
 
