@@ -1,8 +1,10 @@
 """The database: one file, transactions, what it refuses, what it keeps and what it forgets."""
 
+import contextlib
 import os
 import sqlite3
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -120,7 +122,85 @@ def test_it_is_told_after_the_commit_and_in_its_order(store):
     for thread in threads:
         thread.join()
     assert sorted(number for number, _ in seen) == list(range(20))
-    assert [count for _, count in seen] == list(range(1, 21)), "each was told when it was there, before the next"
+    assert all(count > place for place, (_, count) in enumerate(seen)), "each was there when it was told"
+    assert number_of_projects(store) == 20
+
+
+def together(store, count, work):
+    """Writers that all want their turn while another one has it, so that they are committed together."""
+    errors = {}
+
+    def write(number):
+        try:
+            with store.write() as tables:
+                work(tables, number)
+        except Exception as error:  # noqa: BLE001
+            errors[number] = error
+
+    with contextlib.suppress(DiskFull), store.write():
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        while store._turns.waiting < count:
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return errors
+
+
+def test_who_fails_among_others_fails_alone(store):
+    def work(tables, number):
+        tables.insert(a_project(number))
+        if number % 3 == 0:
+            raise ZeroDivisionError
+
+    errors = together(store, 40, work)
+    assert {number for number in errors if isinstance(errors[number], ZeroDivisionError)} == set(range(0, 40, 3))
+    assert len(errors) == 14
+    with store.read() as tables:
+        for number in range(40):
+            assert (tables.project(a_project(number).id) is not None) == (number % 3 != 0)
+
+
+def test_a_full_disk_is_told_to_everybody_whom_it_concerns(store):
+    insert(store, a_project(100))
+    connection = store._writer
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages + 3}")
+    errors = together(store, 20, lambda tables, number: tables.insert(a_project(number, sla={"x": "y" * 3000})))
+    with store.read() as tables:
+        there = {number for number in range(20) if tables.project(a_project(number).id)}
+    assert errors
+    assert all(isinstance(error, DiskFull) for error in errors.values())
+    assert there == set(range(20)) - set(errors), "who was told nothing is on the disk, and nobody else"
+    connection.execute("PRAGMA max_page_count = 1000000")
+    assert together(store, 5, lambda tables, number: tables.insert(a_project(200 + number))) == {}
+
+
+def test_closing_commits_what_was_left_to_it(store):
+    results = []
+
+    def write():
+        with store.write() as tables:
+            entered.set()
+            leave.wait(30)
+            tables.insert(a_project())
+        results.append("committed")
+
+    entered, leave = threading.Event(), threading.Event()
+    writer, closer = threading.Thread(target=write), threading.Thread(target=store.close)
+    writer.start()
+    entered.wait(30)
+    closer.start()
+    while not store._turns.waiting:
+        time.sleep(0.001)
+    leave.set()
+    for thread in (writer, closer):
+        thread.join(30)
+    assert results == ["committed"]
+    store.open()
+    assert number_of_projects(store) == 1
 
 
 def number_of_projects(store):

@@ -40,7 +40,7 @@ class Bus:
         for listener in self._listeners:
             try:
                 listener(project, event)
-            except Exception:  # what was committed stays told to all the others
+            except Exception:  # noqa: BLE001 - what was committed stays told to all the others
                 _log.exception("a listener failed")
         self.broadcast(project.id, event)
 

@@ -215,7 +215,7 @@ class Entry:
 def _messages(project: Project, event: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     try:
         return mirror_messages(project, event)
-    except Exception:  # the mirror is no reason for a project not to end
+    except Exception:  # noqa: BLE001 - the mirror is no reason for a project not to end
         _log.exception("an event can't be mirrored", extra={"project": project.id, "attempt": project.attempt})
         return []
 

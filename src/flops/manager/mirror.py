@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flops.broker import Publisher
-    from flops.manager.tables import OutboxRow
+    from flops.manager.rows import OutboxRow
 
 #: Messages that are read at once.
 BATCH = 100

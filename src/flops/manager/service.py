@@ -9,14 +9,10 @@ import hashlib
 import json
 import logging
 import secrets
-import threading
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops.errors import (
-    AccessDenied,
-    AttemptOver,
     FlopsError,
     KeyReused,
     OrchestratorUnreachable,
@@ -26,21 +22,22 @@ from flops.errors import (
     TooMany,
     UsageError,
 )
-from flops.manager import jobs
+from flops.manager.attempts import Attempts
 from flops.manager.bus import Bus
 from flops.manager.clock import SystemClock
-from flops.manager.incoming import is_tagging, judge_events
 from flops.manager.ledger import Ledger
 from flops.manager.project import Project, State
 from flops.manager.reconcile import Reconciler
-from flops.manager.sla import parse_sla, recipe_of
-from flops_wire.events import TERMINAL_KINDS, event
+from flops.manager.sla import parse_sla
+from flops.manager.tallies import Tallies
+from flops_wire.events import event
 from flops_wire.manager import TEXT_LIMIT
 
 if TYPE_CHECKING:
+    import threading
+
     from flops.manager.bus import Subscription
     from flops.manager.clock import Clock
-    from flops.manager.ledger import Entry
     from flops.manager.lookups import Images, Sources
     from flops.manager.orchestrators import Orchestrator
     from flops.manager.project import Attempt
@@ -90,11 +87,11 @@ class Manager:
         self._orchestrator = orchestrator
         self._clock = clock or SystemClock()
         self._ledger = Ledger(store, self.bus, self._clock, mirror=settings.mirror)
-        self._tallies: Counter[str] = Counter()
-        self._guard = threading.Lock()
+        self.tallies = Tallies()
         self.reconciler = Reconciler(
             self._ledger, orchestrator=orchestrator, sources=sources, images=images, settings=settings
         )
+        self._attempts = Attempts(self._ledger, settings, self.tallies, wake=self.reconciler.wake)
 
     # --- for people ---
     def submit(self, document: object, *, idempotency_key: str | None = None, force: bool = False) -> Submission:
@@ -195,32 +192,11 @@ class Manager:
     # --- for builders ---
     def job(self, id: str, attempt: int, token: str) -> dict[str, Any]:  # noqa: A002
         """The attempt's work, with credentials. AccessDenied, AttemptOver."""
-        with self._store.read() as tables:
-            project = self._admit(tables.project(id), tables.attempt(id, attempt), token)
-        return jobs.job_document(project, attempt, recipe_of(project.sla), self.settings, now=self._clock.now())
+        return self._attempts.job(id, attempt, token)
 
     def post_events(self, id: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:  # noqa: A002
-        """Commit a builder's events; those that are known by their ids are passed over.
-
-        The answer to the event TAGGING is the leave to move tags. AccessDenied, AttemptOver, UsageError; DiskFull.
-        """
-        with self._store.read() as tables:
-            found = tables.attempt(id, attempt)
-            if found is None or not jobs.opens(found, token):
-                raise _denied()
-        judged = judge_events(events, project=id, attempt=attempt)
-        stored = [one for one in judged if one["kind"] != "progress"]
-        if stored:
-            with self._ledger.entry() as entry:
-                over = self._take(entry, id, attempt, stored)
-            if over:
-                self.reconciler.wake()
-        elif found.closed:
-            raise _over(id, attempt)
-        for one in judged:
-            if one["kind"] == "progress":
-                self.bus.broadcast(id, {**one, "sequence": None})
-        return {"accepted": len(judged)}
+        """Commit a builder's events; AccessDenied, AttemptOver, UsageError; DiskFull (see `Attempts.post`)."""
+        return self._attempts.post(id, attempt, token, events)
 
     # --- for FLOps' components ---
     def note(self, id: str, text: str) -> None:  # noqa: A002
@@ -231,11 +207,11 @@ class Manager:
         with self._ledger.entry() as entry:
             project = entry.tables.project(id)
             if project is None or entry.tables.event_count(id) >= self.settings.events:
-                self._count("notes_dropped")
+                self.tallies.add("notes_dropped")
                 return
             last = entry.tables.last_event(id)
             entry.tell(project, event(last["stage"] if last else "queue", "warning", message, code=MESSAGE))
-        self._count("notes")
+        self.tallies.add("notes")
 
     # --- for operators ---
     def counts(self) -> dict[str, dict[str, int]]:
@@ -246,14 +222,8 @@ class Manager:
 
     def statistics(self) -> dict[str, int | float]:
         """Numbers since the start, the length of the mirror's outbox, and how long ago the reconciler was last at work."""
-        with self._guard:
-            tallies = dict(self._tallies)
         return {
-            "events": 0,
-            "events_dropped": 0,
-            "notes": 0,
-            "notes_dropped": 0,
-            **tallies,
+            **self.tallies.counts(),
             "subscriptions": self.bus.readers,
             "outbox": self._store.outbox_count(),
             "reconciled_seconds_ago": self.reconciler.idle_seconds(),
@@ -302,45 +272,6 @@ class Manager:
             )
         return keyed[1]
 
-    @staticmethod
-    def _admit(project: Project | None, attempt: Attempt | None, token: str) -> Project:
-        if project is None or attempt is None or not jobs.opens(attempt, token):
-            raise _denied()
-        if attempt.closed:
-            raise _over(project.id, attempt.number)
-        return project
-
-    def _take(self, entry: Entry, id: str, attempt: int, events: list[dict[str, Any]]) -> bool:  # noqa: A002
-        """Enter a builder's events; whether the project has ended with them."""
-        project = entry.project(id)
-        current = entry.tables.attempt(id, attempt)
-        if current is None or current.closed:
-            if entry.tables.has_events(id, (one["id"] for one in events)):  # its answer was lost on the way
-                return False
-            raise _over(id, attempt)
-        project = entry.runs(project)
-        room = self.settings.events - entry.tables.event_count(id)
-        for one in events:
-            if one["kind"] in TERMINAL_KINDS:
-                self._count("events")
-                self._finish(entry, project, one)
-                return True
-            if is_tagging(one) and not project.tagging:
-                project = entry.put(replace(project, tagging=True))
-            elif room <= 0:
-                self._count("events_dropped")
-                continue
-            room -= entry.tell(project, one, attempt=attempt)
-            self._count("events")
-        return False
-
-    @staticmethod
-    def _finish(entry: Entry, project: Project, one: dict[str, Any]) -> None:
-        if one["kind"] == "succeeded":
-            entry.succeed(project, one["data"]["result"], one)
-        else:
-            entry.fail_by(project, one)
-
     def _live_logs(self, project: Project, attempt: Attempt) -> str:
         if attempt.number != project.attempt or not project.builder.deployed:
             return ""
@@ -353,10 +284,6 @@ class Manager:
         with self._store.read() as tables:
             return tables.events(project, after=after, limit=limit)
 
-    def _count(self, what: str) -> None:
-        with self._guard:
-            self._tallies[what] += 1
-
 
 def _digest(document: object, force: bool) -> str:
     try:
@@ -368,11 +295,3 @@ def _digest(document: object, force: bool) -> str:
 
 def _unknown(id: str) -> ProjectNotFound:  # noqa: A002
     return ProjectNotFound(f"there is no project {id[:64]!r}", hint="flops project list shows those there are")
-
-
-def _denied() -> AccessDenied:
-    return AccessDenied("this attempt's token is missing or another one", hint="only its own builder may ask here")
-
-
-def _over(id: str, attempt: int) -> AttemptOver:  # noqa: A002
-    return AttemptOver(f"attempt {attempt} of project {id} is over", hint="its builder stops at once")

@@ -1,6 +1,6 @@
 """The manager's database: one file of SQLite, and the truth about every project.
 
-One connection writes, one thread at a time; others read beside it (WAL). What `write` has left is on the disk
+One connection writes, in the order in which writers come; others read beside it (WAL). What `write` has left is on the disk
 (`synchronous = FULL`), so whatever is told after it holds after a crash.
 """
 
@@ -11,24 +11,25 @@ import errno
 import queue
 import secrets
 import sqlite3
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from flops.errors import DiskFull, StoreError
+from flops.errors import DiskFull, FlopsError, StoreError
 from flops.manager.schema import MIGRATIONS, VERSION
 from flops.manager.tables import Tables
+from flops.manager.turns import Group, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from flops.errors import FlopsError
-    from flops.manager.tables import OutboxRow
+    from flops.manager.rows import OutboxRow
 
 #: For another process that has the file open, such as a backup.
 BUSY_SECONDS = 10.0
 READERS = 8
+#: Writers that are committed together, at most.
+TOGETHER = 16
 
 
 class Store:
@@ -36,14 +37,17 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.RLock()
+        self._turns = Turns()
+        self._group: Group | None = None  # of the transaction that is open
         self._writer: sqlite3.Connection | None = None
         self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()
         self._after: list[Callable[[], None]] = []
 
     def open(self) -> Self:
         """Make or open the file, bring its tables up to date."""
-        with self._lock, _translated(self.path):
+        with self._turns, _translated(self.path):
+            if self._writer is not None and self._group is not None:
+                self._flush(self._writer, self._group)
             if self._writer is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.path.touch(mode=0o600, exist_ok=True)  # it holds URLs and names of other people
@@ -54,7 +58,9 @@ class Store:
         return self
 
     def close(self) -> None:
-        with self._lock:
+        with self._turns:
+            if self._writer is not None and self._group is not None:  # left for whoever came next
+                self._flush(self._writer, self._group)
             while self._writer is not None:
                 try:
                     reader = self._readers.get_nowait()
@@ -74,25 +80,29 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Tables]:
-        """One transaction: on the disk at the end, or not at all where something is raised."""
-        with self._lock:
+        """One transaction: on the disk at the end, or not at all where something is raised. Not within itself.
+
+        Writers that wait for each other share the wait for the disk: each is undone alone, and all are committed together.
+        """
+        with self._turns:
             connection = self._writer
             if connection is None:
                 raise StoreError("the database is closed", hint="the manager is ending; ask again in a moment")
+            group = self._begin(connection)
             try:
                 with _translated(self.path):
-                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute("SAVEPOINT entry")
                     yield Tables(connection)
-                    connection.execute("COMMIT")
-            except BaseException:
-                self._after.clear()
-                with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
+                    connection.execute("RELEASE entry")
+            except BaseException as error:
+                self._undo(connection, group, error)
                 raise
-            after, self._after = self._after, []
-            for call in after:
-                call()
+            group.after += self._after
+            self._after = []
+            self._commit(connection, group)
+        group.done.wait()
+        if group.error is not None:
+            raise type(group.error)(group.error.message, hint=group.error.hint) from group.error
 
     def afterwards(self, call: Callable[[], None]) -> None:
         """Within `write`: call this once it is committed, in the order of commits. It must not block and must not raise."""
@@ -141,6 +151,55 @@ class Store:
                 found = secrets.token_hex(3)
                 tables.set_meta("prefix", found)
             return found
+
+    def _begin(self, connection: sqlite3.Connection) -> Group:
+        """The open transaction that writers before this one left to it, or a new one."""
+        if self._group is None:
+            with _translated(self.path):
+                connection.execute("BEGIN IMMEDIATE")
+            self._group = Group()
+        self._group.size += 1
+        return self._group
+
+    def _undo(self, connection: sqlite3.Connection, group: Group, error: BaseException) -> None:
+        """Take one writer's changes back; what others have left is committed all the same, if SQLite still has it."""
+        self._after = []
+        try:
+            with _translated(self.path):
+                if not connection.in_transaction:  # a full disk may end the whole of it
+                    raise StoreError("the transaction was ended by SQLite") from error
+                connection.execute("ROLLBACK TO entry")
+                connection.execute("RELEASE entry")
+        except FlopsError as lost:
+            self._abandon(connection, error if isinstance(error, FlopsError) else lost)
+            return
+        with contextlib.suppress(FlopsError):  # who is concerned is told by the group
+            self._commit(connection, group)
+
+    def _commit(self, connection: sqlite3.Connection, group: Group) -> None:
+        """Unless another one waits for its turn already, who will do it."""
+        if not self._turns.waiting or group.size >= TOGETHER:
+            self._flush(connection, group)
+
+    def _flush(self, connection: sqlite3.Connection, group: Group) -> None:
+        try:
+            with _translated(self.path):
+                connection.execute("COMMIT")
+        except FlopsError as error:
+            self._abandon(connection, error)
+            return
+        self._group = None
+        for call in group.after:
+            call()
+        group.end()
+
+    def _abandon(self, connection: sqlite3.Connection, error: FlopsError) -> None:
+        group, self._group = self._group, None
+        with contextlib.suppress(sqlite3.Error):
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        if group is not None:
+            group.end(error)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flops.manager.project import Attempt, BuilderState, Project, State
+from flops.manager.project import BuilderState, State
+from flops.manager.rows import (
+    ATTEMPT_COLUMNS,
+    CHANGING,
+    COLUMNS,
+    OutboxRow,
+    attempt_row,
+    project_row,
+    to_attempt,
+    to_project,
+)
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Mapping
 
-_COLUMNS = (
-    "id", "state", "builder", "repository", "ref", "subdir", "revision", "recipe", "platforms", "sla", "warnings",
-    "forced", "result", "error", "created", "started", "ended", "leader", "attempt", "tagging",
-)  # fmt: skip
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM projects"  # noqa: S608 - our own names
-#: Columns that change after a project was accepted.
-_CHANGING = (
-    "state", "builder", "revision", "result", "error", "started", "ended", "leader", "attempt", "tagging", "shared_key",
-)  # fmt: skip
+    from flops.manager.project import Attempt, Project
+
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM projects"  # noqa: S608 - our own names
 #: SQLite's integers end there.
 _INTEGER = 2**63 - 1
 #: Messages that one answer holds.
 _MESSAGES = 1000
 _DEPLOYED = "('deploying', 'running', 'removing')"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutboxRow:
-    """A message for FLOps' broker that was not acknowledged yet."""
-
-    number: int
-    """In the order of what happened."""
-    project: str
-    topic: str
-    payload: str
-    retained: bool
 
 
 class Tables:
@@ -46,13 +37,13 @@ class Tables:
 
     # --- projects ---
     def insert(self, project: Project) -> None:
-        row = _to_row(project)
+        row = project_row(project)
         names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
         self._connection.execute(f"INSERT INTO projects ({names}) VALUES ({marks})", row)  # noqa: S608
 
     def save(self, project: Project) -> None:
-        row = _to_row(project)
-        changes = ", ".join(f"{name} = :{name}" for name in _CHANGING)
+        row = project_row(project)
+        changes = ", ".join(f"{name} = :{name}" for name in CHANGING)
         self._connection.execute(f"UPDATE projects SET {changes} WHERE id = :id", row)  # noqa: S608
 
     def project(self, number: str) -> Project | None:
@@ -144,32 +135,14 @@ class Tables:
 
     # --- attempts ---
     def add_attempt(self, attempt: Attempt) -> None:
-        self._connection.execute(
-            "INSERT INTO attempts (project, number, job, tokens, handle, created, closed, logs) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                attempt.project,
-                attempt.number,
-                attempt.job,
-                json.dumps(attempt.tokens),
-                _dump(attempt.handle),
-                attempt.created,
-                attempt.closed,
-                attempt.logs,
-            ),
-        )
+        marks = ", ".join(f":{name}" for name in ATTEMPT_COLUMNS)
+        self._connection.execute(f"INSERT INTO attempts VALUES ({marks})", attempt_row(attempt))  # noqa: S608
 
     def save_attempt(self, attempt: Attempt) -> None:
         self._connection.execute(
-            "UPDATE attempts SET tokens = ?, handle = ?, closed = ?, logs = ? WHERE project = ? AND number = ?",
-            (
-                json.dumps(attempt.tokens),
-                _dump(attempt.handle),
-                attempt.closed,
-                attempt.logs,
-                attempt.project,
-                attempt.number,
-            ),
+            "UPDATE attempts SET tokens = :tokens, handle = :handle, closed = :closed, logs = :logs "
+            "WHERE project = :project AND number = :number",
+            attempt_row(attempt),
         )
 
     def attempts(self, project: str) -> list[Attempt]:
@@ -264,79 +237,9 @@ class Tables:
         self._connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
     def _projects(self, clause: str, *values: object) -> list[Project]:
-        return [_project(row) for row in self._connection.execute(f"{_SELECT} {clause}", values)]
+        return [to_project(row) for row in self._connection.execute(f"{_SELECT} {clause}", values)]
 
     def _attempts(self, clause: str, *values: object) -> list[Attempt]:
-        rows = self._connection.execute(
-            f"SELECT project, number, job, tokens, handle, created, closed, logs FROM attempts {clause}",  # noqa: S608
-            values,
-        )
-        return [
-            Attempt(
-                project=project,
-                number=number,
-                job=job,
-                tokens=tuple(json.loads(tokens)),
-                handle=json.loads(handle) if handle else None,
-                created=created,
-                closed=bool(closed),
-                logs=logs,
-            )
-            for project, number, job, tokens, handle, created, closed, logs in rows
-        ]
-
-
-def _dump(value: object) -> str | None:
-    return None if value is None else json.dumps(value, separators=(",", ":"))
-
-
-def _to_row(project: Project) -> dict[str, Any]:
-    return {
-        "id": project.id,
-        "state": project.state.value,
-        "builder": project.builder.value,
-        "repository": project.repository,
-        "ref": project.ref,
-        "subdir": project.subdir,
-        "revision": project.commit,
-        "recipe": project.recipe,
-        "platforms": json.dumps(project.platforms),
-        "sla": json.dumps(dict(project.sla), separators=(",", ":")),
-        "warnings": json.dumps(project.warnings),
-        "forced": project.force,
-        "result": _dump(project.result),
-        "error": _dump(project.error),
-        "created": project.created,
-        "started": project.started,
-        "ended": project.ended,
-        "leader": project.leader,
-        "attempt": project.attempt,
-        "tagging": project.tagging,
-        "shared_key": project.key,
-    }
-
-
-def _project(row: tuple[Any, ...]) -> Project:
-    found = dict(zip(_COLUMNS, row, strict=True))
-    return Project(
-        id=found["id"],
-        state=State(found["state"]),
-        builder=BuilderState(found["builder"]),
-        repository=found["repository"],
-        ref=found["ref"],
-        subdir=found["subdir"],
-        commit=found["revision"],
-        recipe=found["recipe"],
-        platforms=tuple(json.loads(found["platforms"])),
-        sla=json.loads(found["sla"]),
-        warnings=tuple(json.loads(found["warnings"])),
-        force=bool(found["forced"]),
-        result=json.loads(found["result"]) if found["result"] else None,
-        error=json.loads(found["error"]) if found["error"] else None,
-        created=found["created"],
-        started=found["started"],
-        ended=found["ended"],
-        leader=found["leader"],
-        attempt=found["attempt"],
-        tagging=bool(found["tagging"]),
-    )
+        columns = ", ".join(ATTEMPT_COLUMNS)
+        rows = self._connection.execute(f"SELECT {columns} FROM attempts {clause}", values)  # noqa: S608
+        return [to_attempt(row) for row in rows]

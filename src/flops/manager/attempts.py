@@ -1,0 +1,109 @@
+"""What a builder may ask of the manager with its attempt's token: its job, and to have its events committed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flops.errors import AccessDenied, AttemptOver
+from flops.manager import jobs
+from flops.manager.incoming import is_tagging, judge_events
+from flops.manager.sla import recipe_of
+from flops_wire.events import TERMINAL_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flops.manager.ledger import Entry, Ledger
+    from flops.manager.project import Attempt, Project
+    from flops.manager.settings import ManagerSettings
+    from flops.manager.tallies import Tallies
+
+
+class Attempts:
+    """Answers builders; `wake` is called where a project has ended."""
+
+    def __init__(
+        self, ledger: Ledger, settings: ManagerSettings, tallies: Tallies, *, wake: Callable[[], None]
+    ) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._tallies = tallies
+        self._wake = wake
+
+    def job(self, project: str, attempt: int, token: str) -> dict[str, Any]:
+        """The job document. AccessDenied, AttemptOver."""
+        with self._ledger.store.read() as tables:
+            found = self._admit(tables.project(project), tables.attempt(project, attempt), token)
+        now = self._ledger.clock.now()
+        return jobs.job_document(found, attempt, recipe_of(found.sla), self._settings, now=now)
+
+    def post(self, project: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:
+        """Commit events; those that are known by their ids are passed over, and progress is told and not kept.
+
+        The answer to the event TAGGING is the leave to move tags. AccessDenied, AttemptOver, UsageError; DiskFull.
+        """
+        with self._ledger.store.read() as tables:
+            found = tables.attempt(project, attempt)
+            if found is None or not jobs.opens(found, token):
+                raise _denied()
+        judged = judge_events(events, project=project, attempt=attempt)
+        stored = [one for one in judged if one["kind"] != "progress"]
+        if stored:
+            with self._ledger.entry() as entry:
+                over = self._take(entry, project, attempt, stored)
+            if over:
+                self._wake()
+        elif found.closed:
+            raise _over(project, attempt)
+        for one in judged:
+            if one["kind"] == "progress":
+                self._ledger.bus.broadcast(project, {**one, "sequence": None})
+        return {"accepted": len(judged)}
+
+    @staticmethod
+    def _admit(project: Project | None, attempt: Attempt | None, token: str) -> Project:
+        if project is None or attempt is None or not jobs.opens(attempt, token):
+            raise _denied()
+        if attempt.closed:
+            raise _over(project.id, attempt.number)
+        return project
+
+    def _take(self, entry: Entry, number: str, attempt: int, events: list[dict[str, Any]]) -> bool:
+        """Enter a builder's events; whether the project has ended with them."""
+        project = entry.project(number)
+        current = entry.tables.attempt(number, attempt)
+        if current is None or current.closed:
+            if entry.tables.has_events(number, (one["id"] for one in events)):  # its answer was lost on the way
+                return False
+            raise _over(number, attempt)
+        project = entry.runs(project)
+        room = self._settings.events - entry.tables.event_count(number)
+        for one in events:
+            if one["kind"] in TERMINAL_KINDS:
+                self._tallies.add("events")
+                self._finish(entry, project, one)
+                return True
+            if is_tagging(one) and not project.tagging:
+                project = entry.put(replace(project, tagging=True))
+            elif room <= 0:
+                self._tallies.add("events_dropped")
+                continue
+            room -= entry.tell(project, one, attempt=attempt)
+            self._tallies.add("events")
+        return False
+
+    @staticmethod
+    def _finish(entry: Entry, project: Project, one: dict[str, Any]) -> None:
+        if one["kind"] == "succeeded":
+            entry.succeed(project, one["data"]["result"], one)
+        else:
+            entry.fail_by(project, one)
+
+
+def _denied() -> AccessDenied:
+    return AccessDenied("this attempt's token is missing or another one", hint="only its own builder may ask here")
+
+
+def _over(project: str, attempt: int) -> AttemptOver:
+    return AttemptOver(f"attempt {attempt} of project {project} is over", hint="its builder stops at once")
