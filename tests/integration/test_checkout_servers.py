@@ -595,9 +595,10 @@ def test_ssh_for_a_project_takes_the_operators_key_and_nothing_of_this_account(s
     with pytest.raises(CloneAuth):
         checkout(source, tmp_path / "a", allow_hosts=["127.0.0.1"])
     key = GitCredential(host=f"127.0.0.1:{sshd}", username="", password=(tmp_path / "ssh" / "user").read_text())
-    done = checkout(source, tmp_path / "b", allow_hosts=["127.0.0.1"], credential=key)
+    odd = tmp_path / "a place with spaces and %h"
+    done = checkout(source, odd / "b", allow_hosts=["127.0.0.1"], credential=key)
     assert done.commit == repository.head
-    assert not list(tmp_path.glob(".git-*"))
+    assert not list(odd.glob(".git-*"))
     # a host whose key the operator has listed is held to it
     other = (tmp_path / "ssh" / "user.pub").read_text().split()
     (tmp_path / "listed").write_text(f"[127.0.0.1]:{sshd} {other[0]} {other[1]}\n")

@@ -234,7 +234,7 @@ def test_a_key_goes_to_ssh_in_a_file_of_its_own(resolver, tmp_path):
     given = find_route("ssh://git@git.example.org/a/b", credential=key).environment(tmp_path)
     file = tmp_path / "identity"
     assert (file.read_text(), file.stat().st_mode & 0o777) == (KEY, 0o600)
-    assert f"IdentityFile={file}" in given["GIT_SSH_COMMAND"]
+    assert f'IdentityFile="{file}"' in given["GIT_SSH_COMMAND"]
     assert "abc" not in str(given)
 
 

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from flops.builder.tree import Limits
 
 #: Where the operator lists host keys: for the whole machine, and for the account that the builder runs as.
-KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts ~/.ssh/known_hosts"
+KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "~/.ssh/known_hosts")
 SSH = (
     "BatchMode=yes",
     "StrictHostKeyChecking=accept-new",
-    f"GlobalKnownHostsFile={KNOWN_HOSTS}",
+    f"GlobalKnownHostsFile={KNOWN_HOSTS[0]}",
     "UpdateHostKeys=no",
     "ProxyCommand=none",
     "PermitLocalCommand=no",
@@ -92,12 +92,12 @@ class Route:
             if not file.exists():
                 file.touch(mode=0o600)
                 file.write_text(self.credential.password.strip() + "\n")
-            key = str(file)
+            key = _quoted(file)
         alias = self.host if self.port == PORTS["ssh"] else f"[{self.host}]:{self.port}"
         own = (
             f"HostName={self.addresses[0]}",
             f"HostKeyAlias={alias}",
-            f"UserKnownHostsFile={scratch / 'known_hosts'}",
+            f"UserKnownHostsFile={_quoted(scratch / 'known_hosts')} {KNOWN_HOSTS[1]}",  # new ones go to the first
             f"IdentityFile={key}",
         )
         return ["ssh", "-F", "none", *(word for option in (*SSH, *own) for word in ("-o", option))]
@@ -142,6 +142,11 @@ def _has_proxy(host: str) -> bool:
     if not (proxies.get("https") or proxies.get("all")):
         return False
     return not urllib.request.proxy_bypass(host, proxies)
+
+
+def _quoted(path: Path) -> str:
+    """A path as ssh's configuration reads it (ssh_config(5): arguments in quotes, tokens with %)."""
+    return '"' + str(path).replace("%", "%%") + '"'
 
 
 @dataclass(frozen=True, kw_only=True)

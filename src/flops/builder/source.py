@@ -75,8 +75,8 @@ def parse_source(
     if re.match(r"[A-Za-z0-9+.-]+::", text):
         raise BadUrl("remote helpers (NAME::ADDRESS) are not supported as a source", hint=FORMS)
     if not trusted:
-        if allow_local and text.startswith("/"):
-            return _directory(text)
+        if text.startswith("/"):
+            return _directory(text, allowed=allow_local)
         raise BadUrl(
             "the source of a project is neither an https nor an ssh URL", hint="write https://HOST/OWNER/REPOSITORY"
         )
@@ -91,8 +91,13 @@ def parse_source(
     raise BadUrl(f"{text!r} is neither a Git URL nor a directory", hint=_missing_hint(text))
 
 
-def _directory(text: str) -> Source:
+def _directory(text: str, *, allowed: bool) -> Source:
     """A directory that a project names; its owner is not the operator, so its git repository is not trusted either."""
+    if not allowed:
+        raise BadUrl(
+            "directories are not taken as a project's source here",
+            hint="write https://HOST/OWNER/REPOSITORY; FLOPS_ALLOW_LOCAL=1 lets a manager take its machine's directories",
+        )
     path = Path(text)
     if not path.is_dir():
         raise BadUrl(f"there is no directory {text!r} on the builder's machine", hint="check the spelling")
