@@ -14,6 +14,7 @@ from tests.orchestrators import (
     ScriptedOrchestrator,
     World,
     failed,
+    opened,
     result_of,
     succeeded,
     tagging,
@@ -545,7 +546,7 @@ def tell(tmp_path, name, kill, *, after=False, fault=None, followers=1):
     """A story with one kill in it; the number of transactions that it took, and whether the kill was reached."""
     world = World(tmp_path / f"{kill}-{after}.db", settings=terms(builders=2))
     world.store.close()
-    world.store = MortalStore(world.path).open()
+    world.store = opened(MortalStore(world.path))
     MortalStore.left, MortalStore.after = -1, after
     killed = False
     rebuild(world)
@@ -568,7 +569,7 @@ def tell(tmp_path, name, kill, *, after=False, fault=None, followers=1):
             killed = True
             world.manager.close()
             world.store.close()
-            world.store = MortalStore(world.path).open()
+            world.store = opened(MortalStore(world.path))
             rebuild(world)
             world.manager.reconciler.chores()
         if all(world.now(one).state.ended for one in made) and not world.orchestrator.builders:

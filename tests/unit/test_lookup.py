@@ -1,0 +1,190 @@
+"""What a manager asks of the builder's world: sources judged without asking anybody, and images that stand in a registry."""
+
+import json
+import os
+
+import pytest
+
+from flops.builder import compose, naming
+from flops.builder.actors import Actor
+from flops.builder.lookup import ImageLookup, SourceLookup
+from flops.builder.publish import UNPACKED, Delivery, RegistryTarget
+from flops.builder.request import Request
+from flops.errors import BadRef, BadUrl, BlockedAddress, CredentialInUrl, RegistryUnreachable
+from flops.oci.blobs import BlobStore
+from flops.oci.client import RegistryClient
+from flops.oci.image import ImageConfig
+from flops.oci.image import compose as compose_layers
+from flops.oci.layer import LayerWriter
+from flops.oci.reference import Registry
+from flops.oci.registry import EmbeddedRegistry
+from flops.platforms import Platform
+from flops.recipe import Compression, Recipe
+
+AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+URL = "https://git.example.com/Acme/Digits"
+
+
+# --- sources ---
+def test_a_url_is_judged_and_named():
+    place = SourceLookup().judge(URL + ".git", ref="v1", subdir="Models/a")
+    assert (place.text, place.repository, place.host) == (URL + ".git", "acme/digits/models/a", "git.example.com")
+    assert not place.local
+    assert SourceLookup().judge("ssh://git@git.example.com:2222/a/b").host == "git.example.com:2222"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("/etc", BadUrl),
+        ("file:///etc", BadUrl),
+        ("git@git.example.com:a/b", BadUrl),
+        ("http://git.example.com/a/b", BadUrl),
+        ("ext::sh -c x", BadUrl),
+        ("https://[::1]/a/b", BlockedAddress),
+        ("https://169.254.169.254/a/b", BlockedAddress),
+        ("https://u:p@git.example.com/a/b", CredentialInUrl),
+    ],
+)
+def test_what_a_project_may_not_name(text, error):
+    with pytest.raises(error):
+        SourceLookup().judge(text)
+
+
+def test_refs_are_judged_too():
+    with pytest.raises(BadRef):
+        SourceLookup().judge(URL, ref="--x")
+
+
+def test_what_the_operator_allows(tmp_path):
+    lookup = SourceLookup(allow_local=True, allow_hosts=("127.0.0.1",))
+    place = lookup.judge(str(tmp_path))
+    assert (place.local, place.text, place.repository, place.host) == (True, str(tmp_path), None, "")
+    assert not place.source.trusted
+    assert lookup.commit(place, None) is None
+    assert lookup.judge("https://127.0.0.1:8443/a/b").host == "127.0.0.1:8443"
+    with pytest.raises(BlockedAddress):
+        lookup.judge("https://127.0.0.2/a/b")
+    with pytest.raises(BadUrl):
+        lookup.judge(str(tmp_path / "nothing"))
+
+
+def test_a_full_hash_is_its_own_answer():
+    lookup = SourceLookup(allow_hosts=("127.0.0.1",))
+    place = lookup.judge("https://127.0.0.1:1/a/b")
+    assert lookup.commit(place, COMMIT.upper()) == COMMIT
+
+
+# --- images ---
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)  # no test here cuts the power
+        with EmbeddedRegistry(tmp_path_factory.mktemp("registry")) as running:
+            yield running
+
+
+@pytest.fixture
+def registry(server):
+    return Registry.parse(f"{server.registry.host}/t{os.urandom(6).hex()}")
+
+
+def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor)):
+    """What a builder puts there for this commit."""
+    identity = compose.Identity(
+        source=source,
+        commit=COMMIT,
+        created=compose_time(),
+        repository="acme/digits",
+        flavor=None,
+        recipe=recipe.digest,
+    )
+    images = {}
+    for actor in actors:
+        made = []
+        for platform in platforms:
+            with store.writer() as blob:
+                writer = LayerWriter(blob)
+                writer.file("content", f"{actor.value} {platform}".encode())
+                layer = writer.close()
+                blob.commit(layer.digest)
+            labels = identity.labels(actor, "sha256:" + "1" * 64)
+            config = ImageConfig(platform=platform, created=identity.time, labels=labels)
+            made.append(compose_layers(config, [layer], {**labels, UNPACKED: "4608"}))
+        images[actor] = tuple(made)
+    with RegistryClient(registry) as client:
+        RegistryTarget(client).publish(
+            Delivery(
+                repository="acme/digits",
+                images=images,
+                annotations=lambda actor, locks: compose.index_annotations(identity, actor, locks),
+                locks=dict.fromkeys(platforms, "sha256:" + "1" * 64),
+                tags=naming.tags(request(recipe), COMMIT),
+                store=store,
+            )
+        )
+
+
+def compose_time():
+    from datetime import UTC, datetime
+
+    return datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def request(recipe):
+    return Request(source=SourceLookup().judge(URL).source, platforms=(AMD64,), recipe=recipe)
+
+
+def test_images_that_stand_are_told_as_a_build_would(registry, tmp_path):
+    recipe = Recipe()
+    place = SourceLookup().judge(URL)
+    lookup = ImageLookup(registry=registry, pull_name=Registry.parse("registry.test/pull"))
+    assert lookup.standing(place, COMMIT, recipe, (AMD64,)) is None
+    publish(registry, BlobStore(tmp_path), recipe, AMD64, ARM64)
+    result = lookup.standing(place, COMMIT, recipe, (ARM64,))
+    assert json.loads(json.dumps(result)) == result
+    assert (result["repository"], result["commit"], result["recipe"]) == (URL, COMMIT, recipe.digest)
+    assert (result["registry"], result["python"], result["adjustments"]) == ("registry.test/pull", None, [])
+    for actor in ("learner", "aggregator"):
+        image = result["images"][actor]
+        assert image["reference"] == f"registry.test/pull/acme/digits/{actor}:{COMMIT}-{recipe.short}"
+        assert list(image["platforms"]) == ["linux/arm64"]
+        assert image["platforms"]["linux/arm64"]["uncompressed_bytes"] == 4608
+    assert result["bytes"]["uploaded"] == 0
+    assert result["bytes"]["reused"] > 0
+
+
+def test_everything_must_match(registry, tmp_path):
+    recipe = Recipe()
+    place = SourceLookup().judge(URL)
+    lookup = ImageLookup(registry=registry)
+    publish(registry, BlobStore(tmp_path), recipe, AMD64)
+    assert lookup.standing(place, COMMIT, recipe, (AMD64,)) is not None
+    assert lookup.standing(place, COMMIT, recipe, (AMD64, ARM64)) is None
+    assert lookup.standing(place, "f" * 40, recipe, (AMD64,)) is None
+    assert lookup.standing(place, COMMIT, Recipe(compression=Compression.ZSTD), (AMD64,)) is None
+    assert (
+        lookup.standing(SourceLookup().judge("https://mirror.example.com/acme/digits"), COMMIT, recipe, (AMD64,))
+        is None
+    )
+    assert lookup.standing(SourceLookup().judge(URL, subdir="a"), COMMIT, recipe, (AMD64,)) is None
+
+
+def test_one_actor_alone_is_no_proof(registry, tmp_path):
+    publish(registry, BlobStore(tmp_path), Recipe(), AMD64, actors=(Actor.LEARNER,))
+    assert ImageLookup(registry=registry).standing(SourceLookup().judge(URL), COMMIT, Recipe(), (AMD64,)) is None
+
+
+def test_a_directory_proves_nothing(registry, tmp_path):
+    place = SourceLookup(allow_local=True).judge(str(tmp_path))
+    assert ImageLookup(registry=registry).standing(place, COMMIT, Recipe(), (AMD64,)) is None
+
+
+def test_a_registry_that_is_not_there_is_told():
+    lookup = ImageLookup(
+        registry=Registry.parse("127.0.0.1:1"), login={"host": "127.0.0.1:1", "username": "u", "password": "sentinel"}
+    )
+    assert "sentinel" not in repr(lookup)
+    with pytest.raises(RegistryUnreachable):
+        lookup.ping()
