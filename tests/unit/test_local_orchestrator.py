@@ -111,6 +111,7 @@ def test_a_killed_builder_ends_with_137_and_leaves_no_zombie(place):
 def test_deploying_again_finds_the_one_that_runs(place):
     deployment = place.deployment()
     handle = place.orchestrator.deploy(deployment)
+    until(lambda: place.orchestrator.orphans(place.prefix, []))
     assert place.orchestrator.deploy(deployment) == handle
     assert place.made("").deploy(deployment, {"pid": 1}) == handle
     assert [one.pid for one in scan() if one.job == deployment.job] == [handle["pid"]]
@@ -183,10 +184,41 @@ def test_removal_after_a_restart_takes_what_the_builder_left_behind(place):
         os.kill(other, signal.SIGKILL)
 
 
+def test_removal_at_once_after_the_start(place):
+    for number in range(20):
+        deployment = place.deployment(number)
+        handle = place.orchestrator.deploy(deployment)
+        assert place.orchestrator.remove(deployment.job, handle)
+        assert read(handle["pid"]) is None
+
+
+def test_a_builder_ends_its_own_children(place):
+    """They get no SIGTERM beside it: it would take their end for a failure of theirs."""
+    orchestrator = place.made("""
+        import os, signal, subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        def told(*_):
+            time.sleep(0.1)
+            os.write(1, f"{child.poll()}\\n".encode())
+            child.kill()
+            child.wait()
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, told)
+        print("ready", flush=True)
+        time.sleep(600)
+    """)
+    orchestrator._grace = 20
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    until(lambda: orchestrator.logs(deployment.job, handle))
+    assert orchestrator.remove(deployment.job, handle)
+    assert orchestrator.logs(deployment.job, None).split() == ["ready", "None"]
+
+
 def test_a_builder_that_heeds_sigterm_is_not_killed(place):
     orchestrator = place.made("""
-        import signal, sys, time
-        signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), sys.exit(0)))
+        import os, signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"told\\n"), sys.exit(0)))
         print("ready", flush=True)
         time.sleep(600)
     """)
@@ -302,6 +334,7 @@ def test_orphans_are_builders_of_this_manager_alone(place):
     mine, known, other = place.deployment(1), place.deployment(2), place.deployment(3)
     handles = {one.job: place.orchestrator.deploy(one) for one in (mine, known, other)}
     elsewhere = LocalOrchestrator(place.directory / "builders")
+    until(lambda: len(elsewhere.orphans(place.prefix, [])) == 3)
     assert elsewhere.orphans(place.prefix, [known.job]) == {j: h for j, h in handles.items() if j != known.job}
     assert elsewhere.orphans(mine.job, []) == {mine.job: handles[mine.job]}
     assert elsewhere.orphans("zzzzzz", []) == {}

@@ -122,9 +122,11 @@ class LocalOrchestrator:
         except (ToolMissing, OSError) as error:
             log.unlink(missing_ok=True)
             raise _not_started(error) from error
-        self._known[deployment.job] = _Known(child=child)
         # it may have ended already; then nobody will find its number with this start
-        return _handle(read(child.pid)) | {"pid": child.pid}
+        started = read(child.pid)
+        # a look in the very moment of its start sees no environment yet: its name alone would not do
+        self._known[deployment.job] = _Known(child=child, seen={started.identity} if started else set())
+        return _handle(started) | {"pid": child.pid}
 
     def status(self, job: str, handle: Handle) -> Status:
         """Ended with its exit code where this manager started it; one that an earlier manager started is merely gone."""
@@ -171,18 +173,23 @@ class LocalOrchestrator:
         return found
 
     def _ended(self, job: str, seen: set[tuple[int, int]], number: signal.Signals, seconds: float) -> bool:
-        """Signal a builder's processes until none is left; whether that was so in time. SIGTERM is sent once to each."""
+        """Signal a builder's processes until none is left; whether that was so in time.
+
+        SIGTERM goes to whoever has no parent among them: a builder ends its children itself, and tells no failure of theirs.
+        """
         end = time.monotonic() + seconds
-        asked: set[tuple[int, int]] = set()
         while found := self._family(job, seen):
+            pids = {one.pid for one in found}
             for one in found:
-                if number is signal.SIGKILL or one.identity not in asked:
-                    asked.add(one.identity)
+                if number is signal.SIGKILL or one.parent not in pids:
                     one.send(number)
-            self._reap(job)
-            if time.monotonic() > end:
-                return False
-            time.sleep(_PAUSE)
+            while any(one.alive for one in found):
+                self._reap(job)
+                if time.monotonic() > end:
+                    return False
+                time.sleep(_PAUSE)
+                if number is signal.SIGTERM and not all(one.alive for one in found):
+                    break  # what is left may have lost its parent
         return True
 
     def _reap(self, job: str) -> None:
