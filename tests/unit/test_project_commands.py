@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -430,6 +431,19 @@ def test_watch_into_a_closed_pipe(manager):
     )
     assert json.loads(done.stdout)["sequence"] == 1
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_leaves_the_project_alone_and_says_so(manager):
+    manager.projects[events.PROJECT] = project()
+    manager.events[events.PROJECT] = manager.events[events.PROJECT][:3]
+    words = [sys.executable, "-m", "flops.cli.main", "project", "watch", events.PROJECT, "--manager", manager.url]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stdout.readline() == "queue: queue begins\n"
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=30)
+    assert command.returncode == 130
+    assert f"flops project cancel {events.PROJECT[:12]}" in err
+    assert "Traceback" not in err
 
 
 # --- the stream's format ---

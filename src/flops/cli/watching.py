@@ -18,7 +18,7 @@ from flops.settings import Settings
 from flops_wire.manager import EXIT_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 Manager = Annotated[
     str | None,
@@ -42,28 +42,41 @@ def say(message: str) -> None:
 
 def watch(client: ManagerClient, project: str, *, as_json: bool) -> int:
     """Show a project until it has its outcome; the exit code that stands for that."""
-    found = client.project(project)
-    feed = Feed()
-    lost = _lost(client.url)
-    if as_json:
-        for event in client.follow(project, lost=lost):
-            sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
-            sys.stdout.flush()
-            feed.add([event])
-            if feed.outcome is not None:
-                break
+    try:
+        found = client.project(project)
+        events = client.follow(project, lost=_lost(client.url))
+        if as_json:
+            _stream(events)
+        else:
+            _show(events, title_of(found))
         return outcome_code(client.project(project))
+    except KeyboardInterrupt:
+        say(f"the project goes on; `flops project cancel {project[:12]}` would end it")
+        raise
+
+
+def _stream(events: Iterator[dict[str, Any]]) -> None:
+    feed = Feed()
+    for event in events:
+        sys.stdout.write(json.dumps(event, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+        feed.add([event])
+        if feed.outcome is not None:
+            break
+
+
+def _show(events: Iterator[dict[str, Any]], title: str) -> None:
+    feed = Feed()
     console = Console(soft_wrap=True, highlight=False)
-    with terminal.view(console, title_of(found)) as shown:
-        for event in client.follow(project, lost=lost):
+    with terminal.view(console, title) as shown:
+        for event in events:
             shown.show(feed, feed.add([event]))
             if feed.outcome is not None:
                 break
     console.print(terminal.summary(feed))
-    return outcome_code(client.project(project))
 
 
-def _lost(url: str) -> Any:
+def _lost(url: str) -> Callable[[str], None]:
     return lambda why: say(f"reconnecting to {url}: {why}")
 
 
