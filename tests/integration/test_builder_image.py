@@ -170,3 +170,16 @@ def test_a_repository_is_checked_in_it(container):
 def test_apt_works_in_it_without_privileges(container):
     said = container("python3", "-c", APT, options=as_here()).stdout
     assert said == "bookworm {'arm64'}\ntrixie {'amd64'}\n"
+
+
+def test_flops_own_manager_starts_it_and_hears_why_it_failed(container, components):
+    """FLOps' form as Oakestra runs it; a whole build in it is `make soak`'s."""
+    words = ["http://127.0.0.1:1", "p1", components.broker, components.observer, "--supported_platforms=linux/amd64"]
+    done = container("python3", "main.py", *words, "fl_actors", "file:///etc", "sklearn")
+    components.wait_for(messages=2, texts=1)
+    topic = "flops_manager/fl_actors_image_builder"
+    assert components.messages == [
+        [f"{topic}/started", {"flops_project_id": "p1"}],
+        [f"{topic}/failed", {"flops_project_id": "p1", "error_msg": components.texts[0]}],
+    ], done.stderr
+    assert components.texts[0].startswith("error[BAD_URL]: ")
