@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from flops.broker import BrokerAddress, Publisher
 from flops.builder.lookup import ImageLookup, SourceLookup
+from flops.cli.observing import ManagerProjects
 from flops.errors import BadSetting
 from flops.manager.access import Access
 from flops.manager.api import create_app
@@ -24,6 +25,7 @@ from flops.manager.server import listen, serve
 from flops.manager.service import Manager
 from flops.manager.settings import ManagerSettings
 from flops.manager.store import Store
+from flops.observer.web import ObserverPages
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
 from flops_wire.flops import BROKER_PORT
@@ -151,7 +153,8 @@ class Service:
             "reconciler": partial(check_reconciler, self.manager),
             "registry": partial(check_registry, registry.url, self._settings.ca_bundle),
         }
-        return create_app(self.manager, self.access, checks=checks)
+        pages = ObserverPages(ManagerProjects(self.manager), login=self.access.gate.wants_token)
+        return create_app(self.manager, self.access, checks=checks, pages=pages.routes())
 
 
 def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path) -> Orchestrator:

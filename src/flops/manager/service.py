@@ -135,9 +135,9 @@ class Manager:
             raise _unknown(id)
         return found
 
-    def projects(self, *, limit: int, offset: int = 0, state: State | None = None) -> Page:
+    def projects(self, *, limit: int, offset: int = 0, state: State | None = None, text: str = "") -> Page:
         with self._store.read() as tables:
-            found, total = tables.page(limit=limit, offset=offset, state=state)
+            found, total = tables.page(limit=limit, offset=offset, state=state, text=text)
         return Page(projects=found, total=total)
 
     def events(self, id: str, *, after: int = 0, limit: int = 500) -> list[dict[str, Any]]:  # noqa: A002
@@ -193,6 +193,13 @@ class Manager:
     def job(self, id: str, attempt: int, token: str) -> dict[str, Any]:  # noqa: A002
         """The attempt's work, with credentials. AccessDenied, AttemptOver."""
         return self._attempts.job(id, attempt, token)
+
+    def admit(self, id: str, attempt: int, token: str) -> None:  # noqa: A002
+        """AccessDenied where this token is not the attempt's, whether that is over or not; asked before a body is read."""
+        with self._store.read() as tables:
+            found = tables.attempt(id, attempt)
+        if found is None or not jobs.opens(found, token):
+            raise _denied()
 
     def post_events(self, id: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:  # noqa: A002
         """Commit a builder's events; AccessDenied, AttemptOver, UsageError; DiskFull (see `Attempts.post`)."""

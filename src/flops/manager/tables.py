@@ -51,9 +51,16 @@ class Tables:
             return None
         return next(iter(self._projects("WHERE id = ?", number)), None)
 
-    def page(self, *, limit: int, offset: int, state: State | None) -> tuple[tuple[Project, ...], int]:
-        """Newest first, and how many there are in all."""
-        where, values = ("WHERE state = ?", (state.value,)) if state else ("", ())
+    def page(self, *, limit: int, offset: int, state: State | None, text: str = "") -> tuple[tuple[Project, ...], int]:
+        """Newest first, and how many there are in all; `text` stands in the repository, or begins the commit or the id."""
+        conditions, values = [], []
+        if state:
+            conditions.append("state = ?")
+            values.append(state.value)
+        if text:
+            conditions.append("(instr(lower(repository), ?) OR instr(revision, ?) = 1 OR instr(id, ?) = 1)")
+            values += [text.lower()] * 3
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         (total,) = self._connection.execute(f"SELECT count(*) FROM projects {where}", values).fetchone()  # noqa: S608
         found = self._projects(f"{where} ORDER BY number DESC LIMIT ? OFFSET ?", *values, limit, min(offset, _INTEGER))
         return tuple(found), total

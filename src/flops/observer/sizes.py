@@ -1,0 +1,91 @@
+"""Sizes of a result's images, layer by layer, and which layers several of them share. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flops.observer.fold import mapping, number, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+WIDTH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBar:
+    digest: str
+    title: str
+    bytes: float
+    length: int
+    """Of WIDTH, which the largest layer has."""
+    shared: int
+    """How many of the project's images hold it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    actor: str
+    platform: str
+    bars: tuple[LayerBar, ...]
+    """Bottom to top."""
+
+
+def layers(result: Mapping[str, Any] | None) -> tuple[Layers, ...]:
+    """Of every image of a result (`flops build --json`); none where it does not tell them."""
+    found = [(actor, platform, list(_layers(one))) for actor, platform, one in _images(result)]
+    holders = Counter(digest for _, _, entries in found for digest in {entry[0] for entry in entries})
+    largest = max((size for _, _, entries in found for _, _, size in entries), default=0) or 1
+    return tuple(
+        Layers(
+            actor=actor,
+            platform=platform,
+            bars=tuple(
+                LayerBar(
+                    digest=digest,
+                    title=title,
+                    bytes=size,
+                    length=max(2, round(size / largest * WIDTH)),
+                    shared=holders[digest],
+                )
+                for digest, title, size in entries
+            ),
+        )
+        for actor, platform, entries in found
+        if entries
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSeconds:
+    stage: str
+    seconds: float
+    length: int
+
+
+def stage_seconds(result: Mapping[str, Any] | None) -> tuple[StageSeconds, ...]:
+    """Seconds of each stage as the builder measured them, and `total` last."""
+    told = {name: number(value) for name, value in mapping((result or {}).get("seconds")).items()}
+    known = {text(name): value for name, value in told.items() if value is not None}
+    longest = max((value for name, value in known.items() if name != "total"), default=0) or 1
+    return tuple(
+        StageSeconds(stage=name, seconds=value, length=min(WIDTH, round(value / longest * WIDTH)))
+        for name, value in sorted(known.items(), key=lambda one: one[0] == "total")
+    )
+
+
+def _images(result: Mapping[str, Any] | None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for actor, image in mapping((result or {}).get("images")).items():
+        for platform, one in mapping(mapping(image).get("platforms")).items():
+            yield text(actor), text(platform), mapping(one)
+
+
+def _layers(image: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    entries = image.get("layer_sizes")
+    for entry in entries if isinstance(entries, list) else ():
+        one = mapping(entry)
+        size = number(one.get("bytes"))
+        if text(one.get("digest")) and size is not None:
+            yield text(one["digest"]), text(one.get("title")), size

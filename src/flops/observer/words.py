@@ -1,0 +1,66 @@
+"""Numbers, times and foreign text in the form that pages show them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from flops_wire.flops import visible
+
+_KILO = 1000.0
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def amount(count: float | None) -> str:
+    """Bytes with a unit (SI); empty where there is no number."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in _UNITS:
+        if abs(value) < _KILO or unit == _UNITS[-1]:
+            break
+        value /= _KILO
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def span(seconds: float | None) -> str:
+    """A duration as people say it: `0.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds is None:
+        return ""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), _MINUTE)
+    if seconds < _HOUR:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def ago(moment: str | None, now: float) -> str:
+    """How long before `now` (seconds since the epoch) something was; the moment as RFC 3339."""
+    then = epoch(moment)
+    if then is None:
+        return ""
+    seconds = max(0.0, now - then)
+    for size, word in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {word} ago"
+    return "just now"
+
+
+def clock(moment: str | None) -> str:
+    """Hours, minutes, seconds in UTC."""
+    then = epoch(moment)
+    return "" if then is None else datetime.fromtimestamp(then, UTC).strftime("%H:%M:%S")
+
+
+def epoch(moment: str | None) -> float | None:
+    """RFC 3339 to seconds since the epoch; None for what is none."""
+    try:
+        return datetime.fromisoformat(moment).timestamp() if moment else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def plain(text: object) -> str:
+    """Foreign text with its control characters, escapes and reordering marks made visible; lines stay lines."""
+    return visible("" if text is None else str(text))
