@@ -7,10 +7,12 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 
+import httpx
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
@@ -192,3 +194,58 @@ def test_every_message_arrives_in_order_through_restarts_of_broker_and_manager(t
     last = {topic: text for topic, text in expected if topic.startswith("project_observer/")}
     assert {topic: text for topic, text, _ in late} == last
     assert all(retained for _, _, retained in late)
+
+
+@contextmanager
+def service(place, *words):
+    """`flops serve` on free ports; its address."""
+    program = [sys.executable, "-m", "flops.cli.main", "serve", "--port", "0", "--registry-port", "0", "--json"]
+    with (
+        (place / "serve.log").open("wb") as log,
+        subprocess.Popen(
+            [*program, "--data", place / "data", *words], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
+        ) as child,
+    ):
+        try:
+            text = ""
+            while not text.rstrip().endswith("}"):
+                line = child.stdout.readline().decode()
+                assert line, (place / "serve.log").read_text()
+                text += line
+            yield json.loads(text)["manager"]
+        finally:
+            child.terminate()
+            child.wait(timeout=60)
+
+
+def test_a_service_tells_its_broker_and_takes_messages_at_the_observer_s_port(tmp_path, broker):
+    repository = tmp_path / "empty"
+    repository.mkdir()
+    (repository / "README").write_text("no model here\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--broker", f"127.0.0.1:{broker.port}", "--observer-port", str(port), "--allow-local"]
+    with subscriber(broker.port, "component") as heard, service(tmp_path, *words) as url:
+        sla = {"customerID": "Admin", "verbose": True, "ml_repo_url": str(repository), "ml_model_flavor": "sklearn"}
+        answer = httpx.post(f"{url}/api/flops/projects", json=sla)
+        assert answer.status_code == 200, answer.text
+        number = answer.json()["project"]["id"]
+        wait_until(lambda: heard and heard[-1][1] == "Builder failed. Terminating this FLOps Project.", 60, "the end")
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"about {number}: \x1b[2Jhello".encode())
+        page = f"{url}/api/flops/projects/{number}/logs"
+        wait_until(lambda: f"about {number}: \\x1b[2Jhello" in httpx.get(page).text, what="the message in the log")
+    topics = [(topic.replace(number, "ID"), text) for topic, text, _ in heard]
+    error = topics[-2][1]
+    assert error.startswith("error[STRUCTURE]: ")
+    failed = [json.loads(text) for topic, text in topics if topic == "flops_manager/fl_actors_image_builder/failed"]
+    assert failed == [{"flops_project_id": number, "error_msg": error}]
+    assert [topic for topic, _ in topics] == [
+        "project_observer/ID",
+        "project_observer/ID",
+        "flops_manager/fl_actors_image_builder/started",
+        "flops_manager/fl_actors_image_builder/failed",
+        "project_observer/ID",
+        "project_observer/ID",
+    ]
