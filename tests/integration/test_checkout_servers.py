@@ -1,6 +1,7 @@
 """Checkout over an https server (git's own backend behind Python's, with a certificate made here) and an ssh server, both on loopback."""
 
 import base64
+import contextlib
 import getpass
 import os
 import shutil
@@ -393,9 +394,25 @@ def test_a_credential_is_shown_to_its_host_alone(https, repository, tmp_path, na
 
     monkeypatch.setattr(process, "run", watched)
     own = GitCredential(host=https.host, username="user", password="secret")
+    words, holders = [], set()
+
+    def look(_path):
+        """While git is at it: what every process of this machine shows."""
+        for one in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words.append((one / "cmdline").read_bytes())
+                if token.encode() in (one / "environ").read_bytes():
+                    holders.add((one / "comm").read_text().strip())
+
+    token = base64.b64encode(b"user:secret").decode()
+    https.before = look
     assert read(https, tmp_path / "a", trusted=False, credential=own).commit == repository.head
     assert any(https.authorizations)
-    token = base64.b64encode(b"user:secret").decode()
+    https.before = lambda path: None
+    assert any(b"remote-https" in line for line in words)
+    assert not [line for line in words if b"user:secret" in line or token.encode() in line]
+    assert holders
+    assert all(name.startswith("git") for name in holders)
     assert not [line for line in seen if "secret" in line or token in line]
     for file in tmp_path.rglob("*"):
         if file.is_file():
