@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     # --- the service and its builders ---
     advertise: str | None = None
     """The manager's address for builders and nodes, `http[s]://HOST[:PORT]`; by default where it listens, on loopback."""
+    names: str = ""
+    """Comma-separated host names, beside that of `advertise`, that the manager is called by; others are refused."""
     auth: Literal["token", "oakestra"] | None = None
     """Who may call the manager; without it the manager binds to loopback only."""
     api_token: SecretStr | None = None

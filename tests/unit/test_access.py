@@ -141,6 +141,13 @@ class TestToken:
         answer = web.get("/projects/x", headers={"Accept": "text/html"})
         assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/projects/x")
 
+    def test_the_document_says_which_token(self, web, unlocked):
+        paths = web.get("/openapi.json", headers=BEARER).json()["paths"]
+        assert paths[PROJECTS]["post"]["security"] == [{"operator": []}]
+        assert paths[PROJECTS + "/{project_id}/attempts/{attempt}/job"]["get"]["security"] == [{"attempt": []}]
+        assert "security" not in paths["/healthz"]["get"]
+        assert "security" not in unlocked.get("/openapi.json").json()["paths"][PROJECTS]["post"]
+
 
 class TestLogin:
     def enter(self, web, token=TOKEN, target=""):

@@ -48,6 +48,7 @@ class Access:
         beyond = not is_loopback(host)
         if beyond:
             names |= {socket.gethostname().lower()}
+        names |= {name.strip().lower() for name in settings.names.split(",") if name.strip()}
         if advertised is not None and advertised.hostname:
             names.add(advertised.hostname)
         secure = advertised is not None and advertised.scheme == "https"

@@ -71,10 +71,11 @@ def create_app(
     )
     app.state.streams = streams
     app.state.metrics = metrics
+    locked = access.gate.wants_token
     for routes in (
-        ProjectRoutes(manager, streams),
+        ProjectRoutes(manager, streams, locked=locked),
         AttemptRoutes(manager),
-        ServiceRoutes(Health(checks or {}), metrics),
+        ServiceRoutes(Health(checks or {}), metrics, locked=locked),
     ):
         routes.add_to(app)
     app.router.routes.extend([*LoginPages(access).routes(), *pages])

@@ -13,7 +13,7 @@ from flops.errors import AccessDenied, TooMany, UsageError
 from flops.manager import documents, schemas
 from flops.manager.bodies import parse_body, raw_body
 from flops.manager.guard import bearer
-from flops.manager.openapi import add_route, answers, body
+from flops.manager.openapi import add_route, answers, body, lock
 from flops_wire.manager import EVENTS_LIMIT, PROJECTS
 
 if TYPE_CHECKING:
@@ -34,8 +34,17 @@ class AttemptRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         path = PROJECTS + "/{project_id}/attempts/{attempt}"
-        add_route(app, f"{path}/job", self.job, "GET", tag="builders", responses=_JOB)
-        add_route(app, f"{path}/events", self.events, "POST", tag="builders", responses=_POSTED, openapi_extra=_EVENTS)
+        add_route(app, f"{path}/job", self.job, "GET", tag="builders", responses=_JOB, dependencies=_LOCK)
+        add_route(
+            app,
+            f"{path}/events",
+            self.events,
+            "POST",
+            tag="builders",
+            responses=_POSTED,
+            openapi_extra=_EVENTS,
+            dependencies=_LOCK,
+        )
 
     def job(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
         """What a builder is to do; it holds credentials."""
@@ -48,6 +57,7 @@ class AttemptRoutes:
         that came before is kept once. The first terminal event is the project's outcome.
         """
         token = _token(request)
+        await run_in_threadpool(self._manager.admit, project_id, attempt, token)  # who may not is not read from
         data = await raw_body(request)
         return await run_in_threadpool(self._post, project_id, attempt, token, data)
 
@@ -71,6 +81,7 @@ def _token(request: Request) -> str:
     return token
 
 
+_LOCK = lock("attempt", "The attempt's own token (FLOPS_JOB_TOKEN).")
 _JOB = answers(documents.JobDocument, "The job.", documents.JOB_EXAMPLE, 404, 410, 422)
 _POSTED = answers(
     documents.AcceptedDocument, "How many of them are new.", {"accepted": 1}, 404, 409, 410, 413, 415, 422, 429

@@ -38,15 +38,20 @@ class Attempts:
         now = self._ledger.clock.now()
         return jobs.job_document(found, attempt, recipe_of(found.sla), self._settings, now=now)
 
+    def check(self, project: str, attempt: int, token: str) -> Attempt:
+        """AccessDenied where this token is not the attempt's, whether that is over or not."""
+        with self._ledger.store.read() as tables:
+            found = tables.attempt(project, attempt)
+        if found is None or not jobs.opens(found, token):
+            raise _denied()
+        return found
+
     def post(self, project: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:
         """Commit events; those that are known by their ids are passed over, and progress is told and not kept.
 
         The answer to the event TAGGING is the leave to move tags. AccessDenied, AttemptOver, UsageError; DiskFull.
         """
-        with self._ledger.store.read() as tables:
-            found = tables.attempt(project, attempt)
-            if found is None or not jobs.opens(found, token):
-                raise _denied()
+        found = self.check(project, attempt, token)
         judged = judge_events(events, project=project, attempt=attempt)
         stored = [one for one in judged if one["kind"] != "progress"]
         if stored:

@@ -184,5 +184,5 @@ class AcceptedDocument(Document):
 
 class HealthDocument(Document):
     status: Literal["ok", "failing"]
-    checks: dict[str, str] = Field(description="By part: `ok`, or what is wrong with it.")
+    checks: dict[str, str] = Field(description="By part: `ok`, or the code of what is wrong with it.")
     version: str

@@ -124,7 +124,7 @@ class Guard:
             return failure(
                 AccessDenied(
                     f"the manager is not called {names[0][:253]!r}",
-                    hint="use its own address; another name is told to it by FLOPS_ADVERTISE",
+                    hint="use its own address; other names are told to it by FLOPS_ADVERTISE and FLOPS_NAMES",
                 ),
                 HTTPStatus.MISDIRECTED_REQUEST,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from flops.manager.service import Manager
     from flops.manager.store import Store
 
+_log = logging.getLogger("flops.health")
 #: Seconds that an answer is good for: probes come often, and from anybody.
 _FRESH = 3.0
 _PATIENCE = 5.0
@@ -36,15 +38,19 @@ class Health:
         self._clock = clock
         self._guard = threading.Lock()
         self._until = float("-inf")
-        self._told: dict[str, str] = {}
+        self._words: dict[str, str] = {}
 
     def look(self) -> dict[str, str]:
-        """By part: `ok`, or what is wrong."""
+        """By part: `ok`, or the code of what is wrong; its words are for the log, since anybody may ask."""
         with self._guard:
             if self._clock() >= self._until:
-                self._told = self._ask()
+                found = self._ask()
+                for name, told in found.items():
+                    if told != self._words.get(name, "ok"):
+                        _log.log(logging.INFO if told == "ok" else logging.WARNING, "health of %s: %s", name, told)
+                self._words = found
                 self._until = self._clock() + _FRESH
-            return dict(self._told)
+            return {name: told.partition(":")[0] for name, told in self._words.items()}
 
     def _ask(self) -> dict[str, str]:
         """At once, and none is waited for longer than the others."""
@@ -58,11 +64,11 @@ class Health:
                     future.result(max(0.0, until - time.monotonic()))
                     told[name] = "ok"
                 except TooSlow:
-                    told[name] = f"no answer within {_PATIENCE:.0f} s"
+                    told[name] = f"TIMEOUT: no answer within {_PATIENCE:.0f} s"
                 except FlopsError as error:
                     told[name] = f"{error.code}: {error.message}"
                 except Exception as error:  # noqa: BLE001 - a part that fails in a new way is not well either
-                    told[name] = type(error).__name__
+                    told[name] = f"INTERNAL: {type(error).__name__}"
             return told
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

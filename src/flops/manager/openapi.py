@@ -6,6 +6,9 @@ import inspect
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from fastapi import Security, params
+from fastapi.security import HTTPBearer
+
 from flops.manager.documents import ErrorDocument
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ Responses = dict[int | str, dict[str, Any]]
 
 #: What every route can answer, whatever it does.
 _ALWAYS = (400, 401, 403, 414, 421, 431, 500, 503)
+
+
+TOKEN = "The manager's token (FLOPS_API_TOKEN), or the caller's own of Oakestra."  # noqa: S105 - about one
 
 
 def add_route(
@@ -45,6 +51,11 @@ def add_route(
         operation_id=f"{tag}-{getattr(endpoint, '__name__', method)}",
         **more,
     )
+
+
+def lock(name: str, told: str) -> list[params.Depends]:
+    """That an operation wants a bearer token; here it is only described, the guard or the manager judges it."""
+    return [Security(HTTPBearer(scheme_name=name, description=told, auto_error=False))]
 
 
 def answers(model: type[BaseModel], told: str, shown: object, *failures: int) -> Responses:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from flops.errors import ProjectNotFound
 from flops.manager import documents, schemas
 from flops.manager.bodies import parse_body, raw_body
-from flops.manager.openapi import add_route, answers, body, example
+from flops.manager.openapi import TOKEN, add_route, answers, body, example, lock
 from flops.manager.project import State  # noqa: TC001 - FastAPI reads annotations when it runs
 from flops_wire.manager import PROJECTS
 
@@ -38,9 +38,10 @@ ProjectId = Annotated[str, Path(description="24 hexadecimal digits.", examples=[
 class ProjectRoutes:
     """The manager does everything."""
 
-    def __init__(self, manager: Manager, streams: Streams) -> None:
+    def __init__(self, manager: Manager, streams: Streams, *, locked: bool) -> None:
         self._manager = manager
         self._streams = streams
+        self._lock = lock("operator", TOKEN) if locked else []
         self._logs = anyio.CapacityLimiter(_LOGS)
 
     def add_to(self, app: FastAPI) -> None:
@@ -52,7 +53,16 @@ class ProjectRoutes:
             ("/{project_id}/events", self.events, "GET", _EVENTS, {"response_class": Response}),
             ("/{project_id}/logs", self.logs, "GET", _LOGGED, {"response_class": Response}),
         ):
-            add_route(app, PROJECTS + path, endpoint, method, tag="projects", responses=responses, **more)
+            add_route(
+                app,
+                PROJECTS + path,
+                endpoint,
+                method,
+                tag="projects",
+                responses=responses,
+                dependencies=self._lock,
+                **more,
+            )
 
     async def start(
         self,

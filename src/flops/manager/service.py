@@ -195,11 +195,8 @@ class Manager:
         return self._attempts.job(id, attempt, token)
 
     def admit(self, id: str, attempt: int, token: str) -> None:  # noqa: A002
-        """AccessDenied where this token is not the attempt's, whether that is over or not; asked before a body is read."""
-        with self._store.read() as tables:
-            found = tables.attempt(id, attempt)
-        if found is None or not jobs.opens(found, token):
-            raise _denied()
+        """AccessDenied where this token is not the attempt's, whether that is over or not: asked before a body is read."""
+        self._attempts.check(id, attempt, token)
 
     def post_events(self, id: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:  # noqa: A002
         """Commit a builder's events; AccessDenied, AttemptOver, UsageError; DiskFull (see `Attempts.post`)."""

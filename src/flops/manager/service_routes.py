@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 import flops
 from flops.manager import documents
 from flops.manager.login import HOME
-from flops.manager.openapi import add_route, answers, example
+from flops.manager.openapi import TOKEN, add_route, answers, example, lock
 from flops.manager.pages import docs_page
 
 if TYPE_CHECKING:
@@ -23,13 +23,23 @@ if TYPE_CHECKING:
 
 
 class ServiceRoutes:
-    def __init__(self, health: Health, metrics: Metrics) -> None:
+    def __init__(self, health: Health, metrics: Metrics, *, locked: bool) -> None:
+        self._lock = lock("operator", TOKEN) if locked else []
         self._health = health
         self._metrics = metrics
 
     def add_to(self, app: FastAPI) -> None:
         add_route(app, "/healthz", self.healthz, "GET", tag="service", responses=_HEALTH)
-        add_route(app, "/metrics", self.metrics, "GET", tag="service", responses=_METRICS, response_class=Response)
+        add_route(
+            app,
+            "/metrics",
+            self.metrics,
+            "GET",
+            tag="service",
+            responses=_METRICS,
+            dependencies=self._lock,
+            response_class=Response,
+        )
         app.add_api_route("/healthz", self.healthz, methods=["HEAD"], include_in_schema=False, response_model=None)
         app.add_api_route("/docs", self.docs, include_in_schema=False, response_class=HTMLResponse)
         app.add_api_route("/", self.home, include_in_schema=False, response_class=RedirectResponse)
