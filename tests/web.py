@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -88,6 +89,10 @@ class Reader:
         self.thread.start()
 
     def _read(self) -> None:
+        with contextlib.suppress(httpx.RemoteProtocolError):  # broken off: what came before is there
+            self._follow()
+
+    def _follow(self) -> None:
         with self._client.stream("GET", self._path, **self._more) as answer:
             self.status, self.headers = answer.status_code, answer.headers
             fields = {}

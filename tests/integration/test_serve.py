@@ -39,7 +39,7 @@ def serve(directory, *words, **env):
         )
     try:
         text = ""
-        while not text.endswith("}\n"):
+        while not text.endswith("\n}\n"):
             line = child.stdout.readline()
             assert line, errors.read_text()
             text += line

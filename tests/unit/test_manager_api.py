@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import httpx
 import pytest
@@ -383,6 +384,7 @@ class TestEvents:
         assert [one["id"] for one in told if "id" in one] == [str(one["sequence"]) for one in stored]
         assert all("id" not in one for one in told if one["event"] == "progress")
         assert stored[-1]["stage"] == "remove"
+        assert ["retry" in one for one in told] == [True] + [False] * (len(told) - 1)
         assert reader.headers["cache-control"] == "no-store"
         assert reader.headers["content-type"].startswith("text/event-stream")
 
@@ -444,6 +446,34 @@ class TestEvents:
             world.settle()
             for reader in readers:
                 reader.end()
+
+    def test_silence_is_kept_alive(self, world, monkeypatch):
+        monkeypatch.setattr(streams, "KEEPALIVE", 0.05)
+        project = started(world)
+        with (
+            httpx.Client(timeout=20, trust_env=False) as client,
+            serving(create_app(world.manager, open_access())) as url,
+        ):
+            reader = Reader(client, url + _stream(project))
+            reader.wait_for(2)
+            until = time.monotonic() + 20
+            while not reader.comments and time.monotonic() < until:
+                time.sleep(0.01)
+            assert reader.comments[0].startswith(": ping")
+
+    def test_a_database_that_fails_ends_the_stream_and_nothing_else(self, live, world, monkeypatch):
+        project = started(world)
+        reader = Reader(live, _stream(project))
+        reader.wait_for(2)
+
+        def broken(*_, **__):
+            raise StoreError("the disk is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.manager, "project", broken)
+            reader.thread.join(20)
+            assert not reader.thread.is_alive()
+        assert Reader(live, _stream(project), params={"follow": "false"}).end()
 
     def test_more_than_there_may_be_are_429(self, world):
         project = started(world)

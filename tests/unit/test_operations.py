@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
+from tests.orchestrators import World
+from tests.web import Web, open_access
 from typer.testing import CliRunner
 
 from flops.cli.main import _application
 from flops.manager.api import create_app
 from flops.settings import Settings
-from tests.orchestrators import World
-from tests.web import Web, open_access
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/operations.md").read_text()

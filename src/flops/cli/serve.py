@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,10 @@ from flops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_log = logging.getLogger("flops.serve")
+#: Characters of a token that are too few.
+_SHORT = 16
 
 Host = Annotated[
     str, typer.Option("--host", metavar="H", help="Where to listen; beyond loopback FLOPS_AUTH is needed.")
@@ -82,11 +87,20 @@ def command(
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})
     journal.start(log_format, verbose=verbose)
+    _warn(settings)
     with Service(settings, Listening(host=host, port=port, registry_port=registry_port)) as service:
         if verbose:
             service.bus.listen(journal.heard)
         service.run(lambda: _tell(service, settings, as_json=as_json))
     process.cancel()  # what the reconciler still asks of git hosts: it is asked again at the next start
+
+
+def _warn(settings: Settings) -> None:
+    """Of a token that does not do what it looks like."""
+    if settings.api_token is not None and settings.auth is None:
+        _log.warning("FLOPS_API_TOKEN is set and FLOPS_AUTH is not: nobody is asked for the token")
+    elif settings.auth == "token" and settings.api_token is not None and len(settings.api_token) < _SHORT:
+        _log.warning("FLOPS_API_TOKEN has less than %d characters and can be guessed", _SHORT)
 
 
 def _settings(given: Mapping[str, Any]) -> Settings:

@@ -87,7 +87,7 @@ class Service:
         registry = Registry.parse(self.registry)
         self.manager = Manager(
             store,
-            orchestrator=_orchestrator(settings, known, self.directory),
+            orchestrator=_orchestrator(settings, known, self.directory, parts),
             sources=SourceLookup(
                 allow_local=known.allow_local, allow_hosts=known.allow_hosts, ca_bundle=settings.ca_bundle
             ),
@@ -157,8 +157,9 @@ class Service:
         return create_app(self.manager, self.access, checks=checks, pages=pages.routes())
 
 
-def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path) -> Orchestrator:
+def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path, parts: ExitStack) -> Orchestrator:
     if settings.orchestrator == "local":
+        settings.check_cache()
         from flops.manager.orchestrators.local import LocalOrchestrator  # noqa: PLC0415 - only the one that is used
 
         return LocalOrchestrator(directory / "logs", keep_days=settings.keep_days)
@@ -186,6 +187,7 @@ def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path) -
         registry_pull=known.registry_pull,
         image=settings.builder_image,
     )
+    parts.callback(api.close)
     return OakestraOrchestrator(api, addresses)
 
 

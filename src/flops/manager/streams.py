@@ -59,8 +59,8 @@ class Streams:
             return Response(status_code=HTTPStatus.NO_CONTENT)
         if self.count >= self._most or self._closed:
             raise TooMany(f"{self.count} event streams are open already", hint="close some, or come back later")
-        source = self._follow(project_id, after) if follow else self._replay(project_id, after)
-        return _EventStream(source, ping=KEEPALIVE, send_timeout=_SEND_SECONDS, sep="\n")
+        events = self._follow(project_id, after) if follow else self._replay(project_id, after)
+        return _EventStream(_shown(events), ping=KEEPALIVE, send_timeout=_SEND_SECONDS, sep="\n")
 
     def close(self) -> None:
         """End every stream, and let none begin; in the loop's thread."""
@@ -68,19 +68,19 @@ class Streams:
         for waiting in list(self._waiting):
             waiting.cancel()
 
-    async def _replay(self, project_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    async def _replay(self, project_id: str, after: int) -> AsyncIterator[Event]:
         while page := await run_in_threadpool(self._manager.events, project_id, after=after):
             for event in page:
                 after = event["sequence"]
-                yield _shown(event)
+                yield event
 
-    async def _follow(self, project_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    async def _follow(self, project_id: str, after: int) -> AsyncIterator[Event]:
         until = asyncio.get_running_loop().time() + self._lifetime
         self.count += 1
         try:
             with self._manager.subscribe(project_id, after=after) as subscription:
                 async for event in self._until_over(subscription, project_id, after, until):
-                    yield _shown(event)
+                    yield event
         finally:
             self.count -= 1
 
@@ -136,13 +136,16 @@ def _may_be_last(event: Event) -> bool:
     return event["kind"] in TERMINAL_KINDS or event["stage"] == "remove"
 
 
-def _shown(event: Event) -> ServerSentEvent:
+async def _shown(events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
     """The id is the sequence; progress has none, so that a reader's place stays at the last stored event."""
-    sequence = event.get("sequence")
-    return ServerSentEvent(
-        data=json.dumps(event, ensure_ascii=False, separators=(",", ":")),
-        event=event["kind"],
-        id=str(sequence) if sequence is not None else None,
-        retry=_RETRY if sequence == 1 else None,
-        sep="\n",
-    )
+    retry: int | None = _RETRY
+    async for event in events:
+        sequence = event.get("sequence")
+        yield ServerSentEvent(
+            data=json.dumps(event, ensure_ascii=False, separators=(",", ":")),
+            event=event["kind"],
+            id=str(sequence) if sequence is not None else None,
+            retry=retry,
+            sep="\n",
+        )
+        retry = None
