@@ -202,6 +202,7 @@ def test_a_builder_ends_its_own_children(place):
             os.write(1, f"{child.poll()}\\n".encode())
             child.kill()
             child.wait()
+            time.sleep(0.3)  # seen by whoever removes it, and no reason to be asked again
             sys.exit(0)
         signal.signal(signal.SIGTERM, told)
         print("ready", flush=True)

@@ -74,7 +74,7 @@ class Orchestrator(Protocol):
         """End a builder and take away all of it, as often as asked; True once nothing of it is left."""
 
     def logs(self, job: str, handle: Handle | None) -> str:
-        """The last of what it printed, as far as it is kept; empty where there is nothing."""
+        """The last of what it printed, as far as it is kept; empty where there is nothing. Asked at any time."""
 
     def orphans(self, prefix: str, known: Collection[str]) -> Mapping[str, Handle]:
         """Builders whose job begins with `prefix` and that the manager does not know (any more)."""

@@ -56,6 +56,7 @@ _JOB = re.compile(r"[a-z0-9]{1,30}")
 _GRACE = 3.0
 _VANISH = 5.0
 _PAUSE = 0.02
+_LOOKS = 10
 _MEGABYTE = 1024 * 1024
 _LOG_SHOWN = 64 * 1024
 _LOG_LIMIT = 4 * _MEGABYTE
@@ -106,11 +107,11 @@ class LocalOrchestrator:
     def deploy(self, deployment: Deployment, remember: Handle | None = None) -> Handle:  # noqa: ARG002 - /proc knows better
         """Start a builder, or take on the one that a manager started which did not live to note it."""
         limits = process.Limits(memory=deployment.memory * _MEGABYTE if deployment.memory else None)
-        running = _first(scan(), deployment.job)
+        log = self._log(deployment.job)
+        running = self._running(deployment.job, started=log.exists())
         if running is not None:
             process.confine(running.pid, limits)
             return _handle(running)
-        log = self._log(deployment.job)
         if log.exists():  # it was started, and has ended since
             known = self._known.get(deployment.job)
             return {"pid": known.child.pid} if known else {}
@@ -166,6 +167,14 @@ class LocalOrchestrator:
                 found.setdefault(one.job, _handle(one))
         return found
 
+    def _running(self, job: str, *, started: bool) -> Process | None:
+        """The builder's own process; one that was `started` this very moment may not bear its name yet."""
+        for _ in range(_LOOKS if started and job not in self._known else 1):
+            if (found := _first(scan(), job)) is not None:
+                return found
+            time.sleep(_PAUSE if started else 0)
+        return None
+
     def _family(self, job: str, seen: set[tuple[int, int]]) -> list[Process]:
         """All processes of a builder; remembers them."""
         found = family(scan(), job, seen)
@@ -175,13 +184,16 @@ class LocalOrchestrator:
     def _ended(self, job: str, seen: set[tuple[int, int]], number: signal.Signals, seconds: float) -> bool:
         """Signal a builder's processes until none is left; whether that was so in time.
 
-        SIGTERM goes to whoever has no parent among them: a builder ends its children itself, and tells no failure of theirs.
+        SIGTERM goes, once, to whoever has no parent among them: a builder ends its children itself, and tells no failure of
+        theirs.
         """
         end = time.monotonic() + seconds
+        asked: set[tuple[int, int]] = set()
         while found := self._family(job, seen):
             pids = {one.pid for one in found}
             for one in found:
-                if number is signal.SIGKILL or one.parent not in pids:
+                if number is signal.SIGKILL or not (one.parent in pids or one.identity in asked):
+                    asked.add(one.identity)
                     one.send(number)
             while any(one.alive for one in found):
                 self._reap(job)
