@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from flops.errors import Finding, UsageError
-from flops_wire.events import KINDS, STAGES, TAGGING
+from flops_wire.events import KINDS, STAGES, TAGGING, TERMINAL_KINDS
 from flops_wire.manager import EVENTS_LIMIT, TEXT_LIMIT
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)")
 _NAME_LIMIT = 100
-#: Bytes of one event's data; a result or an error with all its findings is far smaller.
-DATA_LIMIT = 2 * 1024 * 1024
+#: Bytes of the data of an outcome, a result or an error with all its findings, and of any other event.
+OUTCOME_LIMIT = 2 * 1024 * 1024
+DATA_LIMIT = 128 * 1024
 #: What only the manager itself says.
 _OURS = ("cancelled",)
 
@@ -67,8 +68,9 @@ def _wrong_data(kind: str, data: object) -> str:
         size = len(json.dumps(data, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
         return "has data that can't be written as text"
-    if size > DATA_LIMIT:
-        return f"has more than {DATA_LIMIT} bytes of data"
+    limit = OUTCOME_LIMIT if kind in TERMINAL_KINDS else DATA_LIMIT
+    if size > limit:
+        return f"has more than {limit} bytes of data"
     if kind == "succeeded" and not _is_result(data.get("result")):
         return "has no result with images, each with its platforms"
     if kind == "failed" and not _is_error(data.get("error")):

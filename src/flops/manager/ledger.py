@@ -63,6 +63,11 @@ class Entry:
             )
         return found
 
+    def stage(self, project: Project) -> str:
+        """Where it was when it was last heard of."""
+        last = self.tables.last_event(project.id)
+        return str(last["stage"]) if last else "queue"
+
     def put(self, project: Project) -> Project:
         self.tables.save(project)
         return project
@@ -113,7 +118,7 @@ class Entry:
 
     def cancel(self, project: Project) -> Project:
         done = projects.ended(project, State.CANCELLED, self.now)
-        return self._end(done, new_event("queue", "cancelled", "the project was cancelled", now=self.now))
+        return self._end(done, new_event(self.stage(project), "cancelled", "the project was cancelled", now=self.now))
 
     def _end(self, project: Project, event: Mapping[str, Any]) -> Project:
         self.put(project)

@@ -213,8 +213,7 @@ class Manager:
             if project is None or entry.tables.event_count(id) >= self.settings.events:
                 self.tallies.add("notes_dropped")
                 return
-            last = entry.tables.last_event(id)
-            entry.tell(project, event(last["stage"] if last else "queue", "warning", message, code=MESSAGE))
+            entry.tell(project, event(entry.stage(project), "warning", message, code=MESSAGE))
         self.tallies.add("notes")
 
     # --- for operators ---

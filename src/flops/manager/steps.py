@@ -109,7 +109,7 @@ class Steps:
     def deploy(self, project: Project) -> Next:
         """Start its builder, or find the one that an interrupted try has started."""
         if (decision := self._decide(project, None)).error is not None:
-            return self._act(project, decision, None)
+            return self._act(project, decision)
         attempt, token = self._with_token(project)
         try:
             handle = self._orchestrator.deploy(jobs.deployment(attempt, token, self._settings), _handle(attempt))
@@ -140,7 +140,7 @@ class Steps:
         decision = self._decide(project, status, trouble)
         if decision.verdict is Verdict.STAY:
             return Next.AGAIN if trouble else Next.LATER
-        return self._act(project, decision, status)
+        return self._act(project, decision)
 
     def remove(self, project: Project) -> Next:
         """Take away what there is of its builder, and keep what it printed."""
@@ -222,7 +222,7 @@ class Steps:
             project, status, now=self._ledger.clock.now(), seconds=self._settings.project_seconds, trouble=trouble
         )
 
-    def _act(self, project: Project, decision: Decision, status: Status | None) -> Next:
+    def _act(self, project: Project, decision: Decision) -> Next:
         result = None
         if decision.verdict is Verdict.PROVE:
             try:
@@ -243,7 +243,7 @@ class Steps:
             if result is not None:
                 entry.succeed(current, result, message="the builder was lost, and the registry holds all of its images")
             elif decision.error is not None:
-                entry.fail(current, decision.error, stage="deploy" if status and status.failed else "remove")
+                entry.fail(current, decision.error, stage=entry.stage(current))
             elif decision.verdict is Verdict.RETRY:
                 entry.retry(current, decision.reason)
             elif decision.verdict is Verdict.RUNNING:
