@@ -200,10 +200,10 @@ class LocalOrchestrator:
                 if time.monotonic() > end:
                     return False
                 time.sleep(_PAUSE)
-            if time.monotonic() > end:  # they start others faster than they end
-                return not self._family(job, seen)
                 if number is signal.SIGTERM and not all(one.alive for one in found):
                     break  # what is left may have lost its parent
+            if time.monotonic() > end:  # they start others faster than they end
+                return not self._family(job, seen)
         return True
 
     def _reap(self, job: str) -> None:
