@@ -533,6 +533,16 @@ def test_a_bug_is_told_as_one(tmp_path, monkeypatch, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_a_memory_limit_is_told_as_one(tmp_path, monkeypatch):
+    def work(job, reporter, events):
+        raise MemoryError
+
+    scripted_build(monkeypatch, work)
+    with ScriptedManager(job=job_document()) as manager:
+        assert attempt_of(manager, tmp_path) == 0
+        assert told(manager) == [("clone", "failed", "OOM_KILLED")]
+
+
 def test_tags_move_only_after_the_leave(tmp_path, monkeypatch):
     moved = []
 

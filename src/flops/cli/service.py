@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import threading
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from flops.broker import BrokerAddress, Publisher
 from flops.builder.lookup import ImageLookup, SourceLookup
 from flops.cli.observing import ManagerProjects
-from flops.errors import BadSetting
+from flops.errors import BadSetting, BaseUnavailable
 from flops.manager.access import Access
 from flops.manager.api import create_app
 from flops.manager.bus import Bus
@@ -188,7 +189,19 @@ def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path, p
         image=settings.builder_image,
     )
     parts.callback(api.close)
-    return OakestraOrchestrator(api, addresses)
+    return OakestraOrchestrator(api, addresses, settings={**_debian(settings), **os.environ})
+
+
+def _debian(settings: Settings) -> dict[str, str]:
+    """A builder in a container has no mirror of its own: it gets this machine's, where there is one."""
+    from flops.builder.rootfs.apt import mirror  # noqa: PLC0415 - as above
+
+    try:
+        found = mirror(main=settings.debian_mirror, security=settings.debian_security_mirror)
+    except BaseUnavailable:
+        return {}
+    archives = {"FLOPS_DEBIAN_MIRROR": found.main, "FLOPS_DEBIAN_SECURITY_MIRROR": found.security}
+    return {name: value for name, value in archives.items() if value}
 
 
 def _url(host: str, port: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flops import process
 from flops.errors import (
     AttemptOver,
+    BuilderOom,
     Cancelled,
     DeadlineExceeded,
     FlopsError,
@@ -126,6 +127,10 @@ def failure(error: Exception) -> FlopsError:
     """Whatever ended a build, as a failure that can be told."""
     if isinstance(error, FlopsError):
         return error
+    if isinstance(error, MemoryError):  # a limit of the orchestrator's, met before the kernel had to act
+        return BuilderOom(
+            "the builder needs more memory than it may use", hint="the operator raises FLOPS_BUILDER_MEMORY"
+        )
     traceback.print_exception(error, file=sys.stderr)
     return InternalError(
         f"{type(error).__name__}: {error}"[:1000],
