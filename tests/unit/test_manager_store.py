@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from flops.errors import DiskFull, StoreError
 from flops.manager.project import Attempt, BuilderState, Project, State
 from flops.manager.schema import VERSION
 from flops.manager.store import Store
+from flops.manager.turns import Turns
 from flops_wire.events import event
 
 
@@ -329,6 +331,7 @@ def test_questions_use_indexes(store):
     """With ten thousand projects none of the questions of a pass may look at all of them."""
     plans = {
         "unresolved": "SELECT id FROM projects WHERE state = 'accepted' AND builder = 'none' AND leader IS NULL ORDER BY number LIMIT 9",
+        "page": "SELECT number FROM projects WHERE state = 'failed' ORDER BY number DESC LIMIT 9 OFFSET 9",
         "queued": "SELECT id FROM projects WHERE builder = 'queued' ORDER BY number LIMIT 9",
         "deployed": "SELECT id FROM projects WHERE builder IN ('deploying', 'running', 'removing') ORDER BY number",
         "followers": "SELECT id FROM projects WHERE leader = 'x' ORDER BY number",
@@ -339,3 +342,31 @@ def test_questions_use_indexes(store):
         plan = " ".join(row[3] for row in store._writer.execute(f"EXPLAIN QUERY PLAN {statement}"))
         assert "USING INDEX" in plan or "USING COVERING INDEX" in plan, f"{name}: {plan}"
         assert "SCAN projects" not in plan, f"{name}: {plan}"
+        assert "TEMP B-TREE" not in plan or name == "deployed", f"{name}: {plan}"  # those are as few as builders
+
+
+def test_a_turn_that_is_interrupted_is_passed_on():
+    left = []
+    turns = Turns(lambda: left.append(1))
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            if not left and not self.is_set() and not getattr(self, "once", False):
+                self.once = True
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    def interrupted():
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("flops.manager.turns.threading", SimpleNamespace(Event=Interrupted, Lock=threading.Lock))
+            turns.__enter__()
+
+    with turns:
+        thread = threading.Thread(target=interrupted)
+        thread.start()
+        while not turns.waiting:
+            time.sleep(0.001)
+    thread.join(30)
+    assert left == [1]
+    with turns:
+        assert turns.waiting == 0

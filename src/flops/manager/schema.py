@@ -30,6 +30,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             events INTEGER NOT NULL DEFAULT 0  -- how many are stored
         )""",
         "CREATE INDEX projects_by_state ON projects (state, builder, number)",
+        "CREATE INDEX projects_by_state_and_age ON projects (state, number)",
         "CREATE INDEX projects_by_builder ON projects (builder, number)",
         "CREATE INDEX projects_by_key ON projects (shared_key) WHERE shared_key IS NOT NULL",
         "CREATE INDEX projects_by_leader ON projects (leader) WHERE leader IS NOT NULL",

@@ -37,7 +37,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._turns = Turns()
+        self._turns = Turns(self._finish)
         self._group: Group | None = None  # of the transaction that is open
         self._writer: sqlite3.Connection | None = None
         self._readers: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()
@@ -46,8 +46,7 @@ class Store:
     def open(self) -> Self:
         """Make or open the file, bring its tables up to date."""
         with self._turns, _translated(self.path):
-            if self._writer is not None and self._group is not None:
-                self._flush(self._writer, self._group)
+            self._finish()
             if self._writer is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.path.touch(mode=0o600, exist_ok=True)  # it holds URLs and names of other people
@@ -59,8 +58,7 @@ class Store:
 
     def close(self) -> None:
         with self._turns:
-            if self._writer is not None and self._group is not None:  # left for whoever came next
-                self._flush(self._writer, self._group)
+            self._finish()
             while self._writer is not None:
                 try:
                     reader = self._readers.get_nowait()
@@ -180,6 +178,11 @@ class Store:
         """Unless another one waits for its turn already, who will do it."""
         if not self._turns.waiting or group.size >= TOGETHER:
             self._flush(connection, group)
+
+    def _finish(self) -> None:
+        """Commit what was left to whoever came next, where that is no writer."""
+        if self._writer is not None and self._group is not None:
+            self._flush(self._writer, self._group)
 
     def _flush(self, connection: sqlite3.Connection, group: Group) -> None:
         try:

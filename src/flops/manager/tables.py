@@ -62,7 +62,9 @@ class Tables:
             values += [text.lower()] * 3
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         (total,) = self._connection.execute(f"SELECT count(*) FROM projects {where}", values).fetchone()  # noqa: S608
-        found = self._projects(f"{where} ORDER BY number DESC LIMIT ? OFFSET ?", *values, limit, min(offset, _INTEGER))
+        page = f"SELECT number FROM projects {where} ORDER BY number DESC LIMIT ? OFFSET ?"  # noqa: S608
+        clause = f"WHERE number IN ({page}) ORDER BY number DESC"
+        found = self._projects(clause, *values, limit, min(offset, _INTEGER))
         return tuple(found), total
 
     def unresolved(self, *, limit: int) -> list[Project]:

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """A lock that is passed on in order; `threading.Lock` lets whoever is quick overtake. As a context: one turn."""
+    """A lock that is passed on in order; `threading.Lock` lets whoever is quick overtake. As a context: one turn.
 
-    def __init__(self) -> None:
+    Who is interrupted while waiting still gets its turn, for `left` alone: whoever went before may count on it.
+    """
+
+    def __init__(self, left: Callable[[], None] = lambda: None) -> None:
+        self._left = left
         self._guard = threading.Lock()
         self._queue: deque[threading.Event] = deque()
         self._taken = False
@@ -33,7 +37,15 @@ class Turns:
                 return self
             turn = threading.Event()
             self._queue.append(turn)
-        turn.wait()
+        try:
+            turn.wait()
+        except BaseException:
+            turn.wait()
+            try:
+                self._left()
+            finally:
+                self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
