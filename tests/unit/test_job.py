@@ -498,7 +498,8 @@ def attempt_of(manager, tmp_path, **options):
         ({"registry": "UPPER/../x"}, "BAD_TARGET", "clone"),
     ],
 )
-def test_what_can_not_be_built_fails_in_one_terminal_event_and_exit_code_0(tmp_path, changes, code, stage):
+def test_what_can_not_be_built_fails_in_one_terminal_event_and_exit_code_0(tmp_path, monkeypatch, changes, code, stage):
+    monkeypatch.setattr(run_module, "TRIES", 2)
     with ScriptedManager(job=job_document(**changes)) as manager:
         assert attempt_of(manager, tmp_path) == 0
         (event,) = manager.events

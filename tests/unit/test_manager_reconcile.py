@@ -791,3 +791,32 @@ def wait(condition):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
+
+
+def test_a_pause_of_what_is_no_longer_due_makes_nobody_look_without_end(world):
+    project = running(world)
+    world.steps()  # to look at the builder again is due later
+    world.post(project, failed())
+    world.orchestrator.unreachable("remove", times=20)
+    for _ in range(8):  # its removal is what is due, and the pauses between two tries grow
+        world.clock.move(30)
+        world.steps()
+    assert world.now(project).builder is BuilderState.REMOVING
+    assert world.manager.reconciler._rest() == world.settings.poll_seconds
+    world.settle()
+    check_ended(world, project)
+
+
+def test_images_of_a_leader_that_is_being_removed_are_taken_at_once(world):
+    project = running(world)
+    world.post(project, tagging(), succeeded(world.now(project)))
+    world.images.add(world.now(project))
+    world.orchestrator.unreachable("remove", times=20)
+    world.steps()
+    assert world.now(project).builder is BuilderState.REMOVING
+    other = world.submit()
+    world.steps()
+    assert world.now(other).state is State.IMAGES_READY
+    world.settle()
+    check_ended(world, project, other)
+    assert len(world.orchestrator.deployed) == 1

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 #: Seconds after the job's own time in which its failure may still be delivered.
 LAST_SECONDS = 60.0
+#: Tries at the registry, within a minute or so: nobody sits before a job, and the registry may be the manager's own, which
+#: is away while that is started again.
+TRIES = 10
 
 
 def run(attempt: Attempt, *, settings: Settings, reporter: Reporter, over: Callable[[], None] = lambda: None) -> int:
@@ -98,10 +101,16 @@ def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> 
     from flops.builder.build import build  # noqa: PLC0415
     from flops.builder.publish import RegistryTarget  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
+    from flops.oci.retry import Retry  # noqa: PLC0415
 
     request = job.request()
     with ExitStack() as stack:
-        client = RegistryClient(job.registry, credentials=job.registry_credentials, verify=settings.ca_bundle)
+        client = RegistryClient(
+            job.registry,
+            credentials=job.registry_credentials,
+            verify=settings.ca_bundle,
+            retry=Retry(tries=TRIES, unanswered=TRIES, longest=15.0),
+        )
         target = RegistryTarget(stack.enter_context(client), pull_name=job.pull_name)
         return build(request, target, settings=settings, reporter=reporter, before_tags=events.ask_to_tag).to_json()
 

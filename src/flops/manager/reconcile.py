@@ -89,7 +89,7 @@ class Reconciler:
         self._workers: ThreadPoolExecutor | None = None
         self._stop = threading.Event()
         self._chores: dict[str, float] = {}
-        self._passed = ledger.clock.monotonic()
+        self._passed = self._looked = ledger.clock.monotonic()
         self._prefix = ""
 
     # --- as a thread ---
@@ -132,11 +132,10 @@ class Reconciler:
             ]
         admitted = self.steps.admit(self.prefix, not_counted=self._stubborn())
         tasks += [Task(kind=Kind.DEPLOY, project=project) for project in admitted]
-        now = self._ledger.clock.monotonic()
         with self._guard:
-            old = [key for key, pause in self._pauses.items() if pause.until + FORGET_SECONDS < now]
-            for key in old:
-                del self._pauses[key]
+            now = self._ledger.clock.monotonic()
+            self._pauses = {key: one for key, one in self._pauses.items() if one.until + FORGET_SECONDS >= now}
+            self._looked = now
             return [
                 task
                 for task in tasks
@@ -248,10 +247,12 @@ class Reconciler:
 
     def _rest(self) -> float:
         """Seconds until the next pause ends, or until it is time to look anyway."""
-        now = self._ledger.clock.monotonic()
         with self._guard:
-            ends = [pause.until - now for (name, _), pause in self._pauses.items() if name not in self._busy]
-        return min([self._settings.poll_seconds, *(max(0.01, end) for end in ends)])
+            waiting = [pause for (name, _), pause in self._pauses.items() if name not in self._busy]
+        # a pause that was over when we looked is of something no longer due: for it we would look without end
+        now = self._ledger.clock.monotonic()
+        ends = [max(0.01, pause.until - now) for pause in waiting if pause.until > self._looked]
+        return min([self._settings.poll_seconds, *ends])
 
     def _note(self, task: Task, outcome: Next) -> None:
         key = (task.project.id, task.kind)
@@ -270,9 +271,7 @@ class Reconciler:
 
     def _stubborn(self) -> set[str]:
         with self._guard:
-            return {
-                name for (name, kind), pause in self._pauses.items() if kind is Kind.REMOVE and pause.tries >= STUBBORN
-            }
+            return {name for (name, kind), one in self._pauses.items() if kind is Kind.REMOVE and one.tries >= STUBBORN}
 
     def _is_due(self, chore: str, seconds: float) -> bool:
         now = self._ledger.clock.monotonic()

@@ -76,7 +76,7 @@ class Steps:
                 if (current := _unmoved(entry, project)) is not None:
                     entry.fail(current, error, stage="queue")
             return Next.NOW
-        result = None if project.force or self._has_leader(project) else self._standing(project, place)
+        result = None if project.force or self._is_led(project) else self._standing(project, place)
         with self._ledger.entry() as entry:
             current = _unmoved(entry, project)
             if current is None:
@@ -180,9 +180,10 @@ class Steps:
             current = _unmoved(entry, project)
             return entry.put(replace(current, commit=commit)) if current is not None else project
 
-    def _has_leader(self, project: Project) -> bool:
+    def _is_led(self, project: Project) -> bool:
         with self._ledger.store.read() as tables:
-            return tables.leader(project) is not None
+            leader = tables.leader(project)
+        return leader is not None and not leader.state.ended  # else its images stand, or it is no longer of use
 
     def _standing(self, project: Project, place: Place) -> dict[str, Any] | None:
         try:

@@ -46,6 +46,8 @@ class Retry:
     """Seconds before the second try."""
     longest: float = 30.0
     """The longest pause in seconds, also where the registry asks for more."""
+    unanswered: int = 3
+    """Tries at a registry that never answered: it is most likely not there, and its user waits."""
     sleep: Callable[[float], None] | None = None
     """None: really, and no longer than until the transfer is stopped."""
     spread: Callable[[], float] = lambda: random.uniform(0.5, 1.5)  # noqa: S311 - no secret

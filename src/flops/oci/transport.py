@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 PIECE = 256 * 1024
 _HOPS = 5
-#: Tries at a registry that never answered: it is most likely not there, and its user waits.
-_FIRST_TRIES = 3
 #: Seconds; a registry may digest a large blob again before it answers the upload's end.
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=180.0, pool=None)
 _NO_PROXY = ("localhost", "127.0.0.1", "[::1]")
@@ -179,7 +177,7 @@ class Session:
             failure = self._unreachable(error)
             if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
                 raise failure from error
-            raise Transient(failure, tries=None if self._reached else _FIRST_TRIES) from error
+            raise Transient(failure, tries=None if self._reached else self.retry.unanswered) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
             raise RegistryRefused(f"the registry {self.registry.host} can't be used: {error}") from error
 
