@@ -400,6 +400,12 @@ class ManifestIncomplete(RegistryRefused):
     code = "MANIFEST_INCOMPLETE"
 
 
+class DeletesUnsupported(RegistryRefused):
+    """The registry deletes nothing, or no tags."""
+
+    code = "REGISTRY_DELETES"
+
+
 class RegistryTooLarge(RegistryError):
     code = "REGISTRY_TOO_LARGE"
 

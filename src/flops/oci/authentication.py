@@ -177,6 +177,11 @@ def pushing(repository: str) -> tuple[str, ...]:
     return (f"repository:{repository}:pull,push",)
 
 
+def deleting(repository: str) -> tuple[str, ...]:
+    """The scope of a request that deletes."""
+    return (f"repository:{repository}:delete,pull",)
+
+
 def merge_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     """One scope per resource, with all its actions: `repository:a:pull` and `repository:a:push` are `...:pull,push`."""
     actions: dict[str, set[str]] = {}

@@ -76,7 +76,7 @@ class Session:
     def close(self) -> None:
         self._client.close()
 
-    def request(self, method: str, path: str, *, expect: Collection[int], **options: Any) -> httpx.Response:
+    def request(self, method: str, path: str | httpx.URL, *, expect: Collection[int], **options: Any) -> httpx.Response:
         """`send`, as often as needed."""
         return self.retry.run(lambda: self.send(method, path, expect=expect, **options))
 
@@ -128,6 +128,10 @@ class Session:
         text = response.headers.get("location")
         if not text:
             raise RegistryRefused(f"the registry {self.registry.host} told no Location for an upload")
+        return self.resolve(response, text)
+
+    def resolve(self, response: httpx.Response, text: str) -> httpx.URL:
+        """An address that an answer names; RegistryRefused where it may not be followed."""
         try:
             url = response.request.url.join(text)
             return check_location(self.registry, url)
