@@ -12,7 +12,7 @@ from flops.oci.remote_artifacts import RemoteArtifacts
 from flops.oci.remote_blobs import RemoteBlobs
 from flops.oci.retry import Transient
 from flops.oci.transport import Session
-from flops.oci.upload import FileBody
+from flops.oci.upload_body import FileBody
 
 if TYPE_CHECKING:
     import threading
@@ -40,7 +40,8 @@ class RegistryClient:
     """Talks to one registry, from any thread; remembers which blobs it saw where, and mounts rather than uploads.
 
     Without `credentials` it is nobody. `verify` names a file of trusted certificates; `realms` are further hosts that may
-    give tokens. RegistryError and its kinds for everything that goes wrong.
+    give tokens; `workers` is the number of requests at once to begin with, `chunk` the bytes of a request's body at most.
+    RegistryError and its kinds for everything that goes wrong.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RegistryClient:
         transport: httpx.BaseTransport | None = None,
         verify: Path | None = None,
         workers: int = 4,
+        chunk: int | None = None,
         realms: Collection[str] = (),
         retry: Retry | None = None,
     ) -> None:
@@ -61,7 +63,8 @@ class RegistryClient:
             credentials=credentials,
             transport=transport,
             verify=verify,
-            connections=2 * workers + 2,
+            workers=workers,
+            chunk=chunk,
             realms=realms,
             retry=retry,
         )
@@ -86,6 +89,10 @@ class RegistryClient:
     # --- blobs ---
     def has_blob(self, repository: str, digest: str) -> bool:
         return self._blobs.has(repository, digest)
+
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """In bytes, as the registry tells it; None where there is no such blob."""
+        return self._blobs.size(repository, digest)
 
     @contextmanager
     def get_blob(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:

@@ -10,7 +10,7 @@ from flops.errors import BadImage, ManifestIncomplete
 from flops.oci.artifacts import EMPTY, Artifact, artifact_document, parse_artifact
 from flops.oci.blobs import sha256
 from flops.oci.descriptor import MANIFEST, Descriptor
-from flops.oci.upload import FileBody
+from flops.oci.upload_body import FileBody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

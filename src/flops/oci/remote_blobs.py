@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
     from flops.oci.transport import Session
-    from flops.oci.upload import FileBody
+    from flops.oci.upload_body import FileBody
 
 
 class RemoteBlobs:
@@ -36,6 +36,13 @@ class RemoteBlobs:
 
     def has(self, repository: str, digest: str) -> bool:
         return self._has(repository, digest, pulling(repository))
+
+    def size(self, repository: str, digest: str) -> int | None:
+        """None where there is no such blob, -1 where the registry does not tell."""
+        path = f"/v2/{repository}/blobs/{digest}"
+        answer = self._session.request("HEAD", path, expect={200, 404}, scope=pulling(repository))
+        told = answer.headers.get("content-length", "")
+        return None if not answer.is_success else int(told) if told.isdecimal() else -1
 
     @contextmanager
     def get(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:
