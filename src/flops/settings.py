@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flops.errors import BadSetting
@@ -49,6 +49,15 @@ class Settings(BaseSettings):
     """The list of standalone Pythons, a URL or a file; uv's own by default."""
     python_mirror: str | None = Field(default=None, validation_alias="UV_PYTHON_INSTALL_MIRROR")
     """Where standalone Pythons are fetched instead."""
+    reuse: Literal["registry", "local"] = "registry"
+    """`registry`: layers and locks are shared with other builders through the registry that is pushed to; whoever may push to
+    its `flops/cache` decides what they hold. `local`: what this machine made counts alone, and nothing is shared."""
+    cache_bytes: ByteSize | None = None
+    """What the cache directory may hold after a build (`20GB`); by default a tenth of its disk, from 2 GB to 20 GB."""
+    sign_key: Path | None = None
+    """A private key (PEM, ECDSA P-256) that images in a registry are signed with; none by default."""
+    sign_password: SecretStr | None = None
+    """Of an encrypted `sign_key`."""
     allow_secrets: str = ""
     """Comma-separated file names that may be packed although they look like secrets."""
     workers: int | None = Field(default=None, ge=1, le=64)

@@ -19,20 +19,23 @@ from typing import TYPE_CHECKING
 from flops.builder import actors, compose, naming, runtime, verify
 from flops.builder.actors import Actor
 from flops.builder.assemble import Assembly, Workshop
+from flops.builder.cache_bound import CacheBound
 from flops.builder.clock import Clock
 from flops.builder.compose import Identity
 from flops.builder.dependencies import Question, Settlement, settle
 from flops.builder.foundation import Foundation
 from flops.builder.inspection import Inspection, inspect
 from flops.builder.layer_cache import LayerCache
+from flops.builder.layer_records import LayerRecords
 from flops.builder.lock import Locker
+from flops.builder.lock_store import LockStore
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
 from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
 from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
 from flops.builder.wheels import WheelCache
-from flops.errors import InternalError
+from flops.errors import InternalError, RecordUnusable
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Silent, Stage
 
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from flops.builder.publish import Existing, Target
     from flops.builder.request import Request
     from flops.builder.rootfs import Base
+    from flops.builder.shared_cache import SharedCache
     from flops.errors import Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
@@ -64,10 +68,34 @@ def build(
 
     Any FlopsError; then what stood under the names before still stands there.
     """
+    told = reporter or Silent()
+    try:
+        return _build(request, target, settings, told, before_tags, reuse=settings.reuse == "registry")
+    except RecordUnusable as error:
+        told.warning(Stage.PUSH, f"{error.message}; the build begins again without such records")
+        return _build(request, target, settings, told, before_tags, reuse=False)
+
+
+def _build(
+    request: Request,
+    target: Target,
+    settings: Settings,
+    reporter: Reporter,
+    before_tags: Callable[[], None],
+    *,
+    reuse: bool,
+) -> Result:
+    """With `reuse`, what other builders left in the registry is used, and what is made here is left there."""
     with ExitStack() as stack:
-        job = _Job(request, settings, reporter or Silent(), stack)
         target.check()
         settings.check_cache()
+        bound = CacheBound(settings)
+        stack.enter_context(bound.held())
+        shared = target.shared(reporter) if reuse else None
+        if shared is not None:
+            stack.callback(shared.close)
+        job = _Job(request, settings, reporter, stack, shared)
+        bound.watch(job.blobs, job.wheels)
         seen = job.inspect()
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
@@ -91,7 +119,7 @@ def build(
                     on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
                 )
             )
-        moved = {"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused}
+            moved = job.moved(assembly, target)
         return job.result(seen, provision, actor_images(images, published), target.registry, moved)
 
 
@@ -122,12 +150,16 @@ class Provision:
 class _Job:
     """The parts that one run works with; what `stack` closes is gone afterwards."""
 
-    def __init__(self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack) -> None:
+    def __init__(
+        self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack, shared: SharedCache | None
+    ) -> None:
         self.request = request
+        self.shared = shared
         self.settings = settings
         self.reporter = reporter
         self.clock = Clock(reporter)
         self.blobs = BlobStore(settings.cache_dir)
+        self.records = LayerRecords(shared, self.blobs) if shared else None
         self.room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
         self.foundation = stack.enter_context(
             Foundation(
@@ -137,6 +169,8 @@ class _Job:
                 blobs=self.blobs,
                 reporter=reporter,
                 upgrade=request.upgrade,
+                shared=shared,
+                records=self.records,
             )
         )
         self.locker = Locker(
@@ -145,6 +179,7 @@ class _Job:
             torch_index=settings.torch_index,
             ca_bundle=settings.ca_bundle,
             upgrade=request.upgrade,
+            store=LockStore(settings.cache_dir / "locks", shared=shared),
         )
         self.wheels = stack.enter_context(
             WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
@@ -175,13 +210,18 @@ class _Job:
                 reporter=self.reporter,
             ),
             locker=self.locker,
-            provides=Provides(self.settings.cache_dir / "provides", self.wheels, ca_bundle=self.settings.ca_bundle),
+            provides=Provides(
+                self.settings.cache_dir / "provides",
+                self.wheels,
+                ca_bundle=self.settings.ca_bundle,
+                shared=self.shared,
+            ),
         )
 
     def workshop(self, target: Target, seen: Inspection) -> Workshop:
         return Workshop(
             wheels=self.wheels,
-            layers=LayerCache(self.settings.cache_dir / "layers", self.blobs),
+            layers=LayerCache(self.settings.cache_dir / "layers", self.blobs, self.records),
             blobs=self.blobs,
             compression=self.request.recipe.compression,
             interpreter=self.interpreter,
@@ -312,6 +352,15 @@ class _Job:
         sizes = {one.digest: one.bytes for image in images.values() for one in image.platforms.values()}
         moved = {"downloaded": 0, "uploaded": 0, "reused": sum(sizes.values())}
         return self.result(seen, None, images, target.registry, moved)
+
+    def moved(self, assembly: Assembly, target: Target) -> dict[str, int]:
+        """Bytes, for the report, once what is left for other builders is in place too."""
+        moved = {"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused}
+        if self.shared is not None:
+            self.shared.wait()
+            moved["uploaded"] += self.shared.uploaded
+            moved["reused"] -= self.shared.uploaded_layers  # went there first, and was mounted thence
+        return moved
 
     def result(
         self,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flops.oci.image import Descriptor, ImageIndex
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
+    from flops.progress import Reporter
 
 
 class LayoutTarget:
@@ -90,6 +91,9 @@ class LayoutTarget:
             raise _not_writable(self.root, error) from error
         self.uploaded += layer.size
 
+    def shared(self, reporter: Reporter) -> None:
+        """There is nobody to share with."""
+
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in the OCI layout {self.root}. Copy them where they are needed:"]
         return lines + [f"  skopeo copy --all oci:{self.root}:{name} docker://REGISTRY/{name}" for name in references]
@@ -131,6 +135,9 @@ class ArchiveTarget:
         write_archive(self.path, named, delivery.store)
         self.uploaded = self.path.stat().st_size
         return published
+
+    def shared(self, reporter: Reporter) -> None:
+        """There is nobody to share with."""
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in the archive {self.path}. Copy them where they are needed:"]
@@ -180,6 +187,9 @@ class EngineTarget:
             reference = self.reference(delivery.repository, actor, delivery.tags[0])
             published[actor] = Published(reference=reference, digest=own[0].digest)
         return published
+
+    def shared(self, reporter: Reporter) -> None:
+        """There is nobody to share with."""
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in {self.engine.program}. Look at one:"]

@@ -6,6 +6,7 @@ The build knows none of them: it offers each layer as soon as it is made, and pu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from flops.builder.actors import Actor
@@ -15,12 +16,14 @@ from flops.oci.image import INDEX, Descriptor, ImageIndex, index, index_document
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from flops.builder.shared_cache import SharedCache
     from flops.oci.client import RegistryClient
     from flops.oci.image import Image, ParsedManifest
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.oci.reference import Registry
     from flops.platforms import Platform
+    from flops.progress import Reporter
 
 #: A manifest's annotation: bytes of its layers, unpacked.
 UNPACKED = "io.flops.unpacked"
@@ -115,6 +118,9 @@ class Target(Protocol):
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         """Put both images in place; names move last."""
 
+    def shared(self, reporter: Reporter) -> SharedCache | None:
+        """Where builders that push there leave what others can use; None for places that are no registry."""
+
     def next_steps(self, references: Sequence[str]) -> list[str]:
         """How a person goes on from here, in lines."""
 
@@ -128,6 +134,7 @@ class RegistryTarget:
         self._pull_name = pull_name
         self._registry = client.registry
         self.registry: str | None = str(pull_name or client.registry)
+        self._mounts: tuple[str, ...] = ()
 
     def check(self) -> None:
         self.client.ping()
@@ -161,7 +168,8 @@ class RegistryTarget:
 
     def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
         name = self._registry.repository(repository, Actor.LEARNER.value)
-        self.client.push_blob(name, layer.digest, layer.size, lambda: store.open(layer.digest))
+        opener = partial(store.open, layer.digest)
+        self.client.push_blob(name, layer.digest, layer.size, opener, mount_from=self._mounts)
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         """Blobs, manifests and index of both actors by digest; then the caller's leave; then the tags."""
@@ -175,7 +183,7 @@ class RegistryTarget:
         before = 0
         for actor, whole in wholes.items():
             name = self._registry.repository(delivery.repository, actor.value)
-            mounts = () if name == learner else (learner,)
+            mounts = self._mounts if name == learner else (learner, *self._mounts)
             progress = _onward(delivery.on_bytes, before, sum(sizes.values()))
             report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=progress)
             before += sizes[actor]
@@ -192,6 +200,13 @@ class RegistryTarget:
             )
             for actor, whole in wholes.items()
         }
+
+    def shared(self, reporter: Reporter) -> SharedCache | None:
+        from flops.builder.shared_cache import REPOSITORY, SharedCache  # noqa: PLC0415 - a check needs none
+
+        name = self._registry.repository(*REPOSITORY)
+        self._mounts = (name,)
+        return SharedCache(self.client, name, reporter)
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         insecure = " --tls-verify=false" if self._registry.plain_http else ""

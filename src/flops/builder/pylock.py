@@ -82,7 +82,15 @@ class Lock:
     def from_json(cls, document: Mapping[str, Any]) -> Lock:
         """KeyError, TypeError or a FlopsError where the document is none of ours."""
         wheels = tuple(LockedWheel(**wheel) for wheel in document["wheels"])
+        for wheel in wheels:
+            if not SHA256.fullmatch(wheel.sha256) or "/" in wheel.filename or not _is_plain(wheel.url):
+                raise TypeError("a wheel's hash, name or address is none")
         return cls(platform=Platform.parse(document["platform"]), python=document["python"], wheels=wheels)
+
+
+def _is_plain(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in {"http", "https"} and parts.username is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,8 @@ class WheelCache:
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
         self._swept = False
+        self.written = 0
+        """Bytes that this process put into it."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,8 +96,11 @@ class WheelCache:
 
     def has(self, wheel: LockedWheel) -> bool:
         """Whether it is here, whole by its size (its bytes were verified when it came)."""
+        path = self.path(wheel)
         try:
-            size = self.path(wheel).stat().st_size
+            size = path.stat().st_size
+            with contextlib.suppress(PermissionError):  # somebody else's, who removes nothing while we use it
+                os.utime(path)  # used now (see the cache's bound)
         except OSError:
             return False
         return wheel.size in {None, size}
@@ -163,6 +168,7 @@ class WheelCache:
             with os.fdopen(handle, "wb", buffering=0) as file:
                 self._stream(wheel, file.fileno(), on_bytes)
             Path(name).replace(path)
+            self.written += path.stat().st_size
         except OSError as error:
             raise _no_room(self._root, error) from error
         finally:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -16,7 +17,7 @@ from flops.errors import BadImage, DiskFull
 from flops.process import check_cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -97,6 +98,7 @@ class BlobWriter(HashingOutput):
             self._file.close()
             target.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.replace(target)
+        self._store.written += self.size
         return self.digest
 
 
@@ -105,7 +107,11 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.written = 0
+        """Bytes that this process put into it."""
         self._swept = False
+        self._lent: dict[str, Callable[[], None]] = {}
+        self._guard = threading.Lock()
 
     def path(self, digest: str) -> Path:
         return self.root / "blobs" / "sha256" / digest_hex(digest)
@@ -119,6 +125,22 @@ class BlobStore:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
+
+    def use(self, digest: str, size: int) -> bool:
+        """Whether a blob is here, whole by its size; then it counts as used now (see the cache's bound)."""
+        if self.size(digest) != size:
+            return False
+        try:
+            os.utime(self.path(digest))
+        except FileNotFoundError:
+            return False
+        except OSError:  # somebody else's file, or a file system that is only read: nothing is removed from it either
+            return True
+        return True
+
+    def lend(self, digest: str, bring: Callable[[], None]) -> None:
+        """A blob can be had elsewhere: `bring` puts it here, when it is opened and absent."""
+        self._lent[digest] = bring
 
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
@@ -157,6 +179,12 @@ class BlobStore:
         return self.path(digest).read_bytes()
 
     def open(self, digest: str) -> BinaryIO:
+        """Its bytes, brought here first where they were lent; FileNotFoundError where there are none."""
+        bring = self._lent.get(digest)
+        if bring is not None:
+            with self._guard:
+                if not self.has(digest):
+                    bring()
         return self.path(digest).open("rb")
 
     def take(self, digest: str, source: BlobStore) -> None:

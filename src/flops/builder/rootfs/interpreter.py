@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -47,6 +48,8 @@ def unpack_interpreter(tree: ImageTree, *, program: str, platform: Platform, cac
     libraries = library_directories(tree, platform, program)
     wanted = _wanted(tree, program, minor, loader, libraries)
     root = cache_dir / tree.key
+    with contextlib.suppress(OSError):
+        os.utime(root)  # used now (see the cache's bound)
     if not root.is_dir():
         _unpack(tree, wanted, root)
     return Interpreter(root=root, minor=minor, program=program, loader=loader, libraries=libraries)

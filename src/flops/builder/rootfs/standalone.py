@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import queue
 import tempfile
 import threading
@@ -109,6 +110,8 @@ class StandalonePythons:
         with self._guard:
             fetching = self._fetching.setdefault(target, threading.Lock())
         with fetching, disk_errors(self._room):
+            with suppress(OSError):
+                os.utime(target)  # used now (see the cache's bound)
             if not target.is_dir():
                 self._room.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".new-", dir=self._room) as name:
