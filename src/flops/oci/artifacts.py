@@ -29,6 +29,8 @@ class Content:
     data: bytes
     media_type: str = "application/json"
     annotations: Mapping[str, str] = field(default_factory=dict)
+    embedded: bool = True
+    """Whether the manifest carries these bytes too, where they are few: not where many artifacts share them."""
 
     @property
     def descriptor(self) -> Descriptor:
@@ -72,7 +74,7 @@ def artifact_document(
 ) -> bytes:
     """The manifest: the content first, then further blobs, which the repository must hold too; the config is empty."""
     first = content.descriptor.to_json()
-    if len(content.data) <= _EMBEDDED:
+    if content.embedded and len(content.data) <= _EMBEDDED:
         first["data"] = base64.b64encode(content.data).decode()
     value: dict[str, Any] = {
         "schemaVersion": 2,
