@@ -33,14 +33,19 @@ from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
 from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
+from flops.builder.records import Materials
+from flops.builder.records.history import History
+from flops.builder.records.recording import Recording
 from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
+from flops.builder.signing import sign_standing, signing_key
+from flops.builder.wheel_layer import WheelLayer
 from flops.builder.wheels import WheelCache
 from flops.errors import InternalError, RecordUnusable
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Silent, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flops.builder.bytecode import Interpreter
     from flops.builder.doctor import PythonChoice, Resolution
@@ -50,7 +55,7 @@ if TYPE_CHECKING:
     from flops.builder.request import Request
     from flops.builder.rootfs import Base
     from flops.builder.shared_cache import SharedCache
-    from flops.errors import Finding
+    from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
     from flops.settings import Settings
@@ -86,7 +91,9 @@ def _build(
     reuse: bool,
 ) -> Result:
     """With `reuse`, what other builders left in the registry is used, and what is made here is left there."""
+    reporter = history = History(reporter)
     with ExitStack() as stack:
+        key = signing_key(request, settings, target)
         target.check()
         settings.check_cache()
         bound = CacheBound(settings)
@@ -99,6 +106,8 @@ def _build(
         seen = job.inspect()
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
+            if key is not None:
+                sign_standing(target, seen.checkout.repository, standing, key)
             return job.reused(seen, standing, target)
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
         provision = job.provision(seen, assembly)
@@ -117,6 +126,14 @@ def _build(
                     store=job.blobs,
                     before_tags=before_tags,
                     on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
+                    attachments=Recording(
+                        materials=job.materials(seen, provision, images),
+                        history=history,
+                        seconds=job.clock.seconds,
+                        moved={"downloaded": assembly.downloaded},
+                        adjustments=job.adjustments(seen, provision),
+                        findings=job.findings(seen, provision),
+                    ).attachments(key),
                 )
             )
             moved = job.moved(assembly, target)
@@ -353,6 +370,26 @@ class _Job:
         moved = {"downloaded": 0, "uploaded": 0, "reused": sum(sizes.values())}
         return self.result(seen, None, images, target.registry, moved)
 
+    def materials(self, seen: Inspection, provision: Provision, images: Mapping[Actor, Sequence[Image]]) -> Materials:
+        """For the records."""
+        layers = {layer.digest: layer for of in images.values() for image in of for layer in image.layers}
+        told = [one for layer in layers.values() if isinstance(layer, WheelLayer) for one in layer.licences]
+        return Materials(
+            identity=_identity(self.request, seen),
+            recipe=self.request.recipe,
+            python=provision.python,
+            bases=self.foundation.bases(provision.python),
+            runtime=provision.runtime,
+            ml=provision.resolution.locks,
+            licences={one.sha256: one.licence for one in told},
+        )
+
+    def adjustments(self, seen: Inspection, provision: Provision | None) -> tuple[Adjustment, ...]:
+        return (*seen.requirements.adjustments, *(provision.resolution.adjustments if provision else ()))
+
+    def findings(self, seen: Inspection, provision: Provision | None) -> tuple[Finding, ...]:
+        return (*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ()))
+
     def moved(self, assembly: Assembly, target: Target) -> dict[str, int]:
         """Bytes, for the report, once what is left for other builders is in place too."""
         moved = {"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused}
@@ -380,8 +417,8 @@ class _Job:
             python=PythonUsed.of(found.python, seen.requirements.python, flag=self.request.recipe.python)
             if found
             else None,
-            adjustments=(*seen.requirements.adjustments, *(found.adjustments if found else ())),
-            findings=(*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ())),
+            adjustments=self.adjustments(seen, provision),
+            findings=self.findings(seen, provision),
             seconds=self.clock.seconds(),
             bytes=moved,
         )

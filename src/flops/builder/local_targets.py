@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops.builder.publish import Existing, Published, summary_of, with_others
+from flops.builder.records import TIMELESS
+from flops.builder.records.attach import referrer
 from flops.errors import BadImage, OutputError, UnknownPlatform
 from flops.oci.image import index, parse_index, parse_manifest
 from flops.oci.layout import Layout, write_archive
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from flops.oci.engine import Engine
     from flops.oci.image import Descriptor, ImageIndex
     from flops.oci.layer import Layer
-    from flops.oci.layout import BlobStore
+    from flops.oci.layout import BlobStore, Referrer
     from flops.progress import Reporter
 
 
@@ -75,8 +77,9 @@ class LayoutTarget:
         published = {}
         for actor, whole in wholes.items():
             names = [self.reference(delivery.repository, actor, tag) for tag in delivery.tags]
+            referrers = _referrers(delivery, whole, names[0])
             for name in reversed(names):
-                layout.write(name, whole, delivery.store)
+                layout.write(name, whole, delivery.store, referrers)
             published[actor] = Published(reference=names[0], digest=whole.digest)
         return published
 
@@ -132,7 +135,9 @@ class ArchiveTarget:
             name = self.reference(delivery.repository, actor, delivery.tags[0])
             published[actor] = Published(reference=name, digest=whole.digest)
         delivery.before_tags()
-        write_archive(self.path, named, delivery.store)
+        wholes = {whole.digest: (name, whole) for name, whole in named.items()}.values()
+        referrers = [one for name, whole in wholes for one in _referrers(delivery, whole, name, timeless=True)]
+        write_archive(self.path, named, delivery.store, referrers)
         self.uploaded = self.path.stat().st_size
         return published
 
@@ -194,6 +199,20 @@ class EngineTarget:
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in {self.engine.program}. Look at one:"]
         return lines + [f"  {self.engine.program} run --rm {name} --help" for name in references]
+
+
+def _referrers(delivery: Delivery, whole: ImageIndex, name: str, *, timeless: bool = False) -> list[Referrer]:
+    """An image's records; with `timeless` those alone that the same materials make the same bytes of."""
+    attachments = delivery.attachments
+    if attachments is None:
+        return []
+    subjects = {name: whole.digest, **{f"{name} {image.platform}": image.digest for image in whole.images}}
+    try:
+        wanted = [one for one in attachments.make(subjects) if not timeless or one.artifact_type in TIMELESS]
+        return [referrer(record, whole.descriptor, created=attachments.created) for record in wanted]
+    except Exception as error:  # noqa: BLE001 - a record that can't be written costs no image
+        attachments.refused(f"{type(error).__name__}: {error}"[:200])
+        return []
 
 
 def _writable_directory(path: Path) -> None:

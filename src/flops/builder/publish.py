@@ -5,6 +5,7 @@ The build knows none of them: it offers each layer as soon as it is made, and pu
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +17,7 @@ from flops.oci.image import INDEX, Descriptor, ImageIndex, index, index_document
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from flops.builder.records.attach import Attachments
     from flops.builder.shared_cache import SharedCache
     from flops.oci.client import RegistryClient
     from flops.oci.image import Image, ParsedManifest
@@ -88,6 +90,8 @@ class Delivery:
     """Called when all but the tags is in place."""
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None
     """Bytes that are in place, and of how many."""
+    attachments: Attachments | None = None
+    """Records and signatures, where the place can keep them."""
 
 
 class Target(Protocol):
@@ -174,21 +178,21 @@ class RegistryTarget:
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         """Blobs, manifests and index of both actors by digest; then the caller's leave; then the tags."""
         learner = self._registry.repository(delivery.repository, Actor.LEARNER.value)
-        recipe_tag = delivery.tags[-1]
-        wholes = {
-            actor: with_others(delivery, actor, self.existing(delivery.repository, actor, recipe_tag))
-            for actor in delivery.images
-        }
+        found = {actor: self.existing(delivery.repository, actor, delivery.tags[-1]) for actor in delivery.images}
+        wholes = {actor: with_others(delivery, actor, before) for actor, before in found.items()}
         sizes = {actor: _size(whole) for actor, whole in wholes.items()}
         before = 0
-        for actor, whole in wholes.items():
-            name = self._registry.repository(delivery.repository, actor.value)
-            mounts = self._mounts if name == learner else (learner, *self._mounts)
-            progress = _onward(delivery.on_bytes, before, sum(sizes.values()))
-            report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=progress)
-            before += sizes[actor]
-            self.uploaded += report.uploaded
-            self.reused += report.reused
+        with ThreadPoolExecutor(1, thread_name_prefix="records") as beside:
+            attached = beside.submit(self._attach, delivery, wholes, found)
+            for actor, whole in wholes.items():
+                name = self._registry.repository(delivery.repository, actor.value)
+                mounts = self._mounts if name == learner else (learner, *self._mounts)
+                progress = _onward(delivery.on_bytes, before, sum(sizes.values()))
+                report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=progress)
+                before += sizes[actor]
+                self.uploaded += report.uploaded
+                self.reused += report.reused
+            self.uploaded += attached.result()
         delivery.before_tags()
         for tag in reversed(delivery.tags):
             for actor, whole in wholes.items():
@@ -200,6 +204,28 @@ class RegistryTarget:
             )
             for actor, whole in wholes.items()
         }
+
+    def _attach(
+        self, delivery: Delivery, wholes: Mapping[Actor, ImageIndex], found: Mapping[Actor, Existing | None]
+    ) -> int:
+        """Records and signatures, while the images travel; bytes uploaded."""
+        from flops.builder.records.attach import Place, attach_all  # noqa: PLC0415 - a check needs none
+
+        if delivery.attachments is None:
+            return 0
+        places = []
+        for actor, whole in wholes.items():
+            images = {image.platform: image.digest for image in whole.images}
+            before = found[actor]
+            place = Place(
+                repository=self._registry.repository(delivery.repository, actor.value),
+                index=whole.descriptor,
+                images=images,
+                before=before.digest if before else None,
+                others=tuple(platform for platform in (before.manifests if before else ()) if platform not in images),
+            )
+            places.append(place)
+        return attach_all(self.client, delivery.attachments, places)
 
     def shared(self, reporter: Reporter) -> SharedCache | None:
         from flops.builder.shared_cache import REPOSITORY, SharedCache  # noqa: PLC0415 - a check needs none

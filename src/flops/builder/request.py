@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flops.builder.source import Source
     from flops.platforms import Platform
     from flops.recipe import Recipe
@@ -24,3 +26,5 @@ class Request:
     force: bool = False
     """Build although a matching image exists, and move a tag that holds another recipe."""
     verify: bool = True
+    sign: Path | None = None
+    """A private key for signatures; None: the settings' one."""

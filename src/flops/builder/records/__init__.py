@@ -22,6 +22,8 @@ SBOM = "application/vnd.cyclonedx+json"
 PROVENANCE = "application/vnd.in-toto+json"
 BUILD = "application/vnd.flops.build.v1+json"
 KINDS = (LOCKS, SBOM, PROVENANCE, BUILD)
+#: Those that do not depend on the time of the build.
+TIMELESS = (LOCKS, SBOM)
 #: Annotations of a record's documents and of its manifest.
 TITLE = "org.opencontainers.image.title"
 CREATED = "org.opencontainers.image.created"
