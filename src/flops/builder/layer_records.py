@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flops.builder.shared_cache import LAYER
 from flops.builder.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
-from flops.errors import FlopsError, RecordUnusable
+from flops.errors import FlopsError, RecordUnusable, RegistryError
 from flops.oci.blobs import digest_hex
 from flops.oci.diff_id import diff_id
 from flops.oci.layer import MEDIA_TYPES
@@ -92,7 +92,7 @@ class LayerRecords:
         try:
             self._shared.client.fetch_blob(self._shared.repository, layer.digest, write)
             found = diff_id(self._blobs.path(layer.digest), layer.media_type, most=layer.uncompressed_size)
-        except FlopsError as error:
+        except RegistryError as error:
             raise RecordUnusable(f"the recorded layer {layer.digest} can't be read: {error.message}") from error
         if found != layer.diff_id:
             self._blobs.path(layer.digest).unlink(missing_ok=True)

@@ -112,8 +112,9 @@ class Locker:
         """Why CPU builds of PyTorch can't be had; "" where they can. Told after some seconds, and remembered."""
         request = {"torch for cpu": target.uv_platform}
         known = self.recall(request)
-        if isinstance(known, dict) and time.time() < known.get("until", 0):
-            return str(known["reason"])
+        until, reason = (known.get("until"), known.get("reason")) if isinstance(known, dict) else (None, None)
+        if isinstance(until, int | float) and isinstance(reason, str) and time.time() < until:
+            return reason
         asking = self.for_cpu(["torch"])
         asking._patience, asking._seconds, asking._retries = TORCH_PATIENCE, 2 * TORCH_PATIENCE, 0  # noqa: SLF001
         reason = ""

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flops.errors import BadImage, FlopsError
+from flops.errors import BadImage, Cancelled, FlopsError
 from flops.oci.artifacts import Content
 from flops.oci.descriptor import Descriptor, canonical
 from flops.oci.upload import PushedBlob
@@ -50,7 +50,10 @@ class Note:
 
 
 class SharedCache:
-    """One registry's. Safe between threads; the first answer that is no answer ends it for this build, with a warning."""
+    """One registry's. Safe between threads; the first answer that is no answer ends it for this build, with a warning.
+
+    What was asked for once is not asked for again.
+    """
 
     def __init__(self, client: RegistryClient, repository: str, reporter: Reporter) -> None:
         self.client = client
@@ -63,6 +66,7 @@ class SharedCache:
         self._keeping: list[Future[None]] = []
         self._guard = threading.Lock()
         self._off = False
+        self._found: dict[tuple[str, str], Note | None] = {}
 
     @property
     def answers(self) -> bool:
@@ -73,11 +77,22 @@ class SharedCache:
         """What is kept under this key (64 hexadecimal digits); None where there is nothing, or nothing that can be read."""
         if self._off:
             return None
+        with self._guard:
+            if (kind, key) in self._found:
+                return self._found[kind, key]
+        found = self._find(kind, key)
+        with self._guard:
+            self._found[kind, key] = found
+        return found
+
+    def _find(self, kind: str, key: str) -> Note | None:
         try:
             found = self.client.get_artifact(self.repository, f"{kind}-{key}", artifact_type=media_type(kind))
             return None if found is None else _read(found.content, kind, key, found.blobs[1:])
         except (BadImage, ValueError, KeyError, TypeError, RecursionError) as error:
             self.ignore(kind, key, error.message if isinstance(error, FlopsError) else "it can't be read")
+        except Cancelled:
+            raise
         except FlopsError as error:
             self._end(f"asked: {error.message}")
         return None
@@ -94,6 +109,8 @@ class SharedCache:
         """Of a blob in this repository; None where there is none."""
         try:
             return self.client.blob_size(self.repository, digest)
+        except Cancelled:
+            raise
         except FlopsError as error:
             self._end(f"asked: {error.message}")
             return None
@@ -126,6 +143,8 @@ class SharedCache:
                 blobs = [Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)]
             content = Content(data=document, media_type=media_type(kind))
             self.client.put_artifact(self.repository, f"{kind}-{key}", media_type(kind), content, blobs=blobs)
+        except Cancelled:
+            return  # so is the build
         except (FlopsError, OSError) as error:
             self._end(f"told: {error.message if isinstance(error, FlopsError) else error.strerror}")
             return

@@ -145,7 +145,7 @@ class DebianBase:
 
     def _base(self, platform: Platform, bytecode: Layer) -> Base:
         made = self._made[platform]
-        python = next(p.version for p in made.packages if p.name == f"python{self._suite.minor}-minimal")
+        python = next(package.version for package in made.packages if package.name == self._python)
         return Base(
             platform=platform,
             python=python.partition("-")[0],
@@ -156,6 +156,11 @@ class DebianBase:
             packages=made.packages,
         )
 
+    @property
+    def _python(self) -> str:
+        """The package whose version is Python's."""
+        return f"python{self._suite.minor}-minimal"
+
     def _make(self, platforms: Sequence[Platform]) -> None:
         with self._lock:
             todo = sorted(set(platforms) - self._made.keys())
@@ -164,6 +169,8 @@ class DebianBase:
 
     def _packages_layer(self, platform: Platform) -> _Made:
         packages = None if self._upgrade else self._store.packages(self._set_key(platform))
+        if packages is not None and not any(package.name == self._python for package in packages):
+            packages = None  # another builder's, and none of ours
         if packages is None or (self._recall(packages) is None and self._store.missing(packages)):
             packages = self._fetch(platform, packages)
         layer = self._recall(packages)
