@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flops.builder.shared_cache import LAYER
 from flops.builder.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
-from flops.errors import FlopsError, RecordUnusable, RegistryError
+from flops.errors import BadImage, FlopsError, RecordUnusable, RegistryError
 from flops.oci.blobs import digest_hex
 from flops.oci.diff_id import diff_id
 from flops.oci.layer import MEDIA_TYPES
@@ -89,14 +89,14 @@ class LayerRecords:
                     blob.write(piece)
                 blob.commit(layer.digest)
 
+        path = self._blobs.path(layer.digest)
         try:
             self._shared.client.fetch_blob(self._shared.repository, layer.digest, write)
-            found = diff_id(self._blobs.path(layer.digest), layer.media_type, most=layer.uncompressed_size)
+            if diff_id(path, layer.media_type, most=layer.uncompressed_size) != layer.diff_id:
+                raise BadImage("it does not hold the files that its record tells of")
         except RegistryError as error:
-            raise RecordUnusable(f"the recorded layer {layer.digest} can't be read: {error.message}") from error
-        if found != layer.diff_id:
-            self._blobs.path(layer.digest).unlink(missing_ok=True)
-            raise RecordUnusable(f"the recorded layer {layer.digest} does not hold the files that its record tells of")
+            path.unlink(missing_ok=True)
+            raise RecordUnusable(f"the recorded layer {layer.digest} can't be used: {error.message}") from error
 
 
 def _layer(note: Note) -> WheelLayer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -52,11 +53,14 @@ class PackageStore:
 
     def layer(self, key: str) -> Layer | None:
         """The layer under this key: its blob is here, or in the registry, whence it comes when it is opened."""
+        path = self._root / "layers" / f"{key}.json"
         try:
-            layer = Layer.from_json(json.loads((self._root / "layers" / f"{key}.json").read_text()))
+            layer = Layer.from_json(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             layer = None
         if layer is not None and self._blobs.use(layer.digest, layer.size):
+            with contextlib.suppress(OSError):
+                os.utime(path)
             return layer
         return self._records.find(key, known=layer) if self._records else None
 
