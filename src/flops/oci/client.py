@@ -210,6 +210,14 @@ class RegistryClient:
         """Push an artifact that refers to a manifest of the same repository, so that `referrers` lists it."""
         return self.put_artifact(repository, None, artifact_type, content, annotations=annotations, subject=subject)
 
+    def push_referrer(self, repository: str, descriptor: Descriptor, document: bytes) -> bool:
+        """Push an artifact's manifest whose blobs are there; whether the registry itself lists it as a referrer."""
+        return self._manifests.put(repository, descriptor.digest, descriptor.media_type, document).lists_subject
+
+    def list_referrers(self, repository: str, subject: str, referrers: Sequence[Descriptor]) -> None:
+        """Keep the list of what refers to a digest, for a registry that keeps none."""
+        self._referrers.add(repository, subject, *referrers)
+
     def get_artifact(self, repository: str, reference: str, *, artifact_type: str | None = None) -> Artifact | None:
         """An artifact by tag or digest, with its content; None where there is none, or none of this type.
 
@@ -247,6 +255,10 @@ class RegistryClient:
             progress=progress,
             before_tags=before_tags,
         )
+
+    def push_tags(self, repository: str, index: ImageIndex, store: BlobStore, tags: Sequence[str]) -> None:
+        """Name an index that `push_index` pushed; what the registry lost since is pushed again."""
+        push.push_tags(self, repository, index, store, tags)
 
     def images(self, repository: str, reference: str) -> dict[Platform, RemoteImage] | None:
         """The documents of each platform's image under a tag or digest; None where there is none. No layers."""

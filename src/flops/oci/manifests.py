@@ -53,25 +53,10 @@ class Manifests:
 
         ManifestIncomplete where the registry does not hold what it names, RegistryDigest where it kept another one.
         """
-        digest, scope = sha256(document), pushing(repository)
-        path = _path(repository, reference)
-        answer = self._session.request(
-            "PUT",
-            path,
-            expect={200, 201, 202, 400, 404},
-            scope=scope,
-            headers={"Content-Type": media_type},
-            content=document,
-        )
-        if not answer.is_success:
-            failure = self._session.refusal(answer)
-            if error_codes(answer) & _INCOMPLETE:
-                raise ManifestIncomplete(failure.message, hint="push again")
-            raise failure
-        if answer.headers.get(_DIGEST, digest) != digest:
-            raise self._other_digest(path)
+        digest = sha256(document)
+        lists_subject = self._session.retry.run(lambda: self._put(repository, reference, media_type, document, digest))
         self._session.retry.run(lambda: self._verify(repository, reference, digest))
-        return Receipt(digest=digest, lists_subject="oci-subject" in answer.headers)
+        return Receipt(digest=digest, lists_subject=lists_subject)
 
     def get(self, repository: str, reference: str) -> Manifest | None:
         """A manifest or index by tag or digest; None where there is none. RegistryDigest where it is not what it says."""
@@ -99,6 +84,25 @@ class Manifests:
             )
             raise DeletesUnsupported(f"{self._session.registry.host} deletes no {what}: {failure.message}", hint=hint)
         return answer.is_success
+
+    def _put(self, repository: str, reference: str, media_type: str, document: bytes, digest: str) -> bool:
+        path = _path(repository, reference)
+        answer = self._session.send(
+            "PUT",
+            path,
+            expect={200, 201, 202, 400, 404},
+            scope=pushing(repository),
+            headers={"Content-Type": media_type},
+            content=document,
+        )
+        if not answer.is_success:
+            failure = self._session.refusal(answer)
+            if error_codes(answer) & _INCOMPLETE:
+                raise ManifestIncomplete(failure.message, hint="push again")
+            raise failure
+        if answer.headers.get(_DIGEST, digest) != digest:
+            raise Transient(self._other_digest(path), tries=2)
+        return "oci-subject" in answer.headers
 
     def _verify(self, repository: str, reference: str, digest: str) -> None:
         """The registry must tell our digest under the reference, or at least hold it where somebody moved the tag."""

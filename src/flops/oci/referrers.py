@@ -44,11 +44,10 @@ class Referrers:
         distinct = {entry.digest: entry for entry in found}
         return tuple(entry for entry in distinct.values() if artifact_type in {None, entry.artifact_type})
 
-    def add(self, repository: str, subject: str, referrer: Descriptor) -> None:
-        """Note a manifest that was pushed in the tag's index."""
-        self._change(
-            repository, subject, lambda entries: (*entries, referrer), lambda digests: referrer.digest in digests
-        )
+    def add(self, repository: str, subject: str, *referrers: Descriptor) -> None:
+        """Note manifests that were pushed in the tag's index."""
+        digests = {referrer.digest for referrer in referrers}
+        self._change(repository, subject, lambda entries: (*entries, *referrers), digests.issubset)
 
     def remove(self, repository: str, subject: str, digest: str) -> None:
         """Take a manifest that was deleted out of the tag's index, where there is one."""

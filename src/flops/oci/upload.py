@@ -218,9 +218,10 @@ class Upload:
 
     def _smaller(self, answer: httpx.Response, size: int) -> None:
         """Half of what was refused, for all uploads from now on; RegistryTooLarge where that is less than it may be."""
-        half = min(size // 2, _FIRST_CHUNK)
-        if self._chunkless or half < max(_LEAST_CHUNK, self._least):
+        least = max(_LEAST_CHUNK, self._least)
+        if self._chunkless or size <= least:
             raise self._session.refusal(answer)
+        half = max(least, min(size // 2, _FIRST_CHUNK))
         self._session.chunk = min(half, self._session.chunk or half)
         self._body.count(self._offset)
 
