@@ -21,13 +21,14 @@ from flops.builder.licences import licence
 from flops.builder.pylock import Lock, LockedWheel, Target, parse
 from flops.builder.records import LOCKS, PLATFORMS, PROVENANCE, SBOM, TITLE, Materials
 from flops.builder.records.attach import attach, carried
+from flops.builder.records.bills import Bills
 from flops.builder.records.history import MOST_EVENTS, History, build_record
 from flops.builder.records.locks import locks_record, pylock
 from flops.builder.records.provenance import Run, provenance_record
-from flops.builder.records.sbom import sbom, sbom_record
+from flops.builder.records.sbom import sbom
 from flops.builder.rootfs import Base, BasePackage
 from flops.errors import Adjustment, Finding
-from flops.oci.artifacts import parse_artifact
+from flops.oci.artifacts import EMPTY, parse_artifact
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import INDEX, Descriptor
 from flops.oci.image import index_document
@@ -159,9 +160,9 @@ def test_each_environment_and_base_is_a_document():
 
 
 # --- bill of materials ---
-def test_a_bill_is_valid_and_names_everything():
+def test_a_bill_is_valid_and_names_everything(tmp_path):
     made = materials(AMD64, ARM64)
-    for part in sbom_record(made).parts:
+    for part in Bills(tmp_path).record(made).parts:
         assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(part.data.decode()) is None
         document = json.loads(part.data)
         found = {component["bom-ref"]: component for component in document["components"]}
@@ -195,6 +196,22 @@ def test_a_base_image_is_one_component():
     found = {one["bom-ref"]: one for one in json.loads(sbom(made, AMD64))["components"]}
     assert found["base/image"]["name"] == "registry.example/python:3.11"
     assert found["base/image"]["hashes"][0]["content"] == "cd" * 32
+
+
+def test_a_bill_is_kept_by_what_it_names(tmp_path, monkeypatch):
+    made = materials(AMD64, ARM64)
+    first = Bills(tmp_path).record(made)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("flops.builder.records.sbom.sbom", None)
+        assert Bills(tmp_path).record(made) == first
+    files[0].write_bytes(files[0].read_bytes().replace(b"numpy", b"nunpy"))
+    assert Bills(tmp_path).record(made) == first
+    licences = {**made.licences, wheel("protobuf", "3.20.3").sha256: "BSD-3-Clause"}
+    assert Bills(tmp_path).record(materials(AMD64, ARM64, licences=licences)) != first
+    (tmp_path / "none").write_bytes(b"")
+    assert Bills(tmp_path / "none").record(made) == first
 
 
 # --- licences ---
@@ -336,7 +353,7 @@ def test_records_are_referrers_and_go_on_with_other_platforms(tmp_path):
                 media_type=INDEX, digest=client.get_manifest("acme/learner", "1").digest, size=len(document)
             )
             before = carried(client, "acme/learner", subjects[-1].digest, [AMD64]) if subjects else {}
-            for record in (locks_record(materials(platform)), sbom_record(materials(platform))):
+            for record in (locks_record(materials(platform)), Bills(tmp_path / "bills").record(materials(platform))):
                 attach(
                     client,
                     "acme/learner",
@@ -357,7 +374,7 @@ def test_records_are_referrers_and_go_on_with_other_platforms(tmp_path):
 
 
 def test_documents_that_the_registry_has_are_not_uploaded_again(tmp_path):
-    record = sbom_record(materials(AMD64))
+    record = Bills(tmp_path / "bills").record(materials(AMD64))
     size = len(record.parts[0].data)
     uploaded = []
     with EmbeddedRegistry(tmp_path / "registry") as server:
@@ -367,8 +384,9 @@ def test_documents_that_the_registry_has_are_not_uploaded_again(tmp_path):
                     document = index_document([], {"number": str(number)})
                     digest = client.put_manifest(repository, "1", INDEX, document)
                     subject = Descriptor(media_type=INDEX, digest=digest, size=len(document))
-                    uploaded.append(attach(client, repository, subject, record, created="2026-01-02T03:04:05Z"))
-    assert uploaded == [size, 0, 0, 0]
+                    made = attach(client, repository, subject, record, created="2026-01-02T03:04:05Z")
+                    uploaded.append(made.uploaded)
+    assert uploaded == [size + len(EMPTY), 0, 0, 0]
 
 
 def test_licences_of_spdx_are_written_as_such():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder import actors, compose, naming, runtime, verify
 from flops.builder.actors import Actor
+from flops.builder.aside import Aside
 from flops.builder.assemble import Assembly, Workshop
 from flops.builder.cache_bound import CacheBound
 from flops.builder.clock import Clock
@@ -34,6 +35,7 @@ from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
 from flops.builder.records import Materials
+from flops.builder.records.bills import Bills
 from flops.builder.records.history import History
 from flops.builder.records.recording import Recording
 from flops.builder.result import ActorImage, PythonUsed, Result, actor_images
@@ -94,7 +96,7 @@ def _build(
     reporter = history = History(reporter)
     with ExitStack() as stack:
         key = signing_key(request, settings, target)
-        target.check()
+        reached = Aside(target.check)
         settings.check_cache()
         bound = CacheBound(settings)
         stack.enter_context(bound.held())
@@ -104,11 +106,14 @@ def _build(
         job = _Job(request, settings, reporter, stack, shared)
         bound.watch(job.blobs, job.wheels)
         seen = job.inspect()
+        reached.result()
+        allowed = Aside(lambda: target.check_push(seen.checkout.repository))
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
             if key is not None:
                 sign_standing(target, seen.checkout.repository, standing, key)
             return job.reused(seen, standing, target)
+        allowed.result()
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
         provision = job.provision(seen, assembly)
         with job.clock.stage(Stage.FETCH, f"{provision.wheels} wheels"):
@@ -128,6 +133,7 @@ def _build(
                     on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
                     attachments=Recording(
                         materials=job.materials(seen, provision, images),
+                        bills=Bills(settings.cache_dir / "records"),
                         history=history,
                         seconds=job.clock.seconds,
                         moved={"downloaded": assembly.downloaded},

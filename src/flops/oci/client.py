@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from flops.oci import listing, pull, push
+from flops.oci import listing, pull, push, push_check
 from flops.oci.manifests import Manifests
 from flops.oci.referrers import Referrers
 from flops.oci.remote_artifacts import RemoteArtifacts
@@ -85,6 +85,10 @@ class RegistryClient:
     def ping(self) -> None:
         """See that there is a registry that talks to us; RegistryUnreachable, RegistryAuth, RegistryRefused."""
         self._session.request("GET", "/v2/", expect={200})
+
+    def check_push(self, repositories: Sequence[str]) -> None:
+        """See that we may push images to these repositories; RegistryUnreachable, RegistryAuth, RegistryRefused."""
+        push_check.check_push(self._session, repositories)
 
     # --- blobs ---
     def has_blob(self, repository: str, digest: str) -> bool:

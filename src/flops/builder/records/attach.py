@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -55,15 +55,28 @@ class Place:
     """Platforms that it has from there."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """A record in its place."""
+
+    descriptor: Descriptor
+    listed: bool
+    """Whether the registry itself tells whom it refers to."""
+    uploaded: int
+    """Bytes of documents that were not there."""
+
+
 def contents(record: Record) -> tuple[Content, ...]:
     """Its documents as blobs, each with its file name and platforms."""
     return tuple(_content(part) for part in record.parts)
 
 
-def referrer(record: Record, subject: Descriptor, *, created: str) -> Referrer:
-    """A record for a place that holds files: its manifest, and all that this names."""
+def referrer(record: Record, subject: Descriptor, *, created: str, carried: Sequence[Descriptor] = ()) -> Referrer:
+    """A record's manifest, and the documents that it names; those that are carried lie there already."""
     first, *others = contents(record)
-    blobs = [one.descriptor for one in others]
+    named = {one.digest: one for one in (*(one.descriptor for one in others), *carried)}
+    named.pop(first.descriptor.digest, None)
+    blobs = tuple(named.values())
     annotations = {CREATED: created}
     document = artifact_document(record.artifact_type, first, blobs=blobs, annotations=annotations, subject=subject)
     descriptor = Descriptor(
@@ -83,31 +96,19 @@ def attach(
     record: Record,
     *,
     created: str,
-    carried: Collection[Descriptor] = (),
-) -> int:
-    """Push a record; bytes of documents that were uploaded for it. RegistryError.
+    carried: Sequence[Descriptor] = (),
+) -> Attached:
+    """Push a record; RegistryError. A registry that does not list referrers is left to `list_referrers`.
 
     `carried`: documents of an earlier index, which the repository holds already.
     """
-    first, *others = contents(record)
+    made = referrer(record, subject, created=created, carried=carried)
     uploaded = 0
-    for one in (first, *others):
-        digest, size = one.descriptor.digest, len(one.data)
-        opener = partial(io.BytesIO, one.data)
-        how = client.push_blob(repository, digest, size, opener)
-        uploaded += size if how is PushedBlob.UPLOADED else 0
-    blobs = {one.digest: one for one in (*(one.descriptor for one in others), *carried)}
-    blobs.pop(first.descriptor.digest, None)
-    client.put_artifact(
-        repository,
-        None,
-        record.artifact_type,
-        first,
-        blobs=tuple(blobs.values()),
-        annotations={CREATED: created},
-        subject=subject,
-    )
-    return uploaded
+    for one in made.documents[1:]:
+        how = client.push_blob(repository, sha256(one), len(one), partial(io.BytesIO, one))
+        uploaded += len(one) if how is PushedBlob.UPLOADED else 0
+    listed = client.push_referrer(repository, made.descriptor, made.documents[0])
+    return Attached(descriptor=made.descriptor, listed=listed, uploaded=uploaded)
 
 
 def attach_all(client: RegistryClient, attachments: Attachments, places: Sequence[Place]) -> int:
@@ -138,20 +139,18 @@ def _attach_records(client: RegistryClient, attachments: Attachments, places: Se
     }
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="record") as pool:
         before = list(pool.map(lambda place: _before(client, place), places))
-        travelling = [
-            pool.submit(
-                attach,
-                client,
-                place.repository,
-                place.index,
-                record,
-                created=attachments.created,
-                carried=kept.get(record.artifact_type, ()),
-            )
-            for record in attachments.make(subjects)
-            for place, kept in zip(places, before, strict=True)
-        ]
-        return sum(one.result() for one in travelling)
+        travelling: dict[str, list[Future[Attached]]] = {place.repository: [] for place in places}
+        for record in attachments.make(subjects):
+            for place, kept in zip(places, before, strict=True):
+                one = partial(attach, client, place.repository, place.index, record, created=attachments.created)
+                carried = kept.get(record.artifact_type, ())
+                travelling[place.repository].append(pool.submit(one, carried=carried))
+        for place in places:
+            attached = [one.result() for one in travelling[place.repository]]
+            unlisted = [one.descriptor for one in attached if not one.listed]
+            if unlisted:
+                client.list_referrers(place.repository, place.index.digest, unlisted)
+        return sum(one.result().uploaded for of in travelling.values() for one in of)
 
 
 def _before(client: RegistryClient, place: Place) -> Mapping[str, tuple[Descriptor, ...]]:

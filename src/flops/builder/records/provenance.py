@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import flops
 from flops.builder.records import PROVENANCE, Part, Record, timestamp
 from flops.builder.records.locks import stem
-from flops.builder.records.sbom import deb_url, wheel_url
+from flops.builder.records.package_urls import deb_url, wheel_url
 from flops.oci.descriptor import canonical
 from flops.recipe import RECIPE_VERSION
 
@@ -86,11 +86,11 @@ def dependencies(materials: Materials) -> Sequence[Mapping[str, Any]]:
     for platform in materials.platforms:
         base = materials.bases[platform]
         suite = materials.python.suite
-        packages = [(deb_url(package, suite), package.sha256) for package in base.packages]
+        packages = [(str(deb_url(package, suite)), package.sha256) for package in base.packages]
         if not packages:
             packages = [(f"oci:{materials.recipe.base}", base.lock.removeprefix("sha256:"))]
         locks = materials.environments(platform).values()
-        packages += [(wheel_url(wheel), wheel.sha256) for lock in locks for wheel in lock.wheels]
+        packages += [(str(wheel_url(wheel)), wheel.sha256) for lock in locks for wheel in lock.wheels]
         found |= {(url, digits): {"uri": url, "digest": {"sha256": digits}} for url, digits in packages}
     return [_commit(identity.source, identity.commit), *(found[key] for key in sorted(found))]
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from flops.builder.records.attach import Attachments
 from flops.builder.records.history import build_record
+from flops.builder.records.locks import locks_record
+from flops.builder.records.provenance import Run, provenance_record
 from flops.progress import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from flops.builder.records import Materials, Record
+    from flops.builder.records.bills import Bills
     from flops.builder.records.history import History
     from flops.errors import Adjustment, Finding
     from flops.oci.signature import SigningKey
@@ -26,6 +29,7 @@ class Recording:
     """What a build knows when its images are ready to be put in their place."""
 
     materials: Materials
+    bills: Bills
     history: History
     seconds: Callable[[], Mapping[str, float]]
     moved: Mapping[str, int]
@@ -39,11 +43,6 @@ class Recording:
 
     def records(self, subjects: Mapping[str, str]) -> Iterator[Record]:
         """Locks, bill of materials, provenance, history; `subjects` are digests by name."""
-        # the library of the bill is slow to import: it is needed only here, while images travel
-        from flops.builder.records.locks import locks_record  # noqa: PLC0415
-        from flops.builder.records.provenance import Run, provenance_record  # noqa: PLC0415
-        from flops.builder.records.sbom import sbom_record  # noqa: PLC0415
-
         run = Run(identity=str(uuid.uuid4()), begun=self.history.begun, ended=datetime.now(UTC))
         yield build_record(
             self.history,
@@ -56,7 +55,7 @@ class Recording:
         )
         yield locks_record(self.materials)
         yield provenance_record(self.materials, run, subjects)
-        yield sbom_record(self.materials)
+        yield self.bills.record(self.materials)
 
 
 def _refused(history: History, reason: str) -> None:

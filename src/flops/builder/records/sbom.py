@@ -20,8 +20,7 @@ from packageurl import PackageURL
 
 import flops
 from flops.builder.compose import locked
-from flops.builder.records import SBOM, Part, Record
-from flops.builder.records.locks import stem
+from flops.builder.records.package_urls import deb_url, wheel_url
 from flops.oci.descriptor import canonical
 
 if TYPE_CHECKING:
@@ -39,22 +38,6 @@ PART = "io.flops.part"
 #: What is not known; Debian's copyright files stand in the image under /usr/share/doc.
 NOASSERTION = "NOASSERTION"
 _NAMESPACE = uuid.UUID("6d4f8a5e-32f5-5b6c-9d55-3f1f0a1f9a10")
-
-
-def sbom_record(materials: Materials) -> Record:
-    """One document for each platform."""
-    return Record(
-        artifact_type=SBOM,
-        parts=tuple(
-            Part(
-                title=f"sbom-{stem(platform)}.cdx.json",
-                media_type=SBOM,
-                data=sbom(materials, platform),
-                platforms=(platform,),
-            )
-            for platform in materials.platforms
-        ),
-    )
 
 
 def sbom(materials: Materials, platform: Platform) -> bytes:
@@ -80,17 +63,6 @@ def sbom(materials: Materials, platform: Platform) -> bytes:
     # what needs what is not known here, and an entry without needs would say that there are none
     del document["dependencies"]
     return canonical(document)
-
-
-def deb_url(package: BasePackage, suite: str) -> str:
-    """A Debian package as a package URL."""
-    qualifiers = {"arch": package.architecture, "distro": suite}
-    return PackageURL("deb", "debian", package.name, package.version, qualifiers).to_string()
-
-
-def wheel_url(wheel: LockedWheel) -> str:
-    """A wheel as a package URL."""
-    return PackageURL("pypi", None, wheel.name, wheel.version).to_string()
 
 
 def _components(materials: Materials, platform: Platform) -> Iterator[Component]:
@@ -126,7 +98,7 @@ def _package(package: BasePackage, suite: str) -> Component:
         version=package.version,
         type=ComponentType.LIBRARY,
         bom_ref=f"base/{package.name}@{package.version}",
-        purl=PackageURL.from_string(deb_url(package, suite)),
+        purl=deb_url(package, suite),
         hashes=[_sha256(package.sha256)],
         licenses=[_licence("")],
         properties=[Property(name=PART, value="base")],
@@ -139,7 +111,7 @@ def _wheel(wheel: LockedWheel, part: str, licence: str) -> Component:
         version=wheel.version,
         type=ComponentType.LIBRARY,
         bom_ref=f"{part}/{wheel.name}@{wheel.version}",
-        purl=PackageURL.from_string(wheel_url(wheel)),
+        purl=wheel_url(wheel),
         hashes=[_sha256(wheel.sha256)],
         licenses=[_licence(licence)],
         properties=[Property(name=PART, value=part)],
