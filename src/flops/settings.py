@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     """Where images are pushed, `[http://]HOST[:PORT][/PREFIX]`."""
     registry_pull: str | None = None
     """The registry's name in results, where nodes reach it by another name."""
+    upload_chunk: ByteSize | None = Field(default=None, ge=1024 * 1024)
+    """Largest body of a request to the registry (`32MiB`), where a proxy before it says no to larger ones; found out otherwise."""
     cache_dir: Path = Field(default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"))
     """Wheels, layers, locks, base packages: can be deleted at any time."""
     data_dir: Path = Field(default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"))

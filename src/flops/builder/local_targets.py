@@ -38,6 +38,9 @@ class LayoutTarget:
     def check(self) -> None:
         _writable_directory(self.root)
 
+    def check_push(self, repository: str) -> None:
+        """Any name can be written here."""
+
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"{repository}/{actor.value}:{tag}"
 
@@ -116,6 +119,9 @@ class ArchiveTarget:
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a directory", hint="name a file that ends in .tar")
 
+    def check_push(self, repository: str) -> None:
+        """Any name can be written here."""
+
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"{repository}/{actor.value}:{tag}"
 
@@ -162,6 +168,9 @@ class EngineTarget:
 
     def check(self) -> None:
         """The engine answered when it was found."""
+
+    def check_push(self, repository: str) -> None:
+        """Any name can be written here."""
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"localhost/{repository}/{actor.value}:{tag}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flops.builder.actors import Actor
 from flops.errors import BadImage, ImageNotFound
-from flops.oci.image import INDEX, Descriptor, ImageIndex, index, index_document, parse_index, parse_manifest
+from flops.oci.image import Descriptor, ImageIndex, index, index_document, parse_index, parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +110,9 @@ class Target(Protocol):
     def check(self) -> None:
         """Fail now if the place can't be used, before any work is done."""
 
+    def check_push(self, repository: str) -> None:
+        """Fail now if images of this name can't be put there."""
+
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         """The name of an image there."""
 
@@ -142,6 +145,9 @@ class RegistryTarget:
 
     def check(self) -> None:
         self.client.ping()
+
+    def check_push(self, repository: str) -> None:
+        self.client.check_push([self._registry.repository(repository, actor.value) for actor in Actor])
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         pull = self._pull_name or self._registry
@@ -197,7 +203,7 @@ class RegistryTarget:
         for tag in reversed(delivery.tags):
             for actor, whole in wholes.items():
                 name = self._registry.repository(delivery.repository, actor.value)
-                self.client.put_manifest(name, tag, INDEX, whole.document)
+                self.client.push_tags(name, whole, delivery.store, [tag])
         return {
             actor: Published(
                 reference=self.reference(delivery.repository, actor, delivery.tags[0]), digest=whole.digest

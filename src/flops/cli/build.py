@@ -101,7 +101,12 @@ def choose_target(settings: Settings, *, registry: str | None, output: Path | No
     name = registry or settings.registry
     if name:
         pull = Registry.parse(settings.registry_pull) if settings.registry_pull else None
-        client = RegistryClient(Registry.parse(name), credentials=UserCredentials.of_user(), verify=settings.ca_bundle)
+        client = RegistryClient(
+            Registry.parse(name),
+            credentials=UserCredentials.of_user(),
+            verify=settings.ca_bundle,
+            chunk=settings.upload_chunk,
+        )
         return RegistryTarget(client, pull_name=pull)
     return LayoutTarget(settings.data_dir / "images")
 
