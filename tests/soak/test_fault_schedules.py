@@ -18,4 +18,4 @@ def test_a_thousand_schedules(tmp_path, monkeypatch):
     assert ends.total() == SCHEDULES
     assert ends["whole"] > SCHEDULES // 4
     assert ends.total() - ends["whole"] > SCHEDULES // 10
-    assert min(happened.values()) > 10, happened
+    assert min(happened.values()) > 3, happened
