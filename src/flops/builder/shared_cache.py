@@ -142,7 +142,10 @@ class SharedCache:
                 self._keep_layer(layer, store)
                 blobs = [Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)]
             content = Content(data=document, media_type=media_type(kind))
-            self.client.put_artifact(self.repository, f"{kind}-{key}", media_type(kind), content, blobs=blobs)
+            annotations = {"org.opencontainers.image.created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            self.client.put_artifact(
+                self.repository, f"{kind}-{key}", media_type(kind), content, blobs=blobs, annotations=annotations
+            )
         except Cancelled:
             return  # so is the build
         except (FlopsError, OSError) as error:

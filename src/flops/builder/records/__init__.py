@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from flops.builder.compose import Identity
     from flops.builder.doctor import PythonChoice
@@ -49,6 +49,8 @@ class Record:
 
     artifact_type: str
     parts: tuple[Part, ...]
+    built: str = ""
+    """When the build ran, RFC 3339, where the record tells of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,14 @@ class Materials:
     def environments(self, platform: Platform) -> dict[str, Lock]:
         """Both environments of an image by name."""
         return {"ml": self.ml[platform], "runtime": self.runtime[platform]}
+
+
+def read_timestamp(text: str) -> datetime | None:
+    """What `timestamp` writes; None for anything else."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def timestamp(when: datetime) -> str:

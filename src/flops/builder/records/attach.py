@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flops.builder.records import CREATED, KINDS, PLATFORMS, TITLE, Part, Record
+from flops.builder.records import BUILT, CREATED, KINDS, PLATFORMS, TITLE, Part, Record
 from flops.errors import FlopsError
 from flops.oci.artifacts import EMPTY, Content, artifact_document, parse_artifact
 from flops.oci.blobs import sha256
@@ -77,7 +77,7 @@ def referrer(record: Record, subject: Descriptor, *, created: str, carried: Sequ
     named = {one.digest: one for one in (*(one.descriptor for one in others), *carried)}
     named.pop(first.descriptor.digest, None)
     blobs = tuple(named.values())
-    annotations = {CREATED: created}
+    annotations = {CREATED: created} | ({BUILT: record.built} if record.built else {})
     document = artifact_document(record.artifact_type, first, blobs=blobs, annotations=annotations, subject=subject)
     descriptor = Descriptor(
         media_type=MANIFEST,

@@ -102,4 +102,4 @@ def build_record(
     }
     title = f"build-{'-'.join(map(stem, platforms))}.json"
     part = Part(title=title, media_type=BUILD, data=canonical(document), platforms=tuple(platforms))
-    return Record(artifact_type=BUILD, parts=(part,))
+    return Record(artifact_type=BUILD, parts=(part,), built=timestamp(run.begun))

@@ -76,7 +76,7 @@ def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str
         data=canonical(statement),
         platforms=materials.platforms,
     )
-    return Record(artifact_type=PROVENANCE, parts=(part,))
+    return Record(artifact_type=PROVENANCE, parts=(part,), built=timestamp(run.begun))
 
 
 def dependencies(materials: Materials) -> Sequence[Mapping[str, Any]]:
