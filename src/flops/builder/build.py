@@ -402,7 +402,8 @@ class _Job:
         if self.shared is not None:
             self.shared.wait()
             moved["uploaded"] += self.shared.uploaded
-            moved["reused"] -= self.shared.uploaded_layers  # went there first, and was mounted thence
+            # went there first, and was mounted thence, where an image has it
+            moved["reused"] = max(0, moved["reused"] - self.shared.uploaded_layers)
         return moved
 
     def result(
