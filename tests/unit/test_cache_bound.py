@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -199,6 +201,41 @@ def test_what_is_used_just_when_it_is_taken_is_put_back(cache, monkeypatch):
     monkeypatch.setattr(CacheBound, "_found", used_meanwhile)
     assert cache.bound(0).keep() == 0
     assert blob.exists()
+
+
+def test_whoever_uses_and_whoever_removes_come_one_after_the_other(cache):
+    """Many at once: what a build was told to be there can be read, however hard others remove."""
+    store, done = BlobStore(cache.root), threading.Event()
+    digests = [store.put(bytes([number]) * BLOCK) for number in range(8)]
+    told = {"there": 0, "gone": 0}
+
+    def build(seed):
+        numbers = random.Random(seed)
+        for _ in range(60):
+            with cache.bound(0).held():
+                digest = numbers.choice(digests)
+                if store.use(digest, BLOCK):
+                    told["there"] += 1
+                    assert len(store.read(digest)) == BLOCK
+                else:
+                    told["gone"] += 1
+                    store.put(bytes([digests.index(digest)]) * BLOCK)
+
+    def remove():
+        while not done.is_set():
+            (cache.root / ".bound").write_text("")  # so that it is due each time
+            cache.bound(0).keep()
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(build, range(4)))
+    finally:
+        done.set()
+        remover.join()
+    assert told["there"] > 10
+    assert told["gone"] > 10
 
 
 def test_a_build_that_begins_waits_for_the_end_of_a_removal(cache):

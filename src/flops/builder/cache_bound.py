@@ -40,7 +40,14 @@ UV_SECONDS = 60.0
 #: Files that go one by one, and directories that go as a whole.
 _FILES = ("wheels/??/*.whl", "blobs/sha256/*", "bases/debs/*.deb")
 _TREES = ("bases/interpreters/*", "pythons/????????????????????????????????????????????????????????????????")
-_DOCUMENTS = ("layers/*.json", "bases/layers/*.json", "bases/sets/*.json", "locks/*.json", "provides/*/??/*.json", "records/*.json")
+_DOCUMENTS = (
+    "layers/*.json",
+    "bases/layers/*.json",
+    "bases/sets/*.json",
+    "locks/*.json",
+    "provides/*/??/*.json",
+    "records/*.json",
+)
 
 
 class Writer(Protocol):
@@ -201,19 +208,25 @@ class CacheBound:
 
 
 def _remove(item: Item, trash: Path) -> bool:
-    """Take an item away; one that was used since it was looked at is put back."""
+    """Take an item away unless it was used since it was looked at; its lock is what `used` waits for."""
     aside = trash / secrets.token_hex(8)
     try:
-        item.path.rename(aside)
-        if aside.stat().st_mtime > item.used:
-            aside.rename(item.path)
-            return False
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink()
+        descriptor = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_mtime > item.used:
+            return False
+        item.path.rename(aside)
+    except OSError:  # it is being used just now, or it is gone
+        return False
+    finally:
+        os.close(descriptor)
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
     return True
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from flops.builder.index import tls, without_credentials
 from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
+from flops.oci.blobs import used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -96,14 +97,8 @@ class WheelCache:
 
     def has(self, wheel: LockedWheel) -> bool:
         """Whether it is here, whole by its size (its bytes were verified when it came)."""
-        path = self.path(wheel)
-        try:
-            size = path.stat().st_size
-            with contextlib.suppress(PermissionError):  # somebody else's, who removes nothing while we use it
-                os.utime(path)  # used now (see the cache's bound)
-        except OSError:
-            return False
-        return wheel.size in {None, size}
+        size = used(self.path(wheel))
+        return size is not None and wheel.size in {None, size}
 
     def auth(self, wheel: LockedWheel) -> tuple[str, str] | None:
         """The index's credentials (user name, password), for what lies on the index's own origin."""

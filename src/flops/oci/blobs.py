@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -47,6 +48,28 @@ def disk_errors(place: Path) -> Iterator[None]:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull(f"no space left in {place}", hint="free space there, or name another directory") from error
         raise
+
+
+def used(path: Path) -> int | None:
+    """Mark a file or directory of a cache as used now, and tell its size in bytes; None where there is none.
+
+    Whoever removes what is not used holds a lock on it while looking and removing, so that one of both comes first.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(descriptor)
+        there = os.fstat(descriptor)
+        return there.st_size if os.path.samestat(path.stat(), there) else None
+    except FileNotFoundError:
+        return None
+    except OSError:  # a file system without locks, or somebody else's file: nothing is removed there either
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 class Writable(Protocol):
@@ -128,15 +151,7 @@ class BlobStore:
 
     def use(self, digest: str, size: int) -> bool:
         """Whether a blob is here, whole by its size; then it counts as used now (see the cache's bound)."""
-        if self.size(digest) != size:
-            return False
-        try:
-            os.utime(self.path(digest))
-        except FileNotFoundError:
-            return False
-        except OSError:  # somebody else's file, or a file system that is only read: nothing is removed from it either
-            return True
-        return True
+        return self.size(digest) == size and used(self.path(digest)) == size
 
     def lend(self, digest: str, bring: Callable[[], None]) -> None:
         """A blob can be had elsewhere: `bring` puts it here, when it is opened and absent."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder.bytecode import Interpreter
 from flops.errors import BaseUnsuitable
+from flops.oci.blobs import used
 
 if TYPE_CHECKING:
     from flops.builder.rootfs.image_tree import ImageTree
@@ -48,9 +48,7 @@ def unpack_interpreter(tree: ImageTree, *, program: str, platform: Platform, cac
     libraries = library_directories(tree, platform, program)
     wanted = _wanted(tree, program, minor, loader, libraries)
     root = cache_dir / tree.key
-    with contextlib.suppress(OSError):
-        os.utime(root)  # used now (see the cache's bound)
-    if not root.is_dir():
+    if used(root) is None:
         _unpack(tree, wanted, root)
     return Interpreter(root=root, minor=minor, program=program, loader=loader, libraries=libraries)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flops.builder.rootfs import BasePackage
 from flops.builder.shared_cache import BASE
 from flops.errors import BaseUnavailable
+from flops.oci.blobs import used
 from flops.oci.layer import Layer
 
 if TYPE_CHECKING:
@@ -91,12 +92,7 @@ class PackageStore:
             source.replace(self.deb(package))
 
     def _whole(self, package: BasePackage) -> bool:
-        path = self.deb(package)
-        try:
-            os.utime(path)
-            return path.stat().st_size == package.size
-        except OSError:
-            return False
+        return used(self.deb(package)) == package.size
 
     def _own_packages(self, key: str, *, any_age: bool) -> tuple[BasePackage, ...] | None:
         path = self._root / "sets" / f"{key}.json"
