@@ -103,7 +103,7 @@ class World:
         info = f"{name}-1.0.dist-info"
         content = {f"{name}/__init__.py": f"NAME = {name!r}\n".encode(), **(files or {})}
         content |= {f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
-        content |= {f"{info}/METADATA": f"Name: {name}\nVersion: 1.0\n".encode()}
+        content.setdefault(f"{info}/METADATA", f"Name: {name}\nVersion: 1.0\n".encode())
         rows = []
         for path, data in content.items():
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
