@@ -44,11 +44,11 @@ def main() -> int:
 def measure(place: Path, *, embedded: bool) -> bool:
     first, second = make_repository(place / "digits"), make_repository(place / "figures")
     change_code(second)
-    stored = place / "registry"
+    stored = place / "registry" if embedded else place / "registry" / "data"  # beside docker-registry's log
     head = f"{'':<34}{'process':>9}{'uploaded':>13}{'registry':>13}{'downloaded':>12}   stages, s"
     print(head)
     seen: dict[str, tuple[Run, int]] = {}
-    with embedded_registry(stored) if embedded else registry(stored) as address:
+    with (embedded_registry if embedded else registry)(place / "registry") as address:
         for title, repository, empty, changed in (
             ("first project", first, True, False),
             ("second project, empty cache", second, True, False),
