@@ -5,17 +5,23 @@ import os
 import re
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
-from flops.errors import RegistryDigest, RegistryRefused, RegistryTooLarge
+from flops.errors import RegistryDigest, RegistryRefused, RegistryTooLarge, RegistryUnreachable
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
+from flops.oci.credentials import Credential, FixedCredentials
+from flops.oci.image import ImageConfig, compose, index
+from flops.oci.layer import LayerWriter
 from flops.oci.pressure import Pressure
+from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
 from flops.oci.retry import Retry, Transient
 from flops.oci.upload import PushedBlob
+from flops.platforms import Platform
 
 SIZE = 3_000_000
 
@@ -300,6 +306,114 @@ def test_a_file_that_shrinks_between_chunks_is_told(server, store):
         pytest.raises(RegistryDigest, match="changed its size"),
     ):
         client.push_blob("t/shrink", digest, SIZE, lambda: store.open(digest))
+
+
+# --- token expires in an upload ---------------------------------------------------------------------------------------
+def test_a_token_that_ends_in_an_upload_is_renewed_once_and_the_request_sent_again(tmp_path, store, blob):
+    with EmbeddedRegistry(tmp_path, token="secret") as server:
+
+        def ended(line, request, body, number):
+            if request.method in {"PUT", "PATCH"} and number == 1:
+                request.headers["authorization"] = "Bearer push.1.ended"
+
+        known = FixedCredentials(by_host={server.registry.host: Credential(username="x", password="secret")})
+        for chunk in (None, 1_000_000):
+            line = Line(ended)
+            with RegistryClient(server.registry, transport=line, credentials=known, chunk=chunk) as client:
+                client.push_blob(f"t/{chunk or 0}", blob, SIZE, lambda: store.open(blob))
+            assert line.sent("PUT" if chunk is None else "PATCH")[0] == SIZE + (chunk or SIZE)
+            assert line.sent("POST")[1] == 2  # the first one before there was a token
+            # A PUT, or the first chunk and the PUT at their end, met a token that had ended.
+            assert sum("/token" in kind for kind in line.asked) == (2 if chunk is None else 3)
+
+
+# --- two builders, one tag --------------------------------------------------------------------------------------------
+def test_of_two_builders_the_last_one_has_the_tag_and_both_images_are_whole(server, store):
+    made = []
+    for number in range(2):
+        with store.writer() as file:
+            writer = LayerWriter(file)
+            writer.file("data", os.urandom(50_000))
+            layer = writer.close()
+            file.commit(layer.digest)
+        config = ImageConfig(platform=Platform.LINUX_AMD64, created="2024-01-01T00:00:00Z", labels={"n": str(number)})
+        made.append(index([compose(config, [layer])]))
+    meet, reports = threading.Barrier(2), []
+
+    def build(whole):
+        with RegistryClient(server.registry) as client:
+            reports.append(client.push_index("t/two", whole, store, ["v1"], before_tags=lambda: meet.wait(20)))
+
+    threads = [threading.Thread(target=build, args=(whole,)) for whole in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {report.digest for report in reports} == {whole.digest for whole in made}
+    with RegistryClient(server.registry) as client:
+        assert client.get_manifest("t/two", "v1").digest in {whole.digest for whole in made}
+        for whole in made:
+            assert client.images("t/two", whole.digest)[Platform.LINUX_AMD64].manifest == whole.images[0].manifest
+            assert client.has_blob("t/two", whole.layers[0].digest)
+
+
+# --- proxies ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def proxy(monkeypatch):
+    """What it was asked for; it is the registry `registry.example` itself, and connects to none by HTTPS."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def do_CONNECT(self):
+            asked.append(self.path)
+            self.send_error(403)
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{running.server_port}")
+    yield asked
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def test_a_proxy_is_used_for_http_and_https(proxy):
+    with RegistryClient(Registry.parse("http://registry.example")) as client:
+        client.ping()
+    quick = Retry(sleep=lambda _seconds: None)
+    with (
+        RegistryClient(Registry.parse("registry.example"), retry=quick) as client,
+        pytest.raises(RegistryUnreachable) as caught,
+    ):
+        client.ping()
+    assert "HTTPS_PROXY" in caught.value.hint
+    assert set(proxy) == {"http://registry.example/v2/", "registry.example:443"}
+
+
+def test_no_proxy_is_honoured(proxy, monkeypatch):
+    monkeypatch.setenv("no_proxy", "registry.invalid")
+    quick = Retry(sleep=lambda _seconds: None)
+    with (
+        RegistryClient(Registry.parse("http://registry.invalid"), retry=quick) as client,
+        pytest.raises(RegistryUnreachable),
+    ):
+        client.ping()
+    assert proxy == []
 
 
 # --- 408, 429, timeouts: fewer at once --------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ def _transfer(
             raise
 
     ordered = sorted(blobs, key=lambda blob: (-blob.size, blob.digest))
-    with ThreadPoolExecutor(max_workers=client.workers, thread_name_prefix="flops-push") as pool:
+    # More than the workers, for a registry that keeps up: the session decides how many run (`pressure`).
+    with ThreadPoolExecutor(max_workers=client.workers + client.workers // 2, thread_name_prefix="flops-push") as pool:
         futures = {blob.digest: pool.submit(one, blob) for blob in ordered}
         try:
             wait(futures.values(), return_when=FIRST_EXCEPTION)

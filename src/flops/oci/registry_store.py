@@ -40,9 +40,7 @@ class Upload:
         self.size = 0
         self._hash = hashlib.sha256()
 
-    @property
-    def identity(self) -> str:
-        return self.path.name
+        self.identity = path.name
 
     @property
     def digest(self) -> str:
@@ -86,7 +84,6 @@ class RegistryStore:
             fcntl.flock(self._alive, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Unfinished uploads are gone."""
         if self._alive is not None:
             self._alive.close()
             self._alive = None
@@ -104,7 +101,7 @@ class RegistryStore:
         return Upload(self._life / secrets.token_hex(16), repository)
 
     def finish(self, upload: Upload) -> str:
-        """Turn an upload into a blob of its repository, durably; the digest."""
+        """Turn an upload into a blob of its repository; the digest."""
         target = self.blob_path(upload.digest)
         with disk_errors(self.root):
             with upload.path.open("ab") as file:
