@@ -106,6 +106,12 @@ class BadSetting(UsageError):
     code = "BAD_SETTING"
 
 
+class BadKey(UsageError):
+    """A file of a key that can't be used for signatures."""
+
+    code = "BAD_KEY"
+
+
 class SlaInvalid(UsageError):
     """An SLA that can't be accepted; `findings` holds every place, with its JSON pointer (RFC 6901) as path."""
 
@@ -403,6 +409,18 @@ class ManifestIncomplete(RegistryRefused):
     code = "MANIFEST_INCOMPLETE"
 
 
+class DeletesUnsupported(RegistryRefused):
+    """The registry deletes nothing, or no tags."""
+
+    code = "REGISTRY_DELETES"
+
+
+class RecordUnusable(RegistryError):
+    """What the registry recorded of a layer is not what its bytes say; a build then goes on without records."""
+
+    code = "RECORD_UNUSABLE"
+
+
 class RegistryTooLarge(RegistryError):
     code = "REGISTRY_TOO_LARGE"
 
@@ -432,6 +450,12 @@ class BadImage(RegistryError):
 # --- 8, 9, 70, 130 ----------------------------------------------------------------------------------------------------
 class VerificationError(FlopsError):
     code, exit_code = "VERIFY", 8
+
+
+class NotSigned(VerificationError):
+    """No signature by the given key."""
+
+    code = "NOT_SIGNED"
 
 
 class OrchestratorError(FlopsError):

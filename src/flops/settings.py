@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flops.errors import BadSetting
@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     """Where images are pushed, `[http://]HOST[:PORT][/PREFIX]`."""
     registry_pull: str | None = None
     """The registry's name in results, where nodes reach it by another name."""
+    upload_chunk: ByteSize | None = Field(default=None, ge=1024 * 1024)
+    """Largest body of a request to the registry (`32MiB`), where a proxy before it says no to larger ones; found out otherwise."""
     cache_dir: Path = Field(default_factory=lambda: _home("XDG_CACHE_HOME", ".cache"))
     """Wheels, layers, locks, base packages: can be deleted at any time."""
     data_dir: Path = Field(default_factory=lambda: _home("XDG_DATA_HOME", ".local/share"))
@@ -49,6 +51,15 @@ class Settings(BaseSettings):
     """The list of standalone Pythons, a URL or a file; uv's own by default."""
     python_mirror: str | None = Field(default=None, validation_alias="UV_PYTHON_INSTALL_MIRROR")
     """Where standalone Pythons are fetched instead."""
+    reuse: Literal["registry", "local"] = "registry"
+    """`registry`: layers and locks are shared with other builders through the registry that is pushed to; whoever may push to
+    its `flops/cache` decides what they hold. `local`: what this machine made counts alone, and nothing is shared."""
+    cache_bytes: ByteSize | None = None
+    """What the cache directory may hold after a build (`20GB`); by default a tenth of its disk, from 2 GB to 20 GB."""
+    sign_key: Path | None = None
+    """A private key (PEM, ECDSA P-256) that images in a registry are signed with; none by default."""
+    sign_password: SecretStr | None = None
+    """Of an encrypted `sign_key`."""
     allow_secrets: str = ""
     """Comma-separated file names that may be packed although they look like secrets."""
     workers: int | None = Field(default=None, ge=1, le=64)

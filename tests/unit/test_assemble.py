@@ -366,3 +366,109 @@ def test_a_layer_that_can_not_travel_is_told_at_the_end(workshop, index):
         assembly.finish([wheels_layer(one)])
         with pytest.raises(RegistryUnreachable):
             assembly.wait_for_offers()
+
+
+# --- layers that other builders recorded ------------------------------------------------------------------------------
+class Records:
+    """In the place of a registry's: layers by key, what was asked for, and what was kept."""
+
+    def __init__(self, layers=()):
+        self.layers = dict(layers)
+        self.asked = []
+        self.kept = {}
+        self.failure = None
+
+    def find(self, key, *, known=None):
+        self.asked.append(key)
+        if self.failure is not None:
+            raise self.failure
+        return self.layers.get(key)
+
+    def keep(self, key, layer):
+        self.kept[key] = layer
+
+
+def with_records(workshop, place, records):
+    blobs = BlobStore(place)
+    return workshop(layers=LayerCache(place / "layers", blobs, records), blobs=blobs)
+
+
+def test_what_is_recorded_is_neither_fetched_nor_made(workshop, index, tmp_path):
+    one, other = index.wheel("one"), index.wheel("other")
+    wanted = [
+        wheels_layer(one),
+        wheels_layer(other),
+        bytecode(one),
+        FilesLayer(title="x", entries=(File(path="a", data=b"a"),)),
+    ]
+    first = Records()
+    made, _ = run(with_records(workshop, tmp_path / "first", first), wanted)
+    assert {layer.digest for layer in first.kept.values()} == {layer.digest for layer in made.values()}
+    assert len(first.asked) == 4
+
+    index.asked.clear()
+    second, place = Records(first.kept), tmp_path / "second"
+    shop = with_records(workshop, place, second)
+    assert {layer.digest for layer in run(shop, wanted)[0].values()} == {layer.digest for layer in made.values()}
+    assert index.asked == []
+    assert list(place.rglob("*")) == []
+    assert sorted(layer.digest for layer in shop.offered) == sorted(layer.digest for layer in made.values())
+    assert second.kept == {}, "what was not made here is not recorded"
+
+
+def test_of_bytecode_that_is_made_at_once_only_the_rest_is_made(workshop, index, tmp_path, monkeypatch):
+    one, other = index.wheel("one"), index.wheel("other")
+    first = Records()
+    run(with_records(workshop, tmp_path / "first", first), [bytecode(one)])
+    compiled, make = [], bytecode_layer.make
+
+    def record(layers, *words, **options):
+        compiled.append(layers)
+        return make(layers, *words, **options)
+
+    monkeypatch.setattr(bytecode_layer, "make", record)
+    index.asked.clear()
+    second = Records(first.kept)
+    made, _ = run(with_records(workshop, tmp_path / "second", second), [bytecode(one), bytecode(other)])
+    assert compiled == [[bytecode(other)]]
+    assert made[bytecode(one)] == next(iter(first.kept.values()))
+    assert list(second.kept.values()) == [made[bytecode(other)]]
+
+
+def test_a_repositorys_files_are_neither_asked_for_nor_recorded(workshop, tmp_path):
+    (tmp_path / "code.py").write_text("x = 1")
+    records = Records()
+    layer = FilesLayer(title="ML repository", entries=(File(path="code.py", data=tmp_path / "code.py"),))
+    run(with_records(workshop, tmp_path / "first", records), [layer])
+    assert records.asked == []
+    assert records.kept == {}
+
+
+def test_a_failure_while_records_are_looked_for_ends_it(workshop, index, tmp_path):
+    records = Records()
+    records.failure = BaseUnavailable("of the records")
+    with pytest.raises(BaseUnavailable, match="of the records"):
+        run(with_records(workshop, tmp_path / "first", records), [wheels_layer(index.wheel("one"))])
+    with Assembly(with_records(workshop, tmp_path / "second", records)) as assembly:
+        assembly.add([wheels_layer(index.wheel("one"))])
+        with pytest.raises(BaseUnavailable, match="of the records"):
+            assembly.wait_for_wheels()
+
+
+def test_wheels_of_what_is_looked_for_are_waited_for(workshop, index, tmp_path):
+    """They are known once the records were asked: that is part of the wait."""
+    one = index.wheel("one")
+
+    asked = threading.Event()
+
+    class Slow(Records):
+        def find(self, key, *, known=None):
+            asked.wait(0.05)
+
+    shop = with_records(workshop, tmp_path / "first", Slow())
+    with Assembly(shop) as assembly:
+        assembly.add([wheels_layer(one)])
+        assembly.wait_for_wheels()
+        assert shop.wheels.has(one)
+        assembly.finish([wheels_layer(one)])
+        assembly.wait_for_offers()

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import io
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -23,14 +25,19 @@ from flops.builder.doctor import PythonChoice, Resolution
 from flops.builder.local_targets import LayoutTarget
 from flops.builder.lock import Lock, LockedWheel
 from flops.builder.preflight import check
+from flops.builder.publish import RegistryTarget
 from flops.builder.request import Request
 from flops.builder.rootfs import Base
+from flops.builder.shared_cache import media_type
 from flops.builder.source import parse_source
 from flops.builder.wheels import WheelCache
 from flops.errors import Adjustment, BaseUnavailable, Cancelled, LayerConflict, NoWheel, StructureError
+from flops.oci.artifacts import Content
+from flops.oci.client import RegistryClient
 from flops.oci.image import parse_config, parse_index, parse_manifest
 from flops.oci.layer import LayerWriter
 from flops.oci.layout import Layout
+from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.progress import Silent, Stage
 from flops.recipe import Compression, Flavor, Recipe
@@ -96,7 +103,7 @@ class World:
         info = f"{name}-1.0.dist-info"
         content = {f"{name}/__init__.py": f"NAME = {name!r}\n".encode(), **(files or {})}
         content |= {f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
-        content |= {f"{info}/METADATA": f"Name: {name}\nVersion: 1.0\n".encode()}
+        content.setdefault(f"{info}/METADATA", f"Name: {name}\nVersion: 1.0\n".encode())
         rows = []
         for path, data in content.items():
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
@@ -478,6 +485,140 @@ def test_the_callers_leave_is_asked_before_names_move(world, settings, repositor
         build(request(repository), place, settings=settings, before_tags=stop)
     assert asked == [{}]
     assert Layout(place.root).references() == {}
+
+
+# --- reuse through the registry ---------------------------------------------------------------------------------------
+@pytest.fixture
+def server(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)  # no test here cuts the power
+        with EmbeddedRegistry(tmp_path / "registry") as running:
+            yield running
+
+
+def elsewhere(tmp_path, name, **more):
+    """The settings of another machine: an empty cache."""
+    return Settings(cache_dir=tmp_path / name / "cache", data_dir=tmp_path / name / "data", workers=2, **more)
+
+
+def change(repository, text):
+    (repository / "data_manager.py").write_text(f"{DATA_MANAGER}\n# {text}\n")
+    commit(repository)
+
+
+def layers(client, result, actor=Actor.LEARNER, platform=ARM64):
+    name = f"local/digits/{actor.value}"
+    found = client.get_manifest(name, result.images[actor].platforms[platform].digest)
+    return [layer.digest for layer in parse_manifest(found.document).layers]
+
+
+def test_another_machine_takes_what_was_made(world, settings, repository, tmp_path, server):
+    with RegistryClient(server.registry) as client:
+        first = build(request(repository), RegistryTarget(client), settings=settings)
+        change(repository, "other code")
+        world.files.clear()  # nothing can be fetched any more
+    with RegistryClient(server.registry) as client:
+        told, other = Told(), elsewhere(tmp_path, "other")
+        second = build(request(repository), RegistryTarget(client), settings=other, reporter=told)
+        assert told.warnings == []
+        assert second.bytes["downloaded"] == 0
+        assert second.commit != first.commit
+        for actor in Actor:
+            for platform in (AMD64, ARM64):
+                one, two = layers(client, first, actor, platform), layers(client, second, actor, platform)
+                assert [*one[:-2], one[-1]] == [*two[:-2], two[-1]]
+                assert one[-2] != two[-2]
+        assert not (other.cache_dir / "wheels").exists()
+        assert not (other.cache_dir / "layers").exists()
+
+
+@pytest.mark.parametrize("who", ["first", "second"])
+def test_who_reuses_nothing_neither_asks_nor_tells(world, settings, repository, tmp_path, server, who):
+    local = {"reuse": "local"}
+    with RegistryClient(server.registry) as client:
+        machine = elsewhere(tmp_path, "first", **(local if who == "first" else {}))
+        build(request(repository), RegistryTarget(client), settings=machine)
+        tags = client.tags("flops/cache")
+        assert (tags == ()) is (who == "first")
+        change(repository, "other code")
+        machine = elsewhere(tmp_path, "second", **(local if who == "second" else {}))
+        second = build(request(repository), RegistryTarget(client), settings=machine)
+        assert second.bytes["downloaded"] == sum(map(len, world.files.values()))
+        assert (client.tags("flops/cache") == tags) is (who == "second")
+
+
+def test_what_a_build_did_not_make_itself_it_does_not_record(world, settings, repository, tmp_path, server):
+    build(request(repository), LayoutTarget(tmp_path / "images"), settings=settings)
+    with RegistryClient(server.registry) as client:
+        build(request(repository), RegistryTarget(client), settings=settings)
+        assert [tag for tag in client.tags("flops/cache") if tag.startswith("layer-")] == []
+
+
+class NoMounts(httpx.BaseTransport):
+    """A registry that mounts nothing: what is reused has to pass through this machine."""
+
+    def __init__(self):
+        self.inner = httpx.HTTPTransport()
+        self.read = 0
+
+    def handle_request(self, request):
+        if "mount=" in str(request.url):
+            return httpx.Response(405)
+        self.read += request.method == "GET" and "/blobs/" in request.url.path
+        return self.inner.handle_request(request)
+
+    def close(self):
+        self.inner.close()
+
+
+def test_without_mounts_layers_pass_through_this_machine(world, settings, repository, tmp_path, server):
+    with RegistryClient(server.registry) as client:
+        first = build(request(repository), RegistryTarget(client), settings=settings)
+    other = tmp_path / "elsewhere" / "figures"
+    other.parent.mkdir()
+    repository.rename(other)
+    world.files.clear()
+    transport = NoMounts()
+    with RegistryClient(server.registry, transport=transport) as client:
+        second = build(request(other), RegistryTarget(client), settings=elsewhere(tmp_path, "other"))
+        assert second.bytes["downloaded"] == 0
+        assert transport.read > 0
+        for actor in Actor:  # the same commit: but for its labels, the same image
+            found = client.get_manifest(f"local/figures/{actor.value}", second.images[actor].platforms[AMD64].digest)
+            assert [one.digest for one in parse_manifest(found.document).layers] == layers(client, first, actor, AMD64)
+
+
+def test_a_record_that_lies_makes_the_build_begin_again_without(world, settings, repository, tmp_path, server):
+    """Its diff id is another layer's, which shows when the bytes are read: an image with it could not be pulled."""
+    with RegistryClient(server.registry) as client:
+        first = build(request(repository), RegistryTarget(client), settings=settings)
+        for tag in client.tags("flops/cache"):
+            found = client.get_artifact("flops/cache", tag)
+            record = json.loads(found.content)
+            if tag.startswith("layer-"):
+                record["content"]["diff_id"] = "sha256:" + "0" * 64
+                content = Content(data=json.dumps(record).encode(), media_type=found.blobs[0].media_type)
+                client.put_artifact("flops/cache", tag, media_type("layer"), content, blobs=found.blobs[1:])
+    other = tmp_path / "elsewhere" / "figures"
+    other.parent.mkdir()
+    repository.rename(other)
+    told = Told()
+    with RegistryClient(server.registry, transport=NoMounts()) as client:
+        second = build(request(other), RegistryTarget(client), settings=elsewhere(tmp_path, "other"), reporter=told)
+        assert [message for _, message in told.warnings if "begins again without" in message]
+        assert second.bytes["downloaded"] > 0
+        found = client.get_manifest("local/figures/learner", second.images[Actor.LEARNER].platforms[AMD64].digest)
+        assert [one.digest for one in parse_manifest(found.document).layers] == layers(client, first, platform=AMD64)
+        config = client.get_blob("local/figures/learner", parse_manifest(found.document).config.digest)
+        with config as pieces:
+            assert "sha256:" + "0" * 64 not in parse_config(b"".join(pieces)).diff_ids
+
+
+def test_a_build_keeps_the_caches_bound(world, settings, repository, tmp_path):
+    bounded = elsewhere(tmp_path, "other", cache_bytes=0)
+    build(request(repository), LayoutTarget(tmp_path / "images"), settings=bounded)
+    assert not list(bounded.cache_dir.glob("wheels/*/*.whl"))
+    assert list((tmp_path / "images").rglob("blobs/sha256/*"))
 
 
 # --- check ------------------------------------------------------------------------------------------------------------

@@ -295,7 +295,9 @@ def test_tags_by_pages(connect, name, store):
     client, _ = connect()
     whole = make_index(store, 0, 10)
     client.push_index(name, whole, store, [f"v{n:02}" for n in range(7)])
-    pages = [httpx.Response(200, json={"tags": ["a", "b"]}, headers={"Link": '</x?last=b>; rel="next"'})]
+    pages = [
+        httpx.Response(200, json={"tags": ["a", "b"]}, headers={"Link": f'</v2/{name}/tags/list?last=b>; rel="next"'})
+    ]
     paged, transport = connect(
         Fault("GET", "tags/list", pages[0]), Fault("GET", "last=b", httpx.Response(200, json={"tags": ["c"]}))
     )
@@ -555,7 +557,13 @@ def test_a_manifest_that_stays_incomplete_gets_three_tries(connect, name, store)
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault("PUT", "/manifests/v1", httpx.Response(201, headers={"Docker-Content-Digest": "sha256:" + "0" * 64})),
+        Fault(
+            "PUT",
+            "/manifests/v1",
+            httpx.Response(201, headers={"Docker-Content-Digest": "sha256:" + "0" * 64}),
+            1,
+            99,
+        ),
         Fault(
             "HEAD", "/manifests/", httpx.Response(200, headers={"Docker-Content-Digest": "sha256:" + "0" * 64}), 1, 99
         ),

@@ -285,7 +285,7 @@ def test_a_push_asks_for_both_rights_and_a_mount_for_both_repositories():
     with contextlib.suppress(RegistryRefused):  # this registry knows no uploads
         client.push_blob("a", digest, 1, lambda: io.BytesIO(b"x"))
     with contextlib.suppress(RegistryRefused):
-        client._mount("a", digest, "b")
+        client._blobs._mount("a", digest, "b")
     scopes = [request.url.params.get_list("scope") for request in guarded.requests if request.url.path == "/token"]
     assert scopes == [
         ["repository:a:pull,push"],

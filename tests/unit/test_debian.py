@@ -9,20 +9,25 @@ import stat
 import sys
 import tarfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from flops.builder.bytecode import Interpreter
+from flops.builder.layer_records import LayerRecords
 from flops.builder.rootfs import BasePackage, apt, debian
 from flops.builder.rootfs.apt import Mirror, explain, read_archives, read_print_uris
 from flops.builder.rootfs.deb import Entry, Kind
 from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
 from flops.builder.rootfs.debian_tree import Package, merged, write_tree
 from flops.builder.rootfs.package_store import FRESH_SECONDS
+from flops.builder.shared_cache import SharedCache
 from flops.errors import BaseUnavailable, LayerConflict
 from flops.oci.blobs import BlobStore
+from flops.oci.client import RegistryClient
 from flops.oci.layer import LayerWriter
+from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.settings import Settings
 
@@ -443,6 +448,33 @@ def test_a_layer_that_was_lost_is_made_again_without_the_mirror(tmp_path, archiv
     assert base(tmp_path).prepare([AMD64]) == first
     assert calls(archive) == []
     assert all(store.has(layer.digest) for layer in first[AMD64].layers)
+
+
+def test_another_machine_takes_a_recorded_base_without_a_mirror_and_without_an_interpreter(
+    tmp_path, archive, monkeypatch
+):
+    with EmbeddedRegistry(tmp_path / "registry") as server:
+
+        def machine(name):
+            client = stack.enter_context(RegistryClient(server.registry))
+            shared = SharedCache(client, "flops/cache", debian.Silent())
+            stack.callback(shared.close)
+            blobs = BlobStore(tmp_path / name)
+            return shared, {"cache": name, "shared": shared, "records": LayerRecords(shared, blobs)}
+
+        with ExitStack() as stack:
+            shared, options = machine("first")
+            first = base(tmp_path, **options).prepare([ARM64])
+            shared.wait()
+            calls(archive)
+            (archive / "down").touch()
+            monkeypatch.setattr(DebianBase, "interpreter", lambda _self: pytest.fail("nothing is to be compiled"))
+            _, options = machine("second")
+            second = base(tmp_path, **options).prepare([ARM64])
+            assert calls(archive) == []
+        assert second[ARM64].lock == first[ARM64].lock
+        assert [layer.digest for layer in second[ARM64].layers] == [layer.digest for layer in first[ARM64].layers]
+        assert not (tmp_path / "second" / "blobs").exists()
 
 
 class Warnings(debian.Silent):

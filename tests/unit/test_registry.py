@@ -150,7 +150,7 @@ def test_wrong_digest_leaves_nothing(web, name, root):
     assert web.head(f"/v2/{name}/blobs/{digest_of(b'other')}").status_code == 404
     assert web.head(f"/v2/{name}/blobs/{digest_of(b'these')}").status_code == 404
     assert web.get(at).status_code == 404
-    assert not (root / "uploads" / at.rpartition("/")[2]).exists()
+    assert not list((root / "uploads").rglob(at.rpartition("/")[2]))
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:abc", "md5:" + "a" * 32, "sha256:" + "A" * 64, "../../x"])
@@ -428,6 +428,27 @@ def test_all_is_there_after_a_restart_and_unfinished_uploads_are_not(tmp_path):
         assert web.get(f"/v2/a/b/blobs/{digest_of(b'layer')}").content == b"layer"
         assert web.get(at).status_code == 404
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_two_runs_over_one_directory_leave_each_other_alone(tmp_path):
+    with EmbeddedRegistry(tmp_path) as first, httpx.Client(base_url=first.registry.url) as web:
+        at = web.post("/v2/a/b/blobs/uploads/").headers["location"]
+        web.patch(at, content=b"half")
+        with EmbeddedRegistry(tmp_path) as second, httpx.Client(base_url=second.registry.url) as other:
+            push_image(other, "a/b", "v1")
+        assert web.get("/v2/a/b/manifests/v1").status_code == 200
+        assert web.put(at, params={"digest": digest_of(b"half and half")}, content=b" and half").status_code == 201
+
+
+def test_uploads_of_a_run_that_was_killed_are_removed(tmp_path):
+    left = tmp_path / "uploads" / "1-abc"
+    left.mkdir(parents=True)
+    (left / "alive").write_bytes(b"")
+    (left / "upload").write_bytes(b"half")
+    (tmp_path / "uploads" / "of-an-earlier-version").write_bytes(b"half")
+    with EmbeddedRegistry(tmp_path):
+        assert not left.exists()
+        assert len(list((tmp_path / "uploads").iterdir())) == 1
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_blob(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flops.builder import bytecode_layer
 from flops.builder.files import write_entries
-from flops.builder.layer_cache import layer_key
+from flops.builder.layer_cache import files_key, layer_key
 from flops.builder.plan import BytecodeLayer, FilesLayer, WheelsLayer, cost
 from flops.builder.wheel_layer import WheelFile, WheelLayer
 from flops.oci.layer import LayerWriter
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 FETCHING = 8
 #: Layers that travel at the same time while others are made.
 TRAVELLING = 3
+#: Layers that are looked for among other builders' records at the same time.
+SEARCHING = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,13 @@ class Assembly:
         # of its own: it waits for the base, and no maker shall wait with it
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="bytecode")
         self._carriers = ThreadPoolExecutor(TRAVELLING, thread_name_prefix="offer")
+        self._searchers = ThreadPoolExecutor(SEARCHING, thread_name_prefix="search")
         self._wheels: dict[str, Future[Path]] = {}
         self._layers: dict[PlannedLayer, Future[Layer]] = {}
         self._offers: list[Future[None]] = []
+        self._searches: list[Future[None]] = []
         self._adding = threading.Lock()
+        self._wanting = threading.Lock()
         self._guard = threading.Lock()
         self._abandoned = threading.Event()
         self._bytes: dict[Stage, int] = defaultdict(int)
@@ -86,7 +91,7 @@ class Assembly:
 
     def __exit__(self, *_: object) -> None:
         self._abandoned.set()
-        for pool in (self._fetchers, self._makers, self._compiler, self._carriers):
+        for pool in (self._searchers, self._fetchers, self._makers, self._compiler, self._carriers):
             pool.shutdown(cancel_futures=True)
 
     def add(self, layers: Iterable[PlannedLayer]) -> None:
@@ -94,18 +99,12 @@ class Assembly:
         with self._adding:
             fresh = [layer for layer in dict.fromkeys(layers) if layer not in self._layers]
             missing = sorted((layer for layer in fresh if not self._recalled(layer)), key=cost, reverse=True)
-            bytecode: dict[str, list[BytecodeLayer]] = defaultdict(list)
-            for layer in missing:
-                if isinstance(layer, BytecodeLayer):
-                    bytecode[layer.python_full].append(layer)
-            # what shares an interpreter is made at once: sources that layers share are compiled once
-            for group in bytecode.values():
-                distinct = tuple({wheel: None for layer in group for wheel in layer.wheels})
-                self._when_fetched(distinct, group, self._make_bytecode, self._compiler)
-            for layer in missing:
-                if not isinstance(layer, BytecodeLayer):
-                    wheels = layer.wheels if isinstance(layer, WheelsLayer) else ()
-                    self._when_fetched(wheels, (layer,), self._make, self._makers)
+            self._layers |= {layer: Future() for layer in missing}
+            for group in _groups(missing):
+                if self._workshop.layers.records is not None:
+                    self._searches.append(self._searchers.submit(self._search, group))
+                else:
+                    self._begin(group)
 
     def offer(self, layer: Layer) -> None:
         """A layer that was made elsewhere (the base's) may travel."""
@@ -113,12 +112,14 @@ class Assembly:
 
     def wait_for_wheels(self, *others: Future[Any]) -> None:
         """Until every wheel that is wanted so far is here; the first failure, of `others` too, is raised."""
+        _first_failure([*self._searches, *others], until=self._searches)
         wheels = list(self._wheels.values())
         _first_failure([*wheels, *others], until=wheels)
 
     def finish(self, layers: Iterable[PlannedLayer]) -> dict[PlannedLayer, Layer]:
         """These layers, made; the first failure is raised, but not of what was begun and is not wanted after all."""
         wanted = {layer: self._layers[layer] for layer in layers}
+        _first_failure(self._searches)
         wheels = {
             wheel.sha256: self._wheels[wheel.sha256]
             for layer in wanted
@@ -138,12 +139,36 @@ class Assembly:
         known = self._workshop.layers.get(key) if key else None
         if known is None:
             return False
-        future: Future[Layer] = Future()
-        future.set_result(known)
-        self._layers[layer] = future
-        self.reused += known.size
-        self.offer(known)
+        self._layers[layer] = Future()
+        self._give(layer, known)
         return True
+
+    def _give(self, layer: PlannedLayer, known: Layer) -> None:
+        with self._guard:
+            self.reused += known.size
+        self.offer(known)
+        self._layers[layer].set_result(known)
+
+    def _search(self, group: Sequence[PlannedLayer]) -> None:
+        """Take what other builders recorded; the rest of the group is made."""
+        left = []
+        for layer in group:
+            key = self._key(layer)
+            known = self._workshop.layers.recorded(key) if key else None
+            if known is None:
+                left.append(layer)
+            else:
+                self._give(layer, known)
+        if left:
+            self._begin(left)
+
+    def _begin(self, group: Sequence[PlannedLayer]) -> None:
+        """Fetch, then make, layers that are made together."""
+        wheels = {wheel: None for layer in group for wheel in getattr(layer, "wheels", ())}
+        if isinstance(group[0], BytecodeLayer):
+            self._when_fetched(tuple(wheels), group, self._make_bytecode, self._compiler)
+        else:
+            self._when_fetched(tuple(wheels), group, self._make, self._makers)
 
     def _key(self, layer: PlannedLayer) -> str | None:
         compression = self._workshop.compression
@@ -153,6 +178,8 @@ class Assembly:
                 return layer_key(hashes, prefix=layer.prefix, python=layer.python, compression=compression)
             case BytecodeLayer():
                 return bytecode_layer.key(layer, compression)
+            case FilesLayer():
+                return files_key(layer, compression)
             case _:
                 return None
 
@@ -160,9 +187,9 @@ class Assembly:
         self, wheels: Sequence[LockedWheel], layers: Sequence[PlannedLayer], make: Make, pool: ThreadPoolExecutor
     ) -> None:
         """Make layers in `pool` once their wheels are here; no maker waits for a wheel."""
-        futures: list[Future[Layer]] = [Future() for _ in layers]
-        self._layers |= dict(zip(layers, futures, strict=True))
-        sources = [self._fetch(wheel) for wheel in wheels]
+        futures = [self._layers[layer] for layer in layers]
+        with self._wanting:
+            sources = [self._fetch(wheel) for wheel in wheels]
         left = len(sources)
 
         def fetched(source: Future[Path]) -> None:
@@ -187,9 +214,15 @@ class Assembly:
             for future in futures:
                 future.set_exception(error)
             return
-        for future, layer in zip(futures, made, strict=True):
-            self.offer(layer)
+        for future, planned, layer in zip(futures, layers, made, strict=True):
+            self._offers.append(self._carriers.submit(self._carry, layer, self._key(planned)))
             future.set_result(layer)
+
+    def _carry(self, layer: Layer, key: str | None) -> None:
+        """A layer that was made here travels, and is then recorded for others."""
+        self._workshop.offer(layer)
+        if key is not None:
+            self._workshop.layers.record(key, layer)
 
     def _fetch(self, wheel: LockedWheel) -> Future[Path]:
         if wheel.sha256 not in self._wheels:
@@ -228,6 +261,9 @@ class Assembly:
                 )
             case FilesLayer():
                 made = self._make_files(layer)
+                key = self._key(layer)
+                if key is not None:
+                    self._workshop.layers.put(key, WheelLayer(**made.to_json()))
             case _:
                 raise TypeError(f"a {type(layer).__name__} is not made here")
         return [made]
@@ -263,6 +299,18 @@ class Assembly:
             self._bytes[stage] += number
             done, total = self._bytes[stage], self._totals[stage]
         self._workshop.reporter.progress(stage, done=done, total=max(done, total))
+
+
+def _groups(layers: Iterable[PlannedLayer]) -> list[list[PlannedLayer]]:
+    """What is made at once: bytecode of one interpreter, so that sources that layers share are compiled once; else each alone."""
+    bytecode: dict[str, list[PlannedLayer]] = defaultdict(list)
+    others: list[list[PlannedLayer]] = []
+    for layer in layers:
+        if isinstance(layer, BytecodeLayer):
+            bytecode[layer.python_full].append(layer)
+        else:
+            others.append([layer])
+    return [*bytecode.values(), *others]
 
 
 def _first_failure(futures: Sequence[Future[Any]], *, until: Sequence[Future[Any]] | None = None) -> None:

@@ -18,27 +18,37 @@ from typing import TYPE_CHECKING
 
 from flops.builder import actors, compose, naming, runtime, verify
 from flops.builder.actors import Actor
+from flops.builder.aside import Aside
 from flops.builder.assemble import Assembly, Workshop
+from flops.builder.cache_bound import CacheBound
 from flops.builder.clock import Clock
 from flops.builder.compose import Identity
 from flops.builder.dependencies import Question, Settlement, settle
 from flops.builder.foundation import Foundation
 from flops.builder.inspection import FILES, Inspection, inspect
 from flops.builder.layer_cache import LayerCache
+from flops.builder.layer_records import LayerRecords
 from flops.builder.lock import Locker
+from flops.builder.lock_store import LockStore
 from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
 from flops.builder.provides import Provides
 from flops.builder.publish import Delivery
 from flops.builder.pythons import STANDALONE, Wish
 from flops.builder.quote import QuotingReporter, quoting
+from flops.builder.records import Materials
+from flops.builder.records.bills import Bills
+from flops.builder.records.history import History
+from flops.builder.records.recording import Recording
 from flops.builder.result import PythonUsed, Result, actor_images, existing_images, kept_bytes
+from flops.builder.signing import sign_standing, signing_key
+from flops.builder.wheel_layer import WheelLayer
 from flops.builder.wheels import WheelCache
-from flops.errors import InternalError
+from flops.errors import InternalError, RecordUnusable
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Silent, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flops.builder.bytecode import Interpreter
     from flops.builder.doctor import PythonChoice, Resolution
@@ -48,7 +58,8 @@ if TYPE_CHECKING:
     from flops.builder.request import Request
     from flops.builder.result import ActorImage
     from flops.builder.rootfs import Base
-    from flops.errors import Finding
+    from flops.builder.shared_cache import SharedCache
+    from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
     from flops.settings import Settings
@@ -66,14 +77,45 @@ def build(
 
     Any FlopsError; then what stood under the names before still stands there.
     """
+    told = reporter or Silent()
+    try:
+        return _build(request, target, settings, told, before_tags, reuse=settings.reuse == "registry")
+    except RecordUnusable as error:
+        told.warning(Stage.PUSH, f"{error.message}; the build begins again without such records")
+        return _build(request, target, settings, told, before_tags, reuse=False)
+
+
+def _build(
+    request: Request,
+    target: Target,
+    settings: Settings,
+    reporter: Reporter,
+    before_tags: Callable[[], None],
+    *,
+    reuse: bool,
+) -> Result:
+    """With `reuse`, what other builders left in the registry is used, and what is made here is left there."""
+    reporter = history = History(reporter)
     with ExitStack() as stack:
-        job = _Job(request, settings, reporter or Silent(), stack)
-        target.check()
+        key = signing_key(request, settings, target)
+        reached = Aside(target.check)
         settings.check_cache()
+        bound = CacheBound(settings)
+        stack.enter_context(bound.held())
+        shared = target.shared(reporter) if reuse else None
+        if shared is not None:
+            stack.callback(shared.close)
+        job = _Job(request, settings, reporter, stack, shared)
+        bound.watch(job.blobs, job.wheels)
         seen = job.inspect()
+        reached.result()
+        allowed = Aside(lambda: target.check_push(seen.checkout.repository))
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
+            if key is not None:
+                sign_standing(target, seen.checkout.repository, standing, key)
             return job.reused(seen, standing, target)
+        allowed.result()
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
         provision = job.provision(seen, assembly)
         with job.clock.stage(Stage.FETCH, f"{provision.wheels} wheels"):
@@ -91,9 +133,18 @@ def build(
                     store=job.blobs,
                     before_tags=before_tags,
                     on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
+                    attachments=Recording(
+                        materials=job.materials(seen, provision, images),
+                        bills=Bills(settings.cache_dir / "records"),
+                        history=history,
+                        seconds=job.clock.seconds,
+                        moved={"downloaded": assembly.downloaded},
+                        adjustments=job.adjustments(seen, provision),
+                        findings=job.findings(seen, provision),
+                    ).attachments(key),
                 )
             )
-        moved = {"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused}
+            moved = job.moved(assembly, target)
         return job.result(seen, provision, actor_images(images, published), target.registry, moved)
 
 
@@ -124,10 +175,14 @@ class Provision:
 class _Job:
     """The parts that one run works with; what `stack` closes is gone afterwards."""
 
-    def __init__(self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack) -> None:
+    def __init__(
+        self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack, shared: SharedCache | None
+    ) -> None:
         self.request = request
+        self.shared = shared
         self.settings = settings
         self.blobs = BlobStore(settings.cache_dir)
+        self.records = LayerRecords(shared, self.blobs) if shared else None
         self.room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
         stack.enter_context(quoting(self.room / FILES))
         self.reporter = reporter = QuotingReporter(reporter, self.room / FILES)
@@ -141,6 +196,8 @@ class _Job:
                 reporter=reporter,
                 upgrade=request.upgrade,
                 credentials=request.registry_credentials,
+                shared=shared,
+                records=self.records,
             )
         )
         self.locker = Locker(
@@ -149,6 +206,7 @@ class _Job:
             torch_index=settings.torch_index,
             ca_bundle=settings.ca_bundle,
             upgrade=request.upgrade,
+            store=LockStore(settings.cache_dir / "locks", shared=shared),
         )
         self.wheels = stack.enter_context(
             WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
@@ -179,13 +237,18 @@ class _Job:
                 reporter=self.reporter,
             ),
             locker=self.locker,
-            provides=Provides(self.settings.cache_dir / "provides", self.wheels, ca_bundle=self.settings.ca_bundle),
+            provides=Provides(
+                self.settings.cache_dir / "provides",
+                self.wheels,
+                ca_bundle=self.settings.ca_bundle,
+                shared=self.shared,
+            ),
         )
 
     def workshop(self, target: Target, seen: Inspection) -> Workshop:
         return Workshop(
             wheels=self.wheels,
-            layers=LayerCache(self.settings.cache_dir / "layers", self.blobs),
+            layers=LayerCache(self.settings.cache_dir / "layers", self.blobs, self.records),
             blobs=self.blobs,
             compression=self.request.recipe.compression,
             interpreter=self.interpreter,
@@ -310,6 +373,36 @@ class _Job:
         )
         return self.result(seen, None, images, target.registry, kept_bytes(images))
 
+    def materials(self, seen: Inspection, provision: Provision, images: Mapping[Actor, Sequence[Image]]) -> Materials:
+        """For the records."""
+        layers = {layer.digest: layer for of in images.values() for image in of for layer in image.layers}
+        told = [one for layer in layers.values() if isinstance(layer, WheelLayer) for one in layer.licences]
+        return Materials(
+            identity=_identity(self.request, seen),
+            recipe=self.request.recipe,
+            python=provision.python,
+            bases=self.foundation.bases(provision.python),
+            runtime=provision.runtime,
+            ml=provision.resolution.locks,
+            licences={one.sha256: one.licence for one in told},
+        )
+
+    def adjustments(self, seen: Inspection, provision: Provision | None) -> tuple[Adjustment, ...]:
+        return (*seen.requirements.adjustments, *(provision.resolution.adjustments if provision else ()))
+
+    def findings(self, seen: Inspection, provision: Provision | None) -> tuple[Finding, ...]:
+        return (*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ()))
+
+    def moved(self, assembly: Assembly, target: Target) -> dict[str, int]:
+        """Bytes, for the report, once what is left for other builders is in place too."""
+        moved = {"downloaded": assembly.downloaded, "uploaded": target.uploaded, "reused": target.reused}
+        if self.shared is not None:
+            self.shared.wait()
+            moved["uploaded"] += self.shared.uploaded
+            # went there first, and was mounted thence, where an image has it
+            moved["reused"] = max(0, moved["reused"] - self.shared.uploaded_layers)
+        return moved
+
     def result(
         self,
         seen: Inspection,
@@ -328,8 +421,8 @@ class _Job:
             python=PythonUsed.of(found.python, seen.requirements.python, flag=self.request.recipe.python)
             if found
             else None,
-            adjustments=(*seen.requirements.adjustments, *(found.adjustments if found else ())),
-            findings=(*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ())),
+            adjustments=self.adjustments(seen, provision),
+            findings=self.findings(seen, provision),
             seconds=self.clock.seconds(),
             bytes=moved,
         )

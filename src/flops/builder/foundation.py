@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flops.builder.bytecode import Interpreter
+    from flops.builder.layer_records import LayerRecords
     from flops.builder.rootfs import Base
     from flops.builder.rootfs.base_image import ImageBase
+    from flops.builder.shared_cache import SharedCache
     from flops.errors import Finding
     from flops.oci.client import RegistryClient
     from flops.oci.credentials import Credentials
@@ -45,7 +47,11 @@ class Foundation:
         reporter: Reporter,
         upgrade: bool,
         credentials: Credentials | None = None,
+        shared: SharedCache | None = None,
+        records: LayerRecords | None = None,
     ) -> None:
+        self._shared = shared
+        self._records = records
         self._recipe = recipe
         self._platforms = platforms
         self._settings = settings
@@ -173,6 +179,8 @@ class Foundation:
                     blobs=self._blobs,
                     compression=self._recipe.compression,
                     reporter=self._reporter,
+                    # a base image's own loader starts it there: what it compiles is for images on that base
+                    records=self._records if self._recipe.base is None else None,
                 )
             return self._standalone[version]
 
@@ -197,6 +205,8 @@ class Foundation:
             compression=self._recipe.compression,
             upgrade=self._upgrade,
             reporter=self._reporter,
+            shared=self._shared,
+            records=self._records,
         )
 
     def _image(self) -> ImageBase:

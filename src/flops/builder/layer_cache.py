@@ -10,6 +10,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
+from flops.builder.files import File, Link
 from flops.builder.wheel_layer import WheelFile, WheelLayer, write_layer
 from flops.oci.blobs import disk_errors
 from flops.oci.layer import FORMAT_VERSION, LayerWriter, compressor_tag
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from flops.builder.layer_records import LayerRecords
+    from flops.builder.plan import FilesLayer
     from flops.oci.blobs import BlobStore
+    from flops.oci.layer import Layer
     from flops.recipe import Compression
 
 #: Raised whenever the same wheels would give another layer; beside the tar writer's own version.
@@ -40,25 +44,51 @@ def layer_key(hashes: Iterable[str], *, prefix: str, python: str, compression: C
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def files_key(layer: FilesLayer, compression: Compression) -> str | None:
+    """What a layer of files depends on; None where it holds files of this machine: a repository's are nobody else's."""
+    entries = []
+    for entry in sorted(layer.entries, key=lambda entry: entry.path):
+        if isinstance(entry, File):
+            if not isinstance(entry.data, bytes):
+                return None
+            what = hashlib.sha256(entry.data).hexdigest()
+            entries.append([entry.path, what, entry.executable, entry.owner])
+        elif isinstance(entry, Link):
+            entries.append([entry.path, "->", entry.target])
+        else:
+            entries.append([entry.path, "/", entry.owner, entry.mode])
+    value = {"files": entries, "format": FORMAT_VERSION, "compressor": compressor_tag(compression)}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 class LayerCache:
     """Descriptions of layers under `root`, their bytes in `blobs`. Safe between threads and processes.
 
-    Two that miss at once both make the layer, and get the same bytes.
+    Two that miss at once both make the layer, and get the same bytes. `records` are those of other builders.
     """
 
-    def __init__(self, root: Path, blobs: BlobStore) -> None:
+    def __init__(self, root: Path, blobs: BlobStore, records: LayerRecords | None = None) -> None:
         self._root = root
         self._blobs = blobs
+        self.records = records
 
     def get(self, key: str) -> WheelLayer | None:
         """A layer whose bytes are here, whole by their size; None otherwise."""
-        try:
-            layer = WheelLayer.from_json(json.loads(self._path(key).read_bytes()))
-        except FileNotFoundError:
+        layer = self._described(key)
+        if layer is None or not self._blobs.use(layer.digest, layer.size):
             return None
-        except (ValueError, KeyError, TypeError):  # another version of ours, or a torn file: made again
-            return None
-        return layer if self._blobs.size(layer.digest) == layer.size else None
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key))
+        return layer
+
+    def recorded(self, key: str) -> WheelLayer | None:
+        """A layer that another builder recorded; its bytes need not be here."""
+        return self.records.find(key, known=self._described(key)) if self.records else None
+
+    def record(self, key: str, layer: Layer) -> None:
+        """Tell other builders of a layer that this build made."""
+        if self.records is not None:
+            self.records.keep(key, layer)
 
     def known(self, key: str) -> tuple[str, int] | None:
         """Digest and size of a layer whose bytes are here; None otherwise.
@@ -106,6 +136,12 @@ class LayerCache:
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
+
+    def _described(self, key: str) -> WheelLayer | None:
+        try:
+            return WheelLayer.from_json(json.loads(self._path(key).read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError):  # none, another version of ours, or a torn file: made again
+            return None
 
     def _path(self, key: str) -> Path:
         return self._root / f"{key}.json"

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops.builder.publish import Existing, Published, summary_of, with_others
+from flops.builder.records import TIMELESS
+from flops.builder.records.attach import referrer
 from flops.errors import BadImage, OutputError, UnknownPlatform
 from flops.oci.image import index, parse_index, parse_manifest
 from flops.oci.layout import Layout, write_archive
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from flops.oci.engine import Engine
     from flops.oci.image import Descriptor, ImageIndex
     from flops.oci.layer import Layer
-    from flops.oci.layout import BlobStore
+    from flops.oci.layout import BlobStore, Referrer
+    from flops.progress import Reporter
 
 
 class LayoutTarget:
@@ -34,6 +37,9 @@ class LayoutTarget:
 
     def check(self) -> None:
         _writable_directory(self.root)
+
+    def check_push(self, repository: str) -> None:
+        """Any name can be written here."""
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"{repository}/{actor.value}:{tag}"
@@ -74,8 +80,9 @@ class LayoutTarget:
         published = {}
         for actor, whole in wholes.items():
             names = [self.reference(delivery.repository, actor, tag) for tag in delivery.tags]
+            referrers = _referrers(delivery, whole, names[0])
             for name in reversed(names):
-                layout.write(name, whole, delivery.store)
+                layout.write(name, whole, delivery.store, referrers)
             published[actor] = Published(reference=names[0], digest=whole.digest)
         return published
 
@@ -89,6 +96,9 @@ class LayoutTarget:
         except OSError as error:
             raise _not_writable(self.root, error) from error
         self.uploaded += layer.size
+
+    def shared(self, reporter: Reporter) -> None:
+        """There is nobody to share with."""
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in the OCI layout {self.root}. Copy them where they are needed:"]
@@ -109,6 +119,9 @@ class ArchiveTarget:
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a directory", hint="name a file that ends in .tar")
 
+    def check_push(self, repository: str) -> None:
+        """Any name can be written here."""
+
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"{repository}/{actor.value}:{tag}"
 
@@ -128,9 +141,14 @@ class ArchiveTarget:
             name = self.reference(delivery.repository, actor, delivery.tags[0])
             published[actor] = Published(reference=name, digest=whole.digest)
         delivery.before_tags()
-        write_archive(self.path, named, delivery.store)
+        wholes = {whole.digest: (name, whole) for name, whole in named.items()}.values()
+        referrers = [one for name, whole in wholes for one in _referrers(delivery, whole, name, timeless=True)]
+        write_archive(self.path, named, delivery.store, referrers)
         self.uploaded = self.path.stat().st_size
         return published
+
+    def shared(self, reporter: Reporter) -> None:
+        """There is nobody to share with."""
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in the archive {self.path}. Copy them where they are needed:"]
@@ -150,6 +168,9 @@ class EngineTarget:
 
     def check(self) -> None:
         """The engine answered when it was found."""
+
+    def check_push(self, repository: str) -> None:
+        """Any name can be written here."""
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"localhost/{repository}/{actor.value}:{tag}"
@@ -181,9 +202,26 @@ class EngineTarget:
             published[actor] = Published(reference=reference, digest=own[0].digest)
         return published
 
+    def shared(self, reporter: Reporter) -> None:
+        """There is nobody to share with."""
+
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in {self.engine.program}. Look at one:"]
         return lines + [f"  {self.engine.program} run --rm {name} --help" for name in references]
+
+
+def _referrers(delivery: Delivery, whole: ImageIndex, name: str, *, timeless: bool = False) -> list[Referrer]:
+    """An image's records; with `timeless` those alone that the same materials make the same bytes of."""
+    attachments = delivery.attachments
+    if attachments is None:
+        return []
+    subjects = {name: whole.digest, **{f"{name} {image.platform}": image.digest for image in whole.images}}
+    try:
+        wanted = [one for one in attachments.make(subjects) if not timeless or one.artifact_type in TIMELESS]
+        return [referrer(record, whole.descriptor, created=attachments.created) for record in wanted]
+    except Exception as error:  # noqa: BLE001 - a record that can't be written costs no image
+        attachments.refused(f"{type(error).__name__}: {error}"[:200])
+        return []
 
 
 def _writable_directory(path: Path) -> None:

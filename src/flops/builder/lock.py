@@ -83,9 +83,10 @@ class Locker:
         upgrade: bool = False,
         seconds: float = DEADLINE,
         retries: int = RETRIES,
+        store: LockStore | None = None,
     ) -> None:
         self._cache = cache_dir / "uv"
-        self._store = LockStore(cache_dir / "locks")
+        self._store = store or LockStore(cache_dir / "locks")
         self._index_url = check_url(index_url) if index_url else None
         self._torch_index = check_url(torch_index) if torch_index else None
         self._ca_bundle = ca_bundle
@@ -111,8 +112,9 @@ class Locker:
         """Why CPU builds of PyTorch can't be had; "" where they can. Told after some seconds, and remembered."""
         request = {"torch for cpu": target.uv_platform}
         known = self.recall(request)
-        if isinstance(known, dict) and time.time() < known.get("until", 0):
-            return str(known["reason"])
+        until, reason = (known.get("until"), known.get("reason")) if isinstance(known, dict) else (None, None)
+        if isinstance(until, int | float) and isinstance(reason, str) and time.time() < until:
+            return reason
         asking = self.for_cpu(["torch"])
         asking._patience, asking._seconds, asking._retries = TORCH_PATIENCE, 2 * TORCH_PATIENCE, 0  # noqa: SLF001
         reason = ""
@@ -125,7 +127,7 @@ class Locker:
         except (IndexUnreachable, ToolFailed) as error:
             reason = error.message.rpartition("cause: ")[2]
         until = time.time() + (TORCH_SILENT if reason else TORCH_ANSWERS)
-        self.remember(request, {"until": until, "reason": reason})
+        self.remember(request, {"until": until, "reason": reason}, shared=not reason)
         return reason
 
     def lock(
@@ -173,10 +175,10 @@ class Locker:
         key = self._key(request)
         return self._store.get(key) if not self._upgrade or json.dumps(key) in self._made else None
 
-    def remember(self, request: Mapping[str, Any], content: Any) -> None:
-        """Keep something that locks made sure of, as long as a lock is kept."""
+    def remember(self, request: Mapping[str, Any], content: Any, *, shared: bool = True) -> None:
+        """Keep something that locks made sure of, as long as a lock is kept; for other builders too where it is `shared`."""
         key = self._key(request)
-        self._store.put(key, content)
+        self._store.put(key, content, shared=shared)
         self._made.add(json.dumps(key))
 
     def probe(self, requirement: str, *, target: Target, lowest: bool = False, alone: bool = True) -> str | None:

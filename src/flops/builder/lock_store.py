@@ -9,7 +9,12 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flops.builder.shared_cache import LOCK
+
+if TYPE_CHECKING:
+    from flops.builder.shared_cache import SharedCache
 
 #: Raised when the shape of what is kept or the meaning of a key changes.
 FORMAT = 1
@@ -18,14 +23,26 @@ LIFETIME = 7 * 24 * 3600
 
 
 class LockStore:
-    """A directory of JSON documents by key; what can't be read counts as absent, what can't be written is not kept."""
+    """A directory of JSON documents by key; what can't be read counts as absent, what can't be written is not kept.
 
-    def __init__(self, root: Path, *, lifetime: float = LIFETIME) -> None:
+    With `shared`, what other builders kept counts as long, and they hear of what is kept here.
+    """
+
+    def __init__(self, root: Path, *, lifetime: float = LIFETIME, shared: SharedCache | None = None) -> None:
         self._root = root
         self._lifetime = lifetime
+        self._shared = shared
 
     def get(self, request: Any) -> Any:
         """What was kept for this request (JSON values), unless it is damaged or too old; None otherwise."""
+        found = self._local(request)
+        if found is None and self._shared is not None:
+            note = self._shared.find(LOCK, _key(request))
+            if note is not None and note.age < self._lifetime:
+                return note.content
+        return found
+
+    def _local(self, request: Any) -> Any:
         try:
             document = json.loads(self._path(request).read_bytes())
             age = time.time() - document["created"]
@@ -35,8 +52,13 @@ class LockStore:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def put(self, request: Any, content: Any) -> None:
-        """Keep JSON content; atomic, and a disk that is full or read-only costs only the next lookup."""
+    def put(self, request: Any, content: Any, *, shared: bool = True) -> None:
+        """Keep JSON content; atomic, and a disk that is full or read-only costs only the next lookup.
+
+        Without `shared` it is about this machine alone.
+        """
+        if shared and self._shared is not None:
+            self._shared.keep(LOCK, _key(request), content)
         document = {"format": FORMAT, "created": time.time(), "sha256": _digest(content), "content": content}
         path = self._path(request)
         with contextlib.suppress(OSError):
@@ -51,7 +73,11 @@ class LockStore:
                 raise
 
     def _path(self, request: Any) -> Path:
-        return self._root / f"{_digest([FORMAT, request])}.json"
+        return self._root / f"{_key(request)}.json"
+
+
+def _key(request: Any) -> str:
+    return _digest([FORMAT, request])
 
 
 def _digest(content: Any) -> str:

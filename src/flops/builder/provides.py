@@ -7,6 +7,7 @@ wheel's hash. A server without ranges costs the whole wheel, which a build needs
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -14,6 +15,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
+from flops.builder.shared_cache import PROVIDES
 from flops.builder.zip_directory import DEFLATED, STORED, ZipError, list_members
 from flops.errors import IndexUnreachable, WheelUnsafe
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import httpx
 
     from flops.builder.lock import LockedWheel
+    from flops.builder.shared_cache import SharedCache
     from flops.builder.wheels import WheelCache
     from flops.builder.zip_directory import Member
 
@@ -80,7 +83,9 @@ class Provides:
         ca_bundle: Path | None = None,
         transport: httpx.BaseTransport | None = None,
         workers: int = WORKERS,
+        shared: SharedCache | None = None,
     ) -> None:
+        self._shared = shared
         self._root = root
         self._wheels = wheels
         self._ca_bundle = ca_bundle
@@ -107,13 +112,26 @@ class Provides:
                 missing.append(wheel)
             else:
                 found[sha256] = known
+        if missing and self._shared is not None:
+            with ThreadPoolExecutor(self._workers) as pool:
+                told = list(pool.map(lambda wheel: self._told(kind, wheel), missing))
+            found |= {wheel.sha256: names for wheel, names in zip(missing, told, strict=True) if names is not None}
+            missing = [wheel for wheel in missing if wheel.sha256 not in found]
         if missing:
             with _Client(self._ca_bundle, self._transport) as client, ThreadPoolExecutor(self._workers) as pool:
                 answers = pool.map(lambda wheel: self._read(wheel, client, read), missing)
                 for wheel, names in zip(missing, answers, strict=True):
                     found[wheel.sha256] = names
                     self._remember(kind, wheel.sha256, names)
+                    if self._shared is not None:
+                        self._shared.keep(PROVIDES, _key(kind, wheel.sha256), names)
         return found
+
+    def _told(self, kind: str, wheel: LockedWheel) -> list[str] | None:
+        """What another builder found in a wheel."""
+        note = self._shared.find(PROVIDES, _key(kind, wheel.sha256)) if self._shared else None
+        names = note.content if note else None
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
     def _read(self, wheel: LockedWheel, client: _Client, read: Callable[[_Source], list[str]]) -> list[str]:
         try:
@@ -142,6 +160,10 @@ class Provides:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps({"format": FORMAT, "names": list(names)}))
             temporary.replace(path)
+
+
+def _key(kind: str, sha256: str) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, kind, sha256]).encode()).hexdigest()
 
 
 class _Source:

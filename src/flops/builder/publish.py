@@ -5,22 +5,27 @@ The build knows none of them: it offers each layer as soon as it is made, and pu
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from flops.builder.actors import Actor
 from flops.errors import BadImage, ImageNotFound
-from flops.oci.image import INDEX, Descriptor, ImageIndex, index, index_document, parse_index, parse_manifest
+from flops.oci.image import Descriptor, ImageIndex, index, index_document, parse_index, parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from flops.builder.records.attach import Attachments
+    from flops.builder.shared_cache import SharedCache
     from flops.oci.client import RegistryClient
     from flops.oci.image import Image, ParsedManifest
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.oci.reference import Registry
     from flops.platforms import Platform
+    from flops.progress import Reporter
 
 #: A manifest's annotation: bytes of its layers, unpacked.
 UNPACKED = "io.flops.unpacked"
@@ -85,6 +90,8 @@ class Delivery:
     """Called when all but the tags is in place."""
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None
     """Bytes that are in place, and of how many."""
+    attachments: Attachments | None = None
+    """Records and signatures, where the place can keep them."""
 
 
 class Target(Protocol):
@@ -103,6 +110,9 @@ class Target(Protocol):
     def check(self) -> None:
         """Fail now if the place can't be used, before any work is done."""
 
+    def check_push(self, repository: str) -> None:
+        """Fail now if images of this name can't be put there."""
+
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         """The name of an image there."""
 
@@ -114,6 +124,9 @@ class Target(Protocol):
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         """Put both images in place; names move last."""
+
+    def shared(self, reporter: Reporter) -> SharedCache | None:
+        """Where builders that push there leave what others can use; None for places that are no registry."""
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         """How a person goes on from here, in lines."""
@@ -128,9 +141,13 @@ class RegistryTarget:
         self._pull_name = pull_name
         self._registry = client.registry
         self.registry: str | None = str(pull_name or client.registry)
+        self._mounts: tuple[str, ...] = ()
 
     def check(self) -> None:
         self.client.ping()
+
+    def check_push(self, repository: str) -> None:
+        self.client.check_push([self._registry.repository(repository, actor.value) for actor in Actor])
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         pull = self._pull_name or self._registry
@@ -161,37 +178,67 @@ class RegistryTarget:
 
     def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
         name = self._registry.repository(repository, Actor.LEARNER.value)
-        self.client.push_blob(name, layer.digest, layer.size, lambda: store.open(layer.digest))
+        opener = partial(store.open, layer.digest)
+        self.client.push_blob(name, layer.digest, layer.size, opener, mount_from=self._mounts)
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         """Blobs, manifests and index of both actors by digest; then the caller's leave; then the tags."""
         learner = self._registry.repository(delivery.repository, Actor.LEARNER.value)
-        recipe_tag = delivery.tags[-1]
-        wholes = {
-            actor: with_others(delivery, actor, self.existing(delivery.repository, actor, recipe_tag))
-            for actor in delivery.images
-        }
+        found = {actor: self.existing(delivery.repository, actor, delivery.tags[-1]) for actor in delivery.images}
+        wholes = {actor: with_others(delivery, actor, before) for actor, before in found.items()}
         sizes = {actor: _size(whole) for actor, whole in wholes.items()}
         before = 0
-        for actor, whole in wholes.items():
-            name = self._registry.repository(delivery.repository, actor.value)
-            mounts = () if name == learner else (learner,)
-            progress = _onward(delivery.on_bytes, before, sum(sizes.values()))
-            report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=progress)
-            before += sizes[actor]
-            self.uploaded += report.uploaded
-            self.reused += report.reused
+        with ThreadPoolExecutor(1, thread_name_prefix="records") as beside:
+            attached = beside.submit(self._attach, delivery, wholes, found)
+            for actor, whole in wholes.items():
+                name = self._registry.repository(delivery.repository, actor.value)
+                mounts = self._mounts if name == learner else (learner, *self._mounts)
+                progress = _onward(delivery.on_bytes, before, sum(sizes.values()))
+                report = self.client.push_index(name, whole, delivery.store, (), mount_from=mounts, progress=progress)
+                before += sizes[actor]
+                self.uploaded += report.uploaded
+                self.reused += report.reused
+            self.uploaded += attached.result()
         delivery.before_tags()
         for tag in reversed(delivery.tags):
             for actor, whole in wholes.items():
                 name = self._registry.repository(delivery.repository, actor.value)
-                self.client.put_manifest(name, tag, INDEX, whole.document)
+                self.client.push_tags(name, whole, delivery.store, [tag])
         return {
             actor: Published(
                 reference=self.reference(delivery.repository, actor, delivery.tags[0]), digest=whole.digest
             )
             for actor, whole in wholes.items()
         }
+
+    def _attach(
+        self, delivery: Delivery, wholes: Mapping[Actor, ImageIndex], found: Mapping[Actor, Existing | None]
+    ) -> int:
+        """Records and signatures, while the images travel; bytes uploaded."""
+        from flops.builder.records.attach import Place, attach_all  # noqa: PLC0415 - a check needs none
+
+        if delivery.attachments is None:
+            return 0
+        places = []
+        for actor, whole in wholes.items():
+            images = {image.platform: image.digest for image in whole.images}
+            before = found[actor]
+            place = Place(
+                repository=self._registry.repository(delivery.repository, actor.value),
+                index=whole.descriptor,
+                images=images,
+                before=before.digest if before else None,
+                others=tuple(platform for platform in (before.manifests if before else ()) if platform not in images),
+            )
+            places.append(place)
+        return attach_all(self.client, delivery.attachments, places)
+
+    def shared(self, reporter: Reporter) -> SharedCache | None:
+        from flops.builder.shared_cache import REPOSITORY, SharedCache  # noqa: PLC0415 - a check needs none
+
+        name = self._registry.repository(*REPOSITORY)
+        self._mounts = (name,)
+        return SharedCache(self.client, name, reporter)
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         insecure = " --tls-verify=false" if self._registry.plain_http else ""

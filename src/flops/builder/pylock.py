@@ -82,7 +82,29 @@ class Lock:
     def from_json(cls, document: Mapping[str, Any]) -> Lock:
         """KeyError, TypeError or a FlopsError where the document is none of ours."""
         wheels = tuple(LockedWheel(**wheel) for wheel in document["wheels"])
+        for wheel in wheels:
+            if not _is_sound(wheel):
+                raise TypeError("a wheel of a stored lock is none")
         return cls(platform=Platform.parse(document["platform"]), python=document["python"], wheels=wheels)
+
+
+def _is_sound(wheel: LockedWheel) -> bool:
+    """Whether a stored lock's wheel is what `parse` would have made: it may have been stored by somebody else."""
+    words: tuple[object, ...] = (wheel.name, wheel.version, wheel.filename, wheel.url, wheel.sha256)
+    if not all(isinstance(word, str) for word in words) or not isinstance(wheel.size, int | None):
+        return False
+    try:
+        parts = urlsplit(wheel.url)
+        name, version, _, _ = parse_wheel_filename(wheel.filename)
+    except ValueError:  # InvalidWheelFilename is one
+        return False
+    named = name == wheel.name and str(version) and "/" not in wheel.filename
+    return (
+        bool(named)
+        and parts.scheme in {"http", "https"}
+        and parts.username is None
+        and bool(SHA256.fullmatch(wheel.sha256))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

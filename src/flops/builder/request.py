@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flops.builder.git import GitCredential
     from flops.builder.source import Source
     from flops.oci.credentials import Credentials
@@ -31,3 +33,5 @@ class Request:
     git_credential: GitCredential | None = field(default=None, repr=False)
     registry_credentials: Credentials | None = field(default=None, repr=False)
     """For base images; None: those of the user who called."""
+    sign: Path | None = None
+    """A private key for signatures; None: the settings' one."""

@@ -17,6 +17,7 @@ from isal import isal_zlib
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from flops.builder.licences import LARGEST, licence
 from flops.builder.zip_directory import STORED, Member, ZipError, ZipOverlap, ZipTooLarge, read_directory
 from flops.errors import BuildError, WheelBomb, WheelRecord, WheelUnsafe
 from flops.oci.deflate import DeflateError, DeflateOverlong, inflate
@@ -147,6 +148,12 @@ class WheelArchive:
             return None if member is None else self.read(member).decode("utf-8")
         except UnicodeDecodeError as error:
             self.refuse(f"{name} is not UTF-8", error)
+
+    @property
+    def licence(self) -> str:
+        """As METADATA tells it (see `licences`); it need not be UTF-8, and a wheel may lack it."""
+        member = self.members.get(f"{self.dist_info}/METADATA")
+        return licence(self.read(member)) if member is not None and member.size <= LARGEST else ""
 
     def _read(self, offset: int, size: int) -> bytes:
         try:

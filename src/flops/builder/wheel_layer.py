@@ -71,6 +71,16 @@ class PathConflict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WheelLicence:
+    """What a wheel's metadata tell of its licence."""
+
+    sha256: str
+    """Of the wheel, 64 hexadecimal digits."""
+    licence: str
+    """An SPDX expression, or a name; never empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WheelLayer(Layer):
     """A layer made of wheels, with what is in it."""
 
@@ -78,6 +88,8 @@ class WheelLayer(Layer):
     """In the layer's order."""
     conflicts: tuple[PathConflict, ...] = ()
     """Inside this layer; `environment_conflicts` finds those between layers."""
+    licences: tuple[WheelLicence, ...] = ()
+    """Of the wheels that tell one, by hash: whoever reuses the layer may not have the wheels."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -85,6 +97,7 @@ class WheelLayer(Layer):
         lists = {
             "files": tuple(FileEntry(**entry) for entry in value["files"]),
             "conflicts": tuple(PathConflict(**entry) for entry in value["conflicts"]),
+            "licences": tuple(WheelLicence(**entry) for entry in value["licences"]),
         }
         return cls(**{**value, **lists})
 
@@ -127,9 +140,9 @@ def _bucket(name: str) -> int:
 class Installation:
     """Open wheels, and where each of their files goes."""
 
-    def __init__(self, archives: Sequence[WheelArchive], prefix: Prefix) -> None:
-        self._archives = archives
-        found = [file for archive in archives for file in installed_files(archive, prefix)]
+    def __init__(self, wheels: Sequence[tuple[WheelFile, WheelArchive]], prefix: Prefix) -> None:
+        self.wheels = wheels
+        found = [file for _, archive in wheels for file in installed_files(archive, prefix)]
         found.sort(key=_by_path)
         #: The files of the layer, in its order; what loses is in `_losers`.
         self.files: tuple[InstalledFile, ...] = ()
@@ -140,7 +153,7 @@ class Installation:
     @property
     def comment(self) -> str:
         """Name and version of each wheel, for the image's history."""
-        return ", ".join(sorted(f"{archive.name} {archive.version}" for archive in self._archives))
+        return ", ".join(sorted(f"{archive.name} {archive.version}" for _, archive in self.wheels))
 
     def sources(self) -> dict[str, Callable[[], bytes]]:
         """Readers of all Python sources that can be imported, by path; valid while the wheels are open."""
@@ -186,8 +199,10 @@ def open_wheels(
     """
     with ExitStack() as stack:
         ordered = sorted(wheels, key=lambda wheel: (wheel.name, wheel.sha256))
-        archives = [stack.enter_context(WheelArchive.open(wheel.path, wheel.filename, limits)) for wheel in ordered]
-        yield Installation(archives, Prefix(path=prefix.strip("/"), python=python))
+        opened = [
+            (wheel, stack.enter_context(WheelArchive.open(wheel.path, wheel.filename, limits))) for wheel in ordered
+        ]
+        yield Installation(opened, Prefix(path=prefix.strip("/"), python=python))
 
 
 def write_layer(
@@ -200,10 +215,12 @@ def write_layer(
     with open_wheels(wheels, prefix=prefix, python=python, limits=limits) as installation:
         installation.write(writer)
         layer = writer.close(comment=installation.comment)
+        told = {wheel.sha256: archive.licence for wheel, archive in installation.wheels}
         return WheelLayer(
             **layer.to_json(),
             files=tuple(FileEntry(path=file.path, digest=file.digest, size=file.size) for file in installation.files),
             conflicts=installation.conflicts,
+            licences=tuple(WheelLicence(sha256=key, licence=text) for key, text in sorted(told.items()) if text),
         )
 
 

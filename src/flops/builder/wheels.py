@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from flops.builder.index import tls, without_credentials
 from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
+from flops.oci.blobs import used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +64,8 @@ class WheelCache:
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
         self._swept = False
+        self.written = 0
+        """Bytes that this process put into it."""
 
     def __enter__(self) -> Self:
         return self
@@ -94,11 +97,8 @@ class WheelCache:
 
     def has(self, wheel: LockedWheel) -> bool:
         """Whether it is here, whole by its size (its bytes were verified when it came)."""
-        try:
-            size = self.path(wheel).stat().st_size
-        except OSError:
-            return False
-        return wheel.size in {None, size}
+        size = used(self.path(wheel))
+        return size is not None and wheel.size in {None, size}
 
     def auth(self, wheel: LockedWheel) -> tuple[str, str] | None:
         """The index's credentials (user name, password), for what lies on the index's own origin."""
@@ -163,6 +163,7 @@ class WheelCache:
             with os.fdopen(handle, "wb", buffering=0) as file:
                 self._stream(wheel, file.fileno(), on_bytes)
             Path(name).replace(path)
+            self.written += path.stat().st_size
         except OSError as error:
             raise _no_room(self._root, error) from error
         finally:

@@ -32,6 +32,9 @@ Output = Annotated[
 ]
 Load = Annotated[bool, typer.Option("--load", help="Load this machine's images into podman or docker.")]
 Force = Annotated[bool, typer.Option("--force", help="Build although a matching image exists; move a taken tag.")]
+Sign = Annotated[
+    Path | None, typer.Option("--sign", metavar="KEY", help="Sign the images with a private key (PEM, ECDSA P-256).")
+]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="Check the composed images before they are pushed.")]
 
 
@@ -53,6 +56,7 @@ def command(
     upgrade: options.Upgrade = False,
     force: Force = False,
     verify: Verify = True,
+    sign: Sign = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -74,6 +78,7 @@ def command(
         upgrade=upgrade,
         force=force,
         verify=verify,
+        sign=sign,
     )
     with reporter(quiet=quiet) as progress:
         result = build(request, target, settings=settings, reporter=progress)
@@ -96,7 +101,12 @@ def choose_target(settings: Settings, *, registry: str | None, output: Path | No
     name = registry or settings.registry
     if name:
         pull = Registry.parse(settings.registry_pull) if settings.registry_pull else None
-        client = RegistryClient(Registry.parse(name), credentials=UserCredentials.of_user(), verify=settings.ca_bundle)
+        client = RegistryClient(
+            Registry.parse(name),
+            credentials=UserCredentials.of_user(),
+            verify=settings.ca_bundle,
+            chunk=settings.upload_chunk,
+        )
         return RegistryTarget(client, pull_name=pull)
     return LayoutTarget(settings.data_dir / "images")
 

@@ -1,10 +1,99 @@
-"""PLACEHOLDER: to be written by its author."""
+"""`flops images prune`: old builds leave a registry, with all that belongs to them."""
 
 from __future__ import annotations
 
-from flops.errors import InternalError
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from flops.builder.removal import remove
+from flops.builder.retention import Rule, plan
+from flops.builder.stocktaking import take_stock
+from flops.cli import options, places
+from flops.cli.render import megabytes, one_line, print_json, reporter
+from flops.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flops.builder.retention import Pruning
+
+Keep = Annotated[
+    int, typer.Option("--keep", metavar="N", min=0, help="Builds of each repository that stay, the newest first.")
+]
+Older = Annotated[float, typer.Option("--older", metavar="DAYS", min=0, help="Younger builds stay anyway.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and delete nothing.")]
+Repositories = Annotated[
+    list[str] | None, typer.Argument(metavar="[REPOSITORY]...", help="Whole names [default: all that it lists].")
+]
+#: Seconds that what a push brought is left alone by the collector of an embedded registry's directory.
+GRACE = 3600.0
 
 
-def command() -> None:
-    """Not there yet."""
-    raise InternalError("not there yet")
+def command(
+    repositories: Repositories = None,
+    keep: Keep = 10,
+    older: Older = 30,
+    dry_run: DryRun = False,
+    registry: places.RegistryOption = None,
+    directory: places.DirectoryOption = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Delete builds that are neither among the newest nor young, and what builders shared for them."""
+    settings = Settings.read()
+    with (
+        places.open_registry(settings, registry=registry, directory=directory) as client,
+        reporter(quiet=quiet) as progress,
+    ):
+        inventory = take_stock(client, repositories or ())
+        pruning = plan(inventory, Rule(keep=keep, days=older), datetime.now(UTC))
+        removed = None if dry_run else remove(client, pruning, progress)
+    collected = _collect(directory) if directory is not None and not dry_run else None
+    if as_json:
+        counts = asdict(removed) if removed else None
+        print_json({**document(pruning), "dry_run": dry_run, "removed": counts, "collected": collected})
+        return
+    show(pruning, dry_run=dry_run, collected=collected)
+
+
+def document(pruning: Pruning) -> dict[str, Any]:
+    """What the plan names; `freed` in bytes."""
+    return {
+        "builds": [{"repository": path, "commit": commit, "recipe": recipe} for path, commit, recipe in pruning.builds],
+        "images": sum(len(one.indexes) for one in pruning.removals),
+        "manifests": sum(len(one.digests) for one in pruning.removals),
+        "shared": len(pruning.shared),
+        "freed": pruning.freed,
+    }
+
+
+def show(pruning: Pruning, *, dry_run: bool, collected: int | None) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for path, commit, recipe in pruning.builds:
+        recipe12 = recipe.removeprefix("sha256:")[:12]
+        console.print(Text(one_line(f"{'would delete' if dry_run else 'deleted'} {path} {commit} recipe {recipe12}")))
+    counts = document(pruning)
+    console.print(
+        Text(
+            f"{len(pruning.builds)} builds ({counts['images']} images, {counts['manifests']} manifests with their "
+            f"records), {counts['shared']} shared records: {megabytes(pruning.freed)}"
+        )
+    )
+    if dry_run:
+        return
+    if collected is not None:
+        console.print(Text(f"{megabytes(collected)} left the disk"))
+    elif pruning.builds or pruning.shared:
+        console.print(Text("the registry's own garbage collection takes these bytes from its disk"))
+
+
+def _collect(directory: Path) -> int:
+    """Bytes that left the disk."""
+    from flops.oci.registry_store import RegistryStore  # noqa: PLC0415 - for this kind of place only
+
+    return RegistryStore(directory).collect(GRACE).bytes

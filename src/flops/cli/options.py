@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,6 +69,7 @@ def request(
     upgrade: bool = False,
     force: bool = False,
     verify: bool = True,
+    sign: Path | None = None,
 ) -> Request:
     """The values behind the words of a command line; UsageError (and its kin) where one can't be meant."""
     if python is not None and not re.fullmatch(r"3\.\d{1,2}(\.\d{1,2})?", python):
@@ -90,6 +92,7 @@ def request(
         upgrade=upgrade,
         force=force,
         verify=verify,
+        sign=sign,
     )
 
 

@@ -133,7 +133,7 @@ class RegistryAuthentication(httpx.Auth):
         answer = answers.read(response)
         if is_transient(response.status_code):
             failure = RegistryUnreachable(f"the token server {host} answered {response.status_code}")
-            raise Transient(failure, after=retry_after(response))
+            raise Transient(failure, after=retry_after(response), status=response.status_code)
         if not response.is_success:
             raise RegistryAuth(
                 f"{host} gave no token for the registry {self._registry.host} (it answered {response.status_code})",
@@ -175,6 +175,11 @@ def pulling(repository: str) -> tuple[str, ...]:
 def pushing(repository: str) -> tuple[str, ...]:
     """The scope of a request that writes, or belongs to a push: then one token serves it all."""
     return (f"repository:{repository}:pull,push",)
+
+
+def deleting(repository: str) -> tuple[str, ...]:
+    """The scope of a request that deletes."""
+    return (f"repository:{repository}:delete,pull",)
 
 
 def merge_scopes(scopes: Iterable[str]) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -16,7 +18,7 @@ from flops.errors import BadImage, DiskFull
 from flops.process import check_cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -46,6 +48,28 @@ def disk_errors(place: Path) -> Iterator[None]:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFull(f"no space left in {place}", hint="free space there, or name another directory") from error
         raise
+
+
+def used(path: Path) -> int | None:
+    """Mark a file or directory of a cache as used now, and tell its size in bytes; None where there is none.
+
+    Whoever removes what is not used holds a lock on it while looking and removing, so that one of both comes first.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(descriptor)
+        there = os.fstat(descriptor)
+        return there.st_size if os.path.samestat(path.stat(), there) else None
+    except FileNotFoundError:
+        return None
+    except OSError:  # a file system without locks, or somebody else's file: nothing is removed there either
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 class Writable(Protocol):
@@ -97,6 +121,7 @@ class BlobWriter(HashingOutput):
             self._file.close()
             target.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.replace(target)
+        self._store.written += self.size
         return self.digest
 
 
@@ -105,7 +130,11 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.written = 0
+        """Bytes that this process put into it."""
         self._swept = False
+        self._lent: dict[str, Callable[[], None]] = {}
+        self._guard = threading.Lock()
 
     def path(self, digest: str) -> Path:
         return self.root / "blobs" / "sha256" / digest_hex(digest)
@@ -119,6 +148,14 @@ class BlobStore:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
+
+    def use(self, digest: str, size: int) -> bool:
+        """Whether a blob is here, whole by its size; then it counts as used now (see the cache's bound)."""
+        return self.size(digest) == size and used(self.path(digest)) == size
+
+    def lend(self, digest: str, bring: Callable[[], None]) -> None:
+        """A blob can be had elsewhere: `bring` puts it here, when it is opened and absent."""
+        self._lent[digest] = bring
 
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
@@ -157,6 +194,12 @@ class BlobStore:
         return self.path(digest).read_bytes()
 
     def open(self, digest: str) -> BinaryIO:
+        """Its bytes, brought here first where they were lent; FileNotFoundError where there are none."""
+        bring = self._lent.get(digest)
+        if bring is not None:
+            with self._guard:
+                if not self.has(digest):
+                    bring()
         return self.path(digest).open("rb")
 
     def take(self, digest: str, source: BlobStore) -> None:

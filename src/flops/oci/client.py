@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
-from urllib.parse import urlencode
 
-from flops.errors import RegistryDigest, RegistryRefused
-from flops.oci import answers, pull, push
-from flops.oci.authentication import pulling, pushing
+from flops.oci import listing, pull, push, push_check
 from flops.oci.manifests import Manifests
+from flops.oci.referrers import Referrers
+from flops.oci.remote_artifacts import RemoteArtifacts
+from flops.oci.remote_blobs import RemoteBlobs
 from flops.oci.retry import Transient
-from flops.oci.transport import PIECE, Session
-from flops.oci.upload import FileBody, PushedBlob, Upload
+from flops.oci.transport import Session
+from flops.oci.upload_body import FileBody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    import threading
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import httpx
 
+    from flops.oci.artifacts import Artifact, Content
     from flops.oci.blobs import BlobStore
     from flops.oci.credentials import Credentials
+    from flops.oci.descriptor import Descriptor
     from flops.oci.image import ImageIndex
     from flops.oci.layer import Layer
     from flops.oci.manifests import Manifest
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flops.oci.push import Progress, PushReport
     from flops.oci.reference import Reference, Registry
     from flops.oci.retry import Retry
+    from flops.oci.upload import PushedBlob
     from flops.platforms import Platform
 
 
@@ -39,7 +40,8 @@ class RegistryClient:
     """Talks to one registry, from any thread; remembers which blobs it saw where, and mounts rather than uploads.
 
     Without `credentials` it is nobody. `verify` names a file of trusted certificates; `realms` are further hosts that may
-    give tokens. RegistryError and its kinds for everything that goes wrong.
+    give tokens; `workers` is the number of requests at once to begin with, `chunk` the bytes of a request's body at most.
+    RegistryError and its kinds for everything that goes wrong.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class RegistryClient:
         transport: httpx.BaseTransport | None = None,
         verify: Path | None = None,
         workers: int = 4,
+        chunk: int | None = None,
         realms: Collection[str] = (),
         retry: Retry | None = None,
     ) -> None:
@@ -60,14 +63,15 @@ class RegistryClient:
             credentials=credentials,
             transport=transport,
             verify=verify,
-            connections=2 * workers + 2,
+            workers=workers,
+            chunk=chunk,
             realms=realms,
             retry=retry,
         )
         self._manifests = Manifests(self._session)
-        self._known: dict[tuple[str, str], PushedBlob] = {}
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._guard = threading.Lock()
+        self._blobs = RemoteBlobs(self._session)
+        self._referrers = Referrers(self._session, self._manifests)
+        self._artifacts = RemoteArtifacts(self._blobs, self._manifests, self._referrers)
 
     def __enter__(self) -> Self:
         return self
@@ -82,27 +86,30 @@ class RegistryClient:
         """See that there is a registry that talks to us; RegistryUnreachable, RegistryAuth, RegistryRefused."""
         self._session.request("GET", "/v2/", expect={200})
 
+    def check_push(self, repositories: Sequence[str]) -> None:
+        """See that we may push images to these repositories; RegistryUnreachable, RegistryAuth, RegistryRefused."""
+        push_check.check_push(self._session, repositories)
+
     # --- blobs ---
     def has_blob(self, repository: str, digest: str) -> bool:
-        return self._has(repository, digest, pulling(repository))
+        return self._blobs.has(repository, digest)
+
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """In bytes, as the registry tells it; None where there is no such blob."""
+        return self._blobs.size(repository, digest)
 
     @contextmanager
     def get_blob(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:
         """Stream a blob's bytes in one try; RegistryDigest at their end where they are not what the digest says."""
         try:
-            with self._blob(repository, digest) as pieces:
+            with self._blobs.get(repository, digest) as pieces:
                 yield pieces
         except Transient as transient:
             raise transient.failure from transient
 
     def fetch_blob(self, repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None:
         """Hand a blob's bytes to `write`, from the start again where a try failed; it must read to the end."""
-
-        def attempt() -> None:
-            with self._blob(repository, digest) as pieces:
-                write(pieces)
-
-        self._session.retry.run(attempt)
+        self._blobs.fetch(repository, digest, write)
 
     def push_blob(
         self,
@@ -120,18 +127,8 @@ class RegistryClient:
         `opener` gives its bytes, for each try anew. `on_bytes` hears of bytes done (negative where a try failed), also
         of those that needed no upload. One thread at a time works on a digest, in all repositories.
         """
-        with self._guard:
-            lock = self._locks[digest]
-        with lock:
-            known = self._known.get((repository, digest))
-            if known is None:
-                body = FileBody(opener, size, on_bytes=on_bytes, stop=stop)
-                known = self._push(repository, digest, body, self._holders(repository, digest, mount_from))
-                self._known[repository, digest] = known
-                if known is PushedBlob.UPLOADED:
-                    return known
-            on_bytes(size)
-            return known
+        body = FileBody(opener, size, on_bytes=on_bytes, stop=stop)
+        return self._blobs.push(repository, digest, body, mount_from)
 
     def push_blobs(
         self,
@@ -147,8 +144,7 @@ class RegistryClient:
 
     def forget(self, repository: str, digests: Iterable[str]) -> None:
         """Ask the registry again for these blobs: it said that it does not hold one of them."""
-        for digest in digests:
-            self._known.pop((repository, digest), None)
+        self._blobs.forget(repository, digests)
 
     # --- manifests ---
     def put_manifest(self, repository: str, reference: str, media_type: str, document: bytes) -> str:
@@ -156,7 +152,7 @@ class RegistryClient:
 
         ManifestIncomplete where the registry does not hold what it names, RegistryDigest where it kept another one.
         """
-        return self._manifests.put(repository, reference, media_type, document)
+        return self._manifests.put(repository, reference, media_type, document).digest
 
     def get_manifest(self, repository: str, reference: str) -> Manifest | None:
         """A manifest or index by tag or digest; None where there is none. RegistryDigest where it is not what it says."""
@@ -164,7 +160,78 @@ class RegistryClient:
 
     def tags(self, repository: str) -> tuple[str, ...]:
         """All tags, in the registry's order; none where there is no such repository."""
-        return self._manifests.tags(repository)
+        return listing.tags(self._session, repository)
+
+    def catalog(self) -> tuple[str, ...]:
+        """All repositories; RegistryAuth, RegistryRefused where the registry does not list them."""
+        return listing.catalog(self._session)
+
+    def delete_manifest(self, repository: str, digest: str, *, subject: str | None = None) -> bool:
+        """Take a manifest away, by the specification with all tags that name it; whether it was there.
+
+        `subject` is the digest that a referrer refers to: where the registry keeps no list of referrers, ours is corrected.
+        DeletesUnsupported.
+        """
+        there = self._manifests.delete(repository, digest)
+        if subject is not None:
+            self._referrers.remove(repository, subject, digest)
+        return there
+
+    def delete_tag(self, repository: str, tag: str) -> bool:
+        """Take one name away; whether it was there. DeletesUnsupported: many registries delete by digest alone."""
+        return self._manifests.delete(repository, tag)
+
+    # --- artifacts ---
+    def put_artifact(
+        self,
+        repository: str,
+        tag: str | None,
+        artifact_type: str,
+        content: Content,
+        *,
+        blobs: Sequence[Descriptor] = (),
+        annotations: Mapping[str, str] | None = None,
+        subject: Descriptor | None = None,
+    ) -> Descriptor:
+        """Push an artifact under a tag (None: by its digest alone) and return its manifest's descriptor.
+
+        Its content is pushed here; the repository must hold the other `blobs`. A subject's referrers are kept by
+        `put_referrer`. ManifestIncomplete where the registry does not hold a blob.
+        """
+        return self._artifacts.put(
+            repository, tag, artifact_type, content, blobs=blobs, annotations=annotations, subject=subject
+        )
+
+    def put_referrer(
+        self,
+        repository: str,
+        subject: Descriptor,
+        artifact_type: str,
+        content: Content,
+        *,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Descriptor:
+        """Push an artifact that refers to a manifest of the same repository, so that `referrers` lists it."""
+        return self.put_artifact(repository, None, artifact_type, content, annotations=annotations, subject=subject)
+
+    def push_referrer(self, repository: str, descriptor: Descriptor, document: bytes) -> bool:
+        """Push an artifact's manifest whose blobs are there; whether the registry itself lists it as a referrer."""
+        return self._manifests.put(repository, descriptor.digest, descriptor.media_type, document).lists_subject
+
+    def list_referrers(self, repository: str, subject: str, referrers: Sequence[Descriptor]) -> None:
+        """Keep the list of what refers to a digest, for a registry that keeps none."""
+        self._referrers.add(repository, subject, *referrers)
+
+    def get_artifact(self, repository: str, reference: str, *, artifact_type: str | None = None) -> Artifact | None:
+        """An artifact by tag or digest, with its content; None where there is none, or none of this type.
+
+        BadImage where it can't be read, RegistryDigest where bytes are not what they should be.
+        """
+        return self._artifacts.get(repository, reference, artifact_type)
+
+    def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """The manifests whose subject is this one, by type where one is given; empty where there are none."""
+        return self._referrers.find(repository, digest, artifact_type)
 
     # --- images ---
     def push_index(
@@ -193,6 +260,10 @@ class RegistryClient:
             before_tags=before_tags,
         )
 
+    def push_tags(self, repository: str, index: ImageIndex, store: BlobStore, tags: Sequence[str]) -> None:
+        """Name an index that `push_index` pushed; what the registry lost since is pushed again."""
+        push.push_tags(self, repository, index, store, tags)
+
     def images(self, repository: str, reference: str) -> dict[Platform, RemoteImage] | None:
         """The documents of each platform's image under a tag or digest; None where there is none. No layers."""
         return pull.images(self, repository, reference)
@@ -200,57 +271,3 @@ class RegistryClient:
     def pull(self, reference: Reference, store: BlobStore, platform: Platform) -> PulledImage:
         """Fetch one platform's image into a store, every digest checked on the way; ImageNotFound."""
         return pull.pull(self, reference, store, platform)
-
-    @contextmanager
-    def _blob(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:
-        path = f"/v2/{repository}/blobs/{digest}"
-        with self._session.stream("GET", path, expect={200}, scope=pulling(repository), unread=True) as response:
-            yield self._checked(response, digest)
-
-    def _checked(self, response: httpx.Response, digest: str) -> Iterator[bytes]:
-        received = hashlib.sha256()
-        answers.pace(response)
-        for piece in response.iter_raw(PIECE):
-            received.update(piece)
-            yield piece
-        if f"sha256:{received.hexdigest()}" != digest:
-            failure = RegistryDigest(f"{self.registry.host} sent other bytes than {digest}", hint="try again")
-            raise Transient(failure, tries=2)
-
-    def _has(self, repository: str, digest: str, scope: tuple[str, ...]) -> bool:
-        answer = self._session.request("HEAD", f"/v2/{repository}/blobs/{digest}", expect={200, 404}, scope=scope)
-        return answer.status_code == 200  # noqa: PLR2004
-
-    def _holders(self, repository: str, digest: str, others: Iterable[str]) -> list[str]:
-        """Other repositories that hold the blob, those that we know first; the given ones are asked when needed."""
-        seen = [name for name, other in list(self._known) if other == digest]
-        return [name for name in dict.fromkeys([*seen, *others]) if name != repository]
-
-    def _push(self, repository: str, digest: str, body: FileBody, holders: Sequence[str]) -> PushedBlob:
-        if self._has(repository, digest, pushing(repository)):
-            return PushedBlob.EXISTED
-        begun = None
-        for holder in holders:
-            mounted, begun = self._mount(repository, digest, holder)
-            if mounted:
-                return PushedBlob.MOUNTED
-            if begun is not None:
-                break
-        upload = Upload(self._session, repository, digest, body, scope=pushing(repository), begun=begun)
-        self._session.retry.run(upload.attempt, stop=body.stop)
-        return PushedBlob.UPLOADED
-
-    def _mount(self, repository: str, digest: str, holder: str) -> tuple[bool, httpx.URL | None]:
-        """Whether it was mounted; else the upload that the registry began instead, if it did."""
-        scope = (*pushing(repository), *pulling(holder))
-        if (holder, digest) not in self._known:
-            try:
-                if not self._has(holder, digest, pulling(holder)):
-                    return False, None
-            except RegistryRefused:
-                return False, None
-        path = f"/v2/{repository}/blobs/uploads/?{urlencode({'mount': digest, 'from': holder})}"
-        answer = self._session.request("POST", path, expect={201, 202, 400, 401, 403, 404, 405}, scope=scope)
-        if answer.status_code == 202:  # noqa: PLR2004
-            return False, self._session.location(answer)
-        return answer.status_code == 201, None  # noqa: PLR2004

@@ -49,11 +49,15 @@ class Descriptor:
     platform: Platform | None = None
     """None also for a platform that is none of ours."""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
+    """What an artifact's manifest is about; empty for images and blobs."""
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.platform is not None:
             value["platform"] = platform_json(self.platform)
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
         return value | ({"annotations": dict(self.annotations)} if self.annotations else {})
 
     @classmethod
@@ -65,12 +69,14 @@ class Descriptor:
         digest = typed(value, "digest", str)
         digest_hex(digest)
         media_type = typed(value, "mediaType", str)
+        artifact_type = value.get("artifactType")
         return cls(
             media_type=AS_OCI.get(media_type, media_type),
             digest=digest,
             size=size,
             platform=read_platform(value.get("platform")),
             annotations=texts(value, "annotations"),
+            artifact_type=artifact_type if isinstance(artifact_type, str) else "",
         )
 
 

@@ -6,25 +6,35 @@ import fcntl
 import io
 import os
 import secrets
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from flops.errors import BadImage, OutputError
 from flops.oci import tar
+from flops.oci.artifacts import parse_artifact
 from flops.oci.blobs import BlobStore, disk_errors, sha256
 from flops.oci.image import REFERENCE_NAME, Descriptor, index_document, parse_index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flops.oci.image import ImageIndex
 
-__all__ = ["BlobStore", "Layout", "write_archive"]
+__all__ = ["BlobStore", "Layout", "Referrer", "write_archive"]
 
 MARKER = b'{"imageLayoutVersion":"1.0.0"}'
 _COPY = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referrer:
+    """A manifest that has an image as its subject, with the documents that it names."""
+
+    descriptor: Descriptor
+    documents: tuple[bytes, ...]
+    """Its own among them."""
 
 
 class Layout:
@@ -34,28 +44,46 @@ class Layout:
         self.root = root
         self.blobs = BlobStore(root)
 
-    def write(self, reference_name: str, index: ImageIndex, source: BlobStore) -> None:
+    def write(
+        self, reference_name: str, index: ImageIndex, source: BlobStore, referrers: Sequence[Referrer] = ()
+    ) -> None:
         """Put an image under a name, in place of what had it; layers are linked or copied from `source`.
+
+        Its referrers stand in index.json without a name; those of images that no name stands for any more go from there.
 
         OutputError where the directory can't be written, DiskFull, BadImage for a layer that is not what it should be.
         """
         with _output_errors(self.root):
             for layer in index.layers:
                 self.blobs.take(layer.digest, source)
-            for document in index.documents():
+            for document in (*index.documents(), *(one for referrer in referrers for one in referrer.documents)):
                 self.blobs.put(document)
             with self._locked():
-                entries = self.references() | {reference_name: index.descriptor}
-                _replace(self.root / "index.json", _index_json(entries))
+                named = self.references() | {reference_name: index.descriptor}
+                digests = {entry.digest for entry in named.values()}
+                there = [entry for entry, subject in self._referrers() if subject in digests]
+                unnamed = {entry.digest: entry for entry in [*there, *(one.descriptor for one in referrers)]}
+                _replace(self.root / "index.json", _index_json(named, unnamed.values()))
 
     def references(self) -> dict[str, Descriptor]:
         """The images by name; empty where there is no layout yet."""
+        return {entry.annotations.get(REFERENCE_NAME, ""): entry for entry in self._entries() if not _unnamed(entry)}
+
+    def referrers(self, digest: str) -> tuple[Descriptor, ...]:
+        """The manifests that have this one as their subject."""
+        return tuple(entry for entry, subject in self._referrers() if subject == digest)
+
+    def _referrers(self) -> Iterator[tuple[Descriptor, str]]:
+        for entry in filter(_unnamed, self._entries()):
+            with suppress(BadImage, FileNotFoundError):
+                subject = parse_artifact(self.blobs.read(entry.digest)).subject
+                yield entry, subject.digest if subject is not None else ""
+
+    def _entries(self) -> tuple[Descriptor, ...]:
         try:
-            document = (self.root / "index.json").read_bytes()
+            return parse_index((self.root / "index.json").read_bytes()).manifests
         except FileNotFoundError:
-            return {}
-        named = parse_index(document).manifests
-        return {entry.annotations.get(REFERENCE_NAME, ""): entry for entry in named}
+            return ()
 
     def read(self, reference_name: str) -> Descriptor | None:
         """What a name stands for; the documents lie in `blobs`."""
@@ -73,7 +101,9 @@ class Layout:
             yield
 
 
-def write_archive(path: Path, images: Mapping[str, ImageIndex], source: BlobStore) -> None:
+def write_archive(
+    path: Path, images: Mapping[str, ImageIndex], source: BlobStore, referrers: Sequence[Referrer] = ()
+) -> None:
     """Write a layout as one tar file, the same bytes for the same images; streamed, and in place only when whole.
 
     OutputError where the file can't be written, DiskFull, BadImage for a layer whose size is wrong.
@@ -82,14 +112,17 @@ def write_archive(path: Path, images: Mapping[str, ImageIndex], source: BlobStor
     with _output_errors(path):
         try:
             with temporary.open("xb") as file:
-                _write_entries(file, images, source)
+                _write_entries(file, images, source, referrers)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _write_entries(file: BinaryIO, images: Mapping[str, ImageIndex], source: BlobStore) -> None:
+def _write_entries(
+    file: BinaryIO, images: Mapping[str, ImageIndex], source: BlobStore, referrers: Sequence[Referrer]
+) -> None:
     documents = {sha256(document): document for index in images.values() for document in index.documents()}
+    documents |= {sha256(document): document for referrer in referrers for document in referrer.documents}
     layers = {layer.digest: layer.size for index in images.values() for layer in index.layers}
     directories = ("blobs", "blobs/sha256")
     file.writelines(tar.header(name, kind=tar.Kind.DIRECTORY, mode=0o755, mtime=0) for name in directories)
@@ -100,7 +133,8 @@ def _write_entries(file: BinaryIO, images: Mapping[str, ImageIndex], source: Blo
         else:
             with source.open(digest) as blob:
                 _write_file(file, name, blob, layers[digest])
-    index_json = _index_json({name: index.descriptor for name, index in images.items()})
+    named = {name: index.descriptor for name, index in images.items()}
+    index_json = _index_json(named, [referrer.descriptor for referrer in referrers])
     _write_file(file, "index.json", io.BytesIO(index_json), len(index_json))
     _write_file(file, "oci-layout", io.BytesIO(MARKER), len(MARKER))
     file.write(tar.END)
@@ -117,11 +151,17 @@ def _write_file(file: BinaryIO, name: str, content: BinaryIO, size: int) -> None
     file.write(tar.padding(size))
 
 
-def _index_json(entries: Mapping[str, Descriptor]) -> bytes:
-    return index_document(
+def _index_json(named: Mapping[str, Descriptor], unnamed: Iterable[Descriptor]) -> bytes:
+    entries = [
         replace(entry, annotations={**entry.annotations, REFERENCE_NAME: name} if name else entry.annotations)
-        for name, entry in sorted(entries.items())
-    )
+        for name, entry in sorted(named.items())
+    ]
+    return index_document([*entries, *sorted(unnamed, key=lambda entry: entry.digest)])
+
+
+def _unnamed(entry: Descriptor) -> bool:
+    """What stands in index.json as a referrer."""
+    return bool(entry.artifact_type) and REFERENCE_NAME not in entry.annotations
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -84,12 +84,19 @@ def push_index(
     outcomes |= _transfer(client, repository, configs, (), meter)
     for image in index.images:
         _push_image(client, repository, image, store)
-    _push_document(client, repository, index, store)
+    _push_document(client, repository, index, store, index.digest)
     if before_tags is not None:
         before_tags()
-    for tag in tags:
-        client.put_manifest(repository, tag, INDEX, index.document)
+    push_tags(client, repository, index, store, tags)
     return _report([*layers, *configs], outcomes, index.digest)
+
+
+def push_tags(
+    client: RegistryClient, repository: str, index: ImageIndex, store: BlobStore, tags: Sequence[str]
+) -> None:
+    """Names for an index whose parts are in place; see RegistryClient.push_tags."""
+    for tag in tags:
+        _push_document(client, repository, index, store, tag)
 
 
 def _push_image(client: RegistryClient, repository: str, image: Image, store: BlobStore) -> None:
@@ -107,10 +114,13 @@ def _push_image(client: RegistryClient, repository: str, image: Image, store: Bl
             return
 
 
-def _push_document(client: RegistryClient, repository: str, index: ImageIndex, store: BlobStore) -> None:
+def _push_document(
+    client: RegistryClient, repository: str, index: ImageIndex, store: BlobStore, reference: str
+) -> None:
+    """The index under its digest or a tag; where the registry lost a manifest since, those again."""
     for left in reversed(range(_TRIES)):
         try:
-            client.put_manifest(repository, index.digest, INDEX, index.document)
+            client.put_manifest(repository, reference, INDEX, index.document)
         except ManifestIncomplete:
             if not left:
                 raise
@@ -138,7 +148,8 @@ def _transfer(
             raise
 
     ordered = sorted(blobs, key=lambda blob: (-blob.size, blob.digest))
-    with ThreadPoolExecutor(max_workers=client.workers, thread_name_prefix="flops-push") as pool:
+    # More than the workers, for a registry that keeps up: the session decides how many run (`pressure`).
+    with ThreadPoolExecutor(max_workers=client.workers + client.workers // 2, thread_name_prefix="flops-push") as pool:
         futures = {blob.digest: pool.submit(one, blob) for blob in ordered}
         try:
             wait(futures.values(), return_when=FIRST_EXCEPTION)

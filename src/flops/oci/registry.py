@@ -1,7 +1,8 @@
 """A small OCI registry over a directory (distribution specification 1.1: pull, push, discovery, management).
 
-For one machine: one process over one directory, no login of its own. Bytes of deleted blobs stay on the disk, since
-other repositories may share them.
+For one machine or a small site. Limits: sha256 digests alone; uploads live in the memory of one process, so a client begins
+its upload anew after a restart; manifests up to 4 MiB; one token for all who push, no accounts; plain HTTP, TLS is a proxy's;
+bytes of deleted blobs stay on the disk until `RegistryStore.collect`, since other repositories may share them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from starlette.routing import Route
 
 from flops.errors import DiskFull, FlopsError, RegistryError
 from flops.oci.reference import Registry
+from flops.oci.registry_access import Access, Rules
 from flops.oci.registry_blobs import BlobApi
 from flops.oci.registry_manifests import ManifestApi
 from flops.oci.registry_protocol import Refusal
 from flops.oci.registry_store import RegistryStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
     from types import TracebackType
 
@@ -43,14 +45,22 @@ _PATIENCE = 20.0
 _KEEP_ALIVE = 120
 
 
-def create_app(root: Path, *, read_only: bool = False) -> Starlette:
-    """The registry as an ASGI application; `read_only` refuses all that would change it (405)."""
+def create_app(
+    root: Path, *, read_only: bool = False, token: str = "", private: bool = False, hosts: Collection[str] = ()
+) -> Starlette:
+    """The registry as an ASGI application; `read_only` refuses all that would change it (405).
+
+    With a `token`, who pushes or deletes must send it, and who pulls where it is `private`. `hosts` are names under which it
+    is reached, beside addresses and loopback names.
+    """
     store = RegistryStore(root)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        store.prepare()
+        if not read_only:
+            store.prepare()
         yield
+        store.close()
 
     app = Starlette(
         routes=_routes(BlobApi(store), ManifestApi(store), read_only=read_only),
@@ -63,6 +73,7 @@ def create_app(root: Path, *, read_only: bool = False) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
+    app.add_middleware(Access, rules=Rules(token=token, private=private, hosts=tuple(name.lower() for name in hosts)))
     app.add_middleware(_ApiVersion)
     return app
 
@@ -151,11 +162,21 @@ class EmbeddedRegistry:
     Port 0 takes a free one. RegistryError where it can't listen.
     """
 
-    def __init__(self, root: Path, *, host: str = "127.0.0.1", port: int = 0, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        read_only: bool = False,
+        token: str = "",
+        private: bool = False,
+        hosts: Collection[str] = (),
+    ) -> None:
         self.root = root
         self.host = host
         self.port = port
-        self._read_only = read_only
+        self._app = create_app(root, read_only=read_only, token=token, private=private, hosts=hosts)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
@@ -170,7 +191,7 @@ class EmbeddedRegistry:
         self._socket = _listen(self.host, self.port)
         self.port = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            create_app(self.root, read_only=self._read_only),
+            self._app,
             lifespan="on",
             log_config=None,
             log_level="critical",

@@ -54,7 +54,7 @@ class BlobApi:
     async def get(self, request: Request) -> Response:
         """GET and HEAD; clause "Pulling blobs"."""
         name, digest = name_of(request), digest_of(request.path_params["digest"])
-        if not await run_in_threadpool(self._store.has_blob, name, digest):
+        if await run_in_threadpool(self._store.use, name, [digest]):
             raise unknown_blob(digest)
         path = self._store.blob_path(digest)
         return _BlobResponse(path, media_type=_OCTETS, headers={"Docker-Content-Digest": digest, "ETag": f'"{digest}"'})
@@ -108,12 +108,9 @@ class BlobApi:
 
     def _mount(self, name: str, digest: str, source: str) -> bool:
         try:
-            held = self._store.has_blob(repository_name(source), digest)
+            return self._store.link(name, digest, repository_name(source))
         except BadTarget:
             return False
-        if held:
-            self._store.link(name, digest)
-        return held
 
     def _session(self, request: Request) -> _Session:
         session = self._sessions.get(request.path_params["upload"])
@@ -139,17 +136,17 @@ class BlobApi:
         self._live(session)
         expected = _expected(request, session)
         before = session.upload.size
-        pieces: list[bytes] = []
+        pieces = bytearray()
         try:
             async for piece in request.stream():
-                pieces.append(piece)
-                if sum(map(len, pieces)) >= _PIECE:
-                    await run_in_threadpool(session.upload.append, b"".join(pieces))
-                    pieces = []
+                pieces += piece
+                if len(pieces) >= _PIECE:
+                    whole, pieces = pieces, bytearray()
+                    await run_in_threadpool(session.upload.append, whole)
         except ClientDisconnect:
-            await run_in_threadpool(session.upload.append, b"".join(pieces))
+            await run_in_threadpool(session.upload.append, pieces)
             raise
-        await run_in_threadpool(session.upload.append, b"".join(pieces))
+        await run_in_threadpool(session.upload.append, pieces)
         session.touched = time.monotonic()
         if expected is not None and session.upload.size - before != expected:
             raise _out_of_order(session, "the chunk is not as long as its Content-Range says")

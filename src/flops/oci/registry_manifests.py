@@ -40,13 +40,13 @@ class ManifestApi:
         """Clause "Pushing Manifests"; what the manifest names must already be in the repository."""
         name, reference = name_of(request), _reference(request)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip()
-        body = b""
+        body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > MANIFEST_LIMIT:
                 message = f"a manifest has up to {MANIFEST_LIMIT} bytes"
                 raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "SIZE_INVALID", message)
-        return await run_in_threadpool(self._put, name, reference, media_type, body)
+        return await run_in_threadpool(self._put, name, reference, media_type, bytes(body))
 
     async def delete(self, request: Request) -> Response:
         """Clauses "Deleting tags" and "Deleting Manifests" (with the tags that name the manifest)."""
@@ -90,17 +90,18 @@ class ManifestApi:
 
     def _put(self, name: str, reference: str, media_type: str, body: bytes) -> Response:
         document = _parse(body, media_type)
-        missing = self._missing(name, document, media_type)
-        if missing:
-            message = "the manifest names what this repository does not hold"
-            raise Refusal(HTTPStatus.BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN", message, detail=missing)
         subject = _subject(document)
         digest = sha256(body)
         if is_digest(reference) and reference != digest:
             raise Refusal(HTTPStatus.BAD_REQUEST, "DIGEST_INVALID", f"the manifest has the digest {digest}")
-        self._store.put_manifest(name, body, media_type, subject)
-        if not is_digest(reference):
-            self._store.tag(name, reference, digest)
+        with self._store.locked():
+            missing = self._missing(name, document, media_type)
+            if missing:
+                message = "the manifest names what this repository does not hold"
+                raise Refusal(HTTPStatus.BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN", message, detail=missing)
+            self._store.put_manifest(name, body, media_type, subject)
+            if not is_digest(reference):
+                self._store.tag(name, reference, digest)
         headers = {"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest}
         if subject is not None:
             headers["OCI-Subject"] = subject
@@ -115,7 +116,7 @@ class ManifestApi:
             layers = [entry for entry in _entries(document, "layers") if not entry.get("urls")]
             config = document.get("config")
             digests = [_digest(entry) for entry in [config if isinstance(config, dict) else {}, *layers]]
-            absent = [digest for digest in digests if not self._store.has_blob(name, digest)]
+            absent = self._store.use(name, digests)
         else:
             absent = []
         return [{"digest": digest} for digest in dict.fromkeys(absent)]

@@ -5,24 +5,29 @@
     repositories/NAME/_manifests/HEX          the media type that the manifest was pushed with
     repositories/NAME/_tags/TAG               the digest
     repositories/NAME/_referrers/HEX/HEX      an empty file: the second manifest has the first as its subject
-    uploads/ID                                unfinished; removed when the registry starts
+    uploads/LIFE/ID                           unfinished, of one run; removed when a registry starts and that run has ended
+    lock                                      shared by those who write, exclusive for the collector (`registry_garbage`)
 
-Nothing in the first four is ever seen half: files are written beside their place, synced and renamed. A repository's
-component never starts with an underscore, so names can't collide. Every function here blocks.
+Nothing in the first four is ever seen half: files are written beside their place, synced and renamed. What is acknowledged
+survives a kill, and a power cut where the disk keeps what it says. A link's time of change is when it was last pushed or
+asked for. A repository's component never starts with an underscore, so names can't collide. Every function here blocks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from flops.oci.blobs import BlobStore, digest_hex, disk_errors, sha256
+from flops.oci.registry_garbage import Collected, collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
@@ -35,15 +40,13 @@ class Upload:
         self.size = 0
         self._hash = hashlib.sha256()
 
-    @property
-    def identity(self) -> str:
-        return self.path.name
+        self.identity = path.name
 
     @property
     def digest(self) -> str:
         return f"sha256:{self._hash.hexdigest()}"
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray) -> None:
         """Write at the end; after an error (DiskFull) the upload is as before."""
         try:
             with disk_errors(self.path.parent), self.path.open("ab") as file:
@@ -60,34 +63,58 @@ class Upload:
 
 
 class RegistryStore:
-    """All that a registry keeps, under one directory; several threads may use it, one process at a time."""
+    """All that a registry keeps, under one directory; from several threads and processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._blobs = BlobStore(root)
-        self._uploads = root / "uploads"
+        self._life = root / "uploads" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._alive: IO[bytes] | None = None
         self._repositories = root / "repositories"
 
     def prepare(self) -> None:
-        """Make the directories and remove what an earlier process left unfinished."""
-        shutil.rmtree(self._uploads, ignore_errors=True)
-        for directory in (self._uploads, self._repositories, self.root / "blobs" / "sha256"):
+        """Make the directories and remove what runs that have ended left unfinished."""
+        for directory in (self._life.parent, self._repositories, self.blob_directory):
             directory.mkdir(parents=True, exist_ok=True)
+        with self.locked(exclusive=True):
+            for life in self._life.parent.iterdir():
+                _remove_ended(life)
+            self._life.mkdir(exist_ok=True)
+            self._alive = (self._life / "alive").open("wb")
+            fcntl.flock(self._alive, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        if self._alive is not None:
+            self._alive.close()
+            self._alive = None
+            shutil.rmtree(self._life, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def locked(self, *, exclusive: bool = False) -> Iterator[None]:
+        """Between threads and processes: many may write, or one collects."""
+        with disk_errors(self.root), (self.root / "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
 
     # --- blobs ---
     def begin(self, repository: str) -> Upload:
-        return Upload(self._uploads / secrets.token_hex(16), repository)
+        return Upload(self._life / secrets.token_hex(16), repository)
 
     def finish(self, upload: Upload) -> str:
-        """Turn an upload into a blob of its repository, durably; the digest."""
+        """Turn an upload into a blob of its repository; the digest."""
         target = self.blob_path(upload.digest)
         with disk_errors(self.root):
             with upload.path.open("ab") as file:
                 os.fsync(file.fileno())
-            upload.path.rename(target)
-            _sync_directory(target.parent)
-        self.link(upload.repository, upload.digest)
+            with self.locked():
+                upload.path.rename(target)
+                _sync_directory(target.parent)
+                self._link(upload.repository, upload.digest)
         return upload.digest
+
+    @property
+    def blob_directory(self) -> Path:
+        return self.root / "blobs" / "sha256"
 
     def blob_path(self, digest: str) -> Path:
         return self._blobs.path(digest)
@@ -95,9 +122,23 @@ class RegistryStore:
     def has_blob(self, repository: str, digest: str) -> bool:
         return (self._of(repository) / "_blobs" / digest_hex(digest)).exists() and self.blob_path(digest).exists()
 
-    def link(self, repository: str, digest: str) -> None:
-        """Make a blob that exists somewhere one of this repository (a mount, or the end of an upload)."""
-        self._write(self._of(repository) / "_blobs" / digest_hex(digest), b"")
+    def link(self, repository: str, digest: str, source: str) -> bool:
+        """Make a blob of another repository one of this too (a mount); whether that one held it."""
+        with self.locked():
+            held = self.has_blob(source, digest)
+            if held:
+                os.utime(self.blob_path(digest))
+                self._link(repository, digest)
+        return held
+
+    def use(self, repository: str, digests: Iterable[str]) -> list[str]:
+        """Those blobs that the repository does not hold; the others count as used now, and are not collected soon."""
+        links = self._of(repository) / "_blobs"
+        return [
+            digest
+            for digest in digests
+            if not self.blob_path(digest).exists() or not _touch(links / digest_hex(digest))
+        ]
 
     def unlink(self, repository: str, digest: str) -> bool:
         """Take a blob out of this repository; its bytes stay for the others."""
@@ -105,6 +146,7 @@ class RegistryStore:
 
     # --- manifests and tags ---
     def put_manifest(self, repository: str, document: bytes, media_type: str, subject: str | None = None) -> str:
+        """The caller holds the lock since it saw that what the manifest names is there."""
         digest = sha256(document)
         self._write(self.blob_path(digest), document)
         if subject is not None:
@@ -155,36 +197,65 @@ class RegistryStore:
             return None
         return sorted(_names(directory / "_tags"), key=lambda tag: (tag.lower(), tag))
 
+    def collect(self, grace: float = 3600.0) -> Collected:
+        """Take unreferenced bytes off the disk; see `registry_garbage.collect`. Also without `prepare`, beside a registry."""
+        return collect(self, grace)
+
     def repositories(self) -> list[str]:
         """The names of all repositories that ever held a manifest, sorted."""
-        return sorted(self._walk(self._repositories, ""))
+        found = self.directories()
+        return sorted(str(path.relative_to(self._repositories)) for path in found if (path / "_manifests").is_dir())
 
-    def _walk(self, directory: Path, name: str) -> Iterator[str]:
-        with os.scandir(directory) as entries:
-            children = [entry.name for entry in entries if entry.is_dir()]
-        if "_manifests" in children:
-            yield name
+    def directories(self) -> list[Path]:
+        """Of all repositories that ever held a manifest or a blob."""
+        return list(self._walk(self._repositories))
+
+    def _walk(self, directory: Path) -> Iterator[Path]:
+        try:
+            with os.scandir(directory) as entries:
+                children = [entry.name for entry in entries if entry.is_dir()]
+        except FileNotFoundError:  # collected meanwhile
+            return
+        if "_manifests" in children or "_blobs" in children:
+            yield directory
         for child in children:
             if not child.startswith("_"):
-                yield from self._walk(directory / child, f"{name}/{child}" if name else child)
+                yield from self._walk(directory / child)
 
     def _of(self, repository: str) -> Path:
         return self._repositories / repository
 
+    def _link(self, repository: str, digest: str) -> None:
+        self._write(self._of(repository) / "_blobs" / digest_hex(digest), b"")
+
     def _write(self, target: Path, data: bytes) -> None:
         """Write a small file whole or not at all, and so that a power cut after the return does not lose it."""
-        temporary = self._uploads / secrets.token_hex(16)
+        temporary = self._life / secrets.token_hex(16)
         try:
             with disk_errors(self.root):
                 _make_directories(target.parent)
                 with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if data:  # a name alone is durable with its directory
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
                 temporary.replace(target)
                 _sync_directory(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _remove_ended(life: Path) -> None:
+    """A run's unfinished uploads, unless it lives: then it holds a lock. The caller holds the store's."""
+    try:
+        with (life / "alive").open("ab") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    except OSError:  # no directory, or one without the file: of an earlier version
+        if not life.is_dir():
+            life.unlink(missing_ok=True)
+    shutil.rmtree(life, ignore_errors=True)
 
 
 def _names(directory: Path) -> list[str]:
@@ -192,6 +263,14 @@ def _names(directory: Path) -> list[str]:
         return sorted(entry.name for entry in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _touch(path: Path) -> bool:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _remove(path: Path) -> bool:

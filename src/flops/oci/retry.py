@@ -28,9 +28,15 @@ _LASTING = {501, 505, 507}
 class Transient(Exception):
     """A try that failed in a way that another one may not; `failure` is raised when there is none left."""
 
-    def __init__(self, failure: FlopsError, *, after: float | None = None, tries: int | None = None) -> None:
+    def __init__(
+        self, failure: FlopsError, *, after: float | None = None, tries: int | None = None, status: int | None = None
+    ) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.status = status
+        """Of the answer, where there was one."""
+        self.progressed = False
+        """The try before it brought something further: it does not count."""
         self.after = after
         """Seconds that the registry asked for (Retry-After)."""
         self.tries = tries
@@ -54,12 +60,12 @@ class Retry:
 
     def run(self, operation: Callable[[], T], *, stop: threading.Event | None = None) -> T:
         """Call until it returns, raises something else than Transient, or has no try left; Cancelled once stopped."""
-        for number in range(1, self.tries + 1):
-            if stop is not None and stop.is_set():
-                break
+        number = 0
+        while stop is None or not stop.is_set():
             try:
                 return operation()
             except Transient as transient:
+                number = 1 if transient.progressed else number + 1
                 if number >= min(self.tries, transient.tries or self.tries):
                     raise transient.failure from transient.__cause__
                 self._pause(number, transient.after, stop)

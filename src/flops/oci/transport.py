@@ -22,15 +22,15 @@ from flops.errors import (
 from flops.oci import answers
 from flops.oci.authentication import SCOPE, RegistryAuthentication
 from flops.oci.hosts import check_location
+from flops.oci.pressure import Pressure
 from flops.oci.retry import Retry, Transient, is_transient, retry_after
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from flops.oci.credentials import Credentials
     from flops.oci.reference import Registry
-    from flops.oci.upload import FileBody
 
 PIECE = 256 * 1024
 _HOPS = 5
@@ -49,12 +49,17 @@ class Session:
         credentials: Credentials | None = None,
         transport: httpx.BaseTransport | None = None,
         verify: Path | None = None,
-        connections: int = 8,
+        workers: int = 4,
+        chunk: int | None = None,
         realms: Collection[str] = (),
         retry: Retry | None = None,
     ) -> None:
         self.registry = registry
         self.retry = retry or Retry()
+        self.chunk = chunk
+        """Bytes of a request's body at most; smaller once the registry, or what stands before it, refused a larger one."""
+        connections = 2 * workers + 2
+        self.pressure = Pressure(start=workers, most=connections)
         self._reached = False
         self._client = httpx.Client(
             transport=transport,
@@ -74,7 +79,7 @@ class Session:
     def close(self) -> None:
         self._client.close()
 
-    def request(self, method: str, path: str, *, expect: Collection[int], **options: Any) -> httpx.Response:
+    def request(self, method: str, path: str | httpx.URL, *, expect: Collection[int], **options: Any) -> httpx.Response:
         """`send`, as often as needed."""
         return self.retry.run(lambda: self.send(method, path, expect=expect, **options))
 
@@ -86,7 +91,7 @@ class Session:
         expect: Collection[int],
         scope: tuple[str, ...] = (),
         headers: Mapping[str, str] | None = None,
-        content: bytes | FileBody | None = None,
+        content: bytes | Iterable[bytes] | None = None,
     ) -> httpx.Response:
         """One try, its answer read whole; Transient where another may help, else a RegistryError for other statuses."""
         with self.stream(method, path, expect=expect, scope=scope, headers=headers, content=content) as response:
@@ -101,12 +106,12 @@ class Session:
         expect: Collection[int],
         scope: tuple[str, ...] = (),
         headers: Mapping[str, str] | None = None,
-        content: bytes | FileBody | None = None,
+        content: bytes | Iterable[bytes] | None = None,
         unread: bool = False,
     ) -> Iterator[httpx.Response]:
         """One try, as a context. With `unread`, the body of an expected answer is the caller's to iterate over."""
         url = httpx.URL(self.registry.url + path) if isinstance(path, str) else path
-        with self._translated():
+        with self.pressure.turn(), self._translated():
             request = self._client.build_request(
                 method, url, headers=headers, content=content, extensions={SCOPE: scope}
             )
@@ -126,6 +131,10 @@ class Session:
         text = response.headers.get("location")
         if not text:
             raise RegistryRefused(f"the registry {self.registry.host} told no Location for an upload")
+        return self.resolve(response, text)
+
+    def resolve(self, response: httpx.Response, text: str) -> httpx.URL:
+        """An address that an answer names; RegistryRefused where it may not be followed."""
         try:
             url = response.request.url.join(text)
             return check_location(self.registry, url)
@@ -154,7 +163,7 @@ class Session:
     def _failure(self, response: httpx.Response) -> Exception:
         failure = self.refusal(response)
         if is_transient(response.status_code):
-            return Transient(failure, after=retry_after(response))
+            return Transient(failure, after=retry_after(response), status=response.status_code)
         return failure
 
     def _follow(self, request: httpx.Request) -> httpx.Response:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from flops.builder.bytecode import Interpreter
+    from flops.builder.layer_records import LayerRecords
+    from flops.builder.shared_cache import SharedCache
     from flops.oci.blobs import BlobStore
     from flops.oci.layer import Layer
     from flops.settings import Settings
@@ -93,11 +95,13 @@ class DebianBase:
         compression: Compression = Compression.GZIP,
         upgrade: bool = False,
         reporter: Reporter | None = None,
+        shared: SharedCache | None = None,
+        records: LayerRecords | None = None,
     ) -> None:
         self._suite = suite
         self._room = cache_dir / "bases"
         self._blobs = blobs
-        self._store = PackageStore(self._room, blobs)
+        self._store = PackageStore(self._room, blobs, shared=shared, records=records)
         self._settings = settings
         self._compression = compression
         self._upgrade = upgrade
@@ -111,7 +115,7 @@ class DebianBase:
     def prepare(self, platforms: Sequence[Platform]) -> Mapping[Platform, Base]:
         """Make or recall the base of each platform, in parallel; BaseUnavailable says what is missing."""
         with disk_errors(self._room):
-            self._make([*platforms, *filter(None, [Platform.host()])])
+            self._make([*platforms, *self._needed_too(platforms)])
             bytecode = self._bytecode(platforms)
         return {platform: self._base(platform, bytecode[platform]) for platform in platforms}
 
@@ -133,9 +137,18 @@ class DebianBase:
                 cache_dir=self._room / "interpreters",
             )
 
+    def _needed_too(self, platforms: Sequence[Platform]) -> list[Platform]:
+        """This machine's platform, whose Python compiles; not where all that it would compile is remembered."""
+        host = Platform.host()
+        if host is None or host in platforms:
+            return []
+        sets = [self._store.packages(self._set_key(platform)) for platform in platforms]
+        known = [one is not None and self._store.layer(self._bytecode_key(one)) is not None for one in sets]
+        return [] if all(known) and not self._upgrade else [host]
+
     def _base(self, platform: Platform, bytecode: Layer) -> Base:
         made = self._made[platform]
-        python = next(p.version for p in made.packages if p.name == f"python{self._suite.minor}-minimal")
+        python = next(package.version for package in made.packages if package.name == self._python)
         return Base(
             platform=platform,
             python=python.partition("-")[0],
@@ -146,6 +159,11 @@ class DebianBase:
             packages=made.packages,
         )
 
+    @property
+    def _python(self) -> str:
+        """The package whose version is Python's."""
+        return f"python{self._suite.minor}-minimal"
+
     def _make(self, platforms: Sequence[Platform]) -> None:
         with self._lock:
             todo = sorted(set(platforms) - self._made.keys())
@@ -154,6 +172,8 @@ class DebianBase:
 
     def _packages_layer(self, platform: Platform) -> _Made:
         packages = None if self._upgrade else self._store.packages(self._set_key(platform))
+        if packages is not None and not any(package.name == self._python for package in packages):
+            packages = None  # another builder's, and none of ours
         if packages is None or (self._recall(packages) is None and self._store.missing(packages)):
             packages = self._fetch(platform, packages)
         layer = self._recall(packages)

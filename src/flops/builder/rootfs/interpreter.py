@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder.bytecode import Interpreter
 from flops.errors import BaseUnsuitable
+from flops.oci.blobs import used
 
 if TYPE_CHECKING:
     from flops.builder.rootfs.image_tree import ImageTree
@@ -47,7 +48,7 @@ def unpack_interpreter(tree: ImageTree, *, program: str, platform: Platform, cac
     libraries = library_directories(tree, platform, program)
     wanted = _wanted(tree, program, minor, loader, libraries)
     root = cache_dir / tree.key
-    if not root.is_dir():
+    if used(root) is None:
         _unpack(tree, wanted, root)
     return Interpreter(root=root, minor=minor, program=program, loader=loader, libraries=libraries)
 

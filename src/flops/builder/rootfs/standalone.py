@@ -28,7 +28,7 @@ from flops.builder.lock import uv_program
 from flops.builder.lock_store import LockStore
 from flops.builder.rootfs.package_store import key
 from flops.errors import BaseUnavailable, BuildError, FlopsError
-from flops.oci.blobs import disk_errors
+from flops.oci.blobs import disk_errors, used
 from flops.platforms import Platform
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class StandalonePythons:
         with self._guard:
             fetching = self._fetching.setdefault(target, threading.Lock())
         with fetching, disk_errors(self._room):
-            if not target.is_dir():
+            if used(target) is None:
                 self._room.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".new-", dir=self._room) as name:
                     made = self._install(version, platform, Path(name))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from flops.builder.layer_records import LayerRecords
     from flops.builder.rootfs import Base
     from flops.builder.rootfs.standalone import StandalonePythons
     from flops.oci.blobs import BlobStore
@@ -55,12 +56,13 @@ class StandaloneLayers:
         blobs: BlobStore,
         compression: Compression,
         reporter: Reporter,
+        records: LayerRecords | None = None,
     ) -> None:
         self._version = version
         self._minor = ".".join(version.split(".")[:2])
         self._pythons = pythons
         self._room = cache_dir / "bases"
-        self._store = PackageStore(self._room, blobs)
+        self._store = PackageStore(self._room, blobs, records=records)
         self._blobs = blobs
         self._compression = compression
         self._reporter = reporter

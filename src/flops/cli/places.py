@@ -1,0 +1,109 @@
+"""Where the commands about images look: a registry by name, an embedded registry's directory, a layout."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flops.errors import UsageError
+from flops.oci.client import RegistryClient
+from flops.oci.credentials import UserCredentials
+from flops.oci.layout import Layout
+from flops.oci.layout_stock import LayoutStock
+from flops.oci.reference import Reference, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flops.builder.stocktaking import Stock
+    from flops.settings import Settings
+
+RegistryOption = Annotated[
+    str | None,
+    typer.Option("--registry", metavar="[http://]HOST[:PORT][/PREFIX]", help="A registry [default: FLOPS_REGISTRY]."),
+]
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option("--directory", metavar="DIR", help="An OCI layout, or the directory of an embedded registry."),
+]
+
+
+@contextmanager
+def look(settings: Settings, *, registry: str | None, directory: Path | None) -> Iterator[Stock]:
+    """The place that is named, else FLOPS_REGISTRY, else the layout in the data directory."""
+    name = _name(settings, registry, directory)
+    if name is not None:
+        with client(settings, name) as it:
+            yield it
+        return
+    place = directory or settings.data_dir / "images"
+    if _is_registry(place):
+        with embedded(place) as it:
+            yield it
+    elif (place / "index.json").is_file() or directory is None:
+        yield LayoutStock(Layout(place))
+    else:
+        raise UsageError(f"{place} is neither an OCI layout nor an embedded registry's directory", hint="see --output")
+
+
+@contextmanager
+def open_registry(settings: Settings, *, registry: str | None, directory: Path | None) -> Iterator[RegistryClient]:
+    """A registry to change; UsageError where none is named."""
+    name = _name(settings, registry, directory)
+    if name is not None:
+        with client(settings, name) as it:
+            yield it
+    elif directory is not None and _is_registry(directory):
+        with embedded(directory) as it:
+            yield it
+    else:
+        raise UsageError(
+            "no registry is named" if directory is None else f"{directory} is no embedded registry's directory",
+            hint="--registry HOST[:PORT][/PREFIX], or --directory of an embedded one",
+        )
+
+
+@contextmanager
+def client(settings: Settings, name: str) -> Iterator[RegistryClient]:
+    with RegistryClient(Registry.parse(name), credentials=UserCredentials.of_user(), verify=settings.ca_bundle) as it:
+        yield it
+
+
+@contextmanager
+def embedded(directory: Path) -> Iterator[RegistryClient]:
+    """A registry over its directory, for as long as the command lasts; a service may be using it too."""
+    from flops.oci.registry import EmbeddedRegistry  # noqa: PLC0415 - slow to import, and seldom wanted
+
+    with EmbeddedRegistry(directory) as server, RegistryClient(server.registry) as it:
+        yield it
+
+
+@contextmanager
+def find(settings: Settings, text: str, directory: Path | None) -> Iterator[tuple[Stock, str, str]]:
+    """Where REF lies, its repository and its tag or digest: HOST/NAME:TAG in a registry, else NAME:TAG in a layout."""
+    host = text.removeprefix("http://").removeprefix("https://").partition("/")[0]
+    if directory is None and ("." in host or ":" in host or host == "localhost"):
+        reference = Reference.parse(text)
+        with RegistryClient(reference.registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle) as it:
+            yield it, reference.repository, reference.selector
+        return
+    repository, at, digest = text.partition("@")
+    if not at:
+        repository, colon, digest = text.rpartition(":")
+        if not colon:
+            raise UsageError(f"{text!r} names no tag", hint="flops images list shows what there is")
+    with look(settings, registry=None, directory=directory or settings.data_dir / "images") as stock:
+        yield stock, repository, digest
+
+
+def _name(settings: Settings, registry: str | None, directory: Path | None) -> str | None:
+    if registry is not None and directory is not None:
+        raise UsageError("--registry and --directory exclude each other", hint="name one place")
+    return registry or (settings.registry if directory is None else None)
+
+
+def _is_registry(directory: Path) -> bool:
+    return (directory / "repositories").is_dir()
