@@ -32,6 +32,15 @@ class Layers:
     bars: tuple[LayerBar, ...]
     """Bottom to top."""
 
+    @property
+    def bytes(self) -> float:
+        return sum(bar.bytes for bar in self.bars)
+
+    @property
+    def shared_bytes(self) -> float:
+        """Of layers that another one of the project's images holds too."""
+        return sum(bar.bytes for bar in self.bars if bar.shared > 1)
+
 
 def layers(result: Mapping[str, Any] | None) -> tuple[Layers, ...]:
     """Of every image of a result (`flops build --json`); none where it does not tell them."""
@@ -55,24 +64,6 @@ def layers(result: Mapping[str, Any] | None) -> tuple[Layers, ...]:
         )
         for actor, platform, entries in found
         if entries
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSeconds:
-    stage: str
-    seconds: float
-    length: int
-
-
-def stage_seconds(result: Mapping[str, Any] | None) -> tuple[StageSeconds, ...]:
-    """Seconds of each stage as the builder measured them, and `total` last."""
-    told = {name: number(value) for name, value in mapping((result or {}).get("seconds")).items()}
-    known = {text(name): value for name, value in told.items() if value is not None}
-    longest = max((value for name, value in known.items() if name != "total"), default=0) or 1
-    return tuple(
-        StageSeconds(stage=name, seconds=value, length=min(WIDTH, round(value / longest * WIDTH)))
-        for name, value in sorted(known.items(), key=lambda one: one[0] == "total")
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_REFERENCE = re.compile(r"[\[A-Za-z0-9][\[\]A-Za-z0-9._:/@-]*")
 
 
 class StageState(Enum):
@@ -128,6 +132,8 @@ class Image(_Value):
     def pull(self) -> str:
         """The command that brings it to a machine; empty for an image that no registry holds."""
         first = self.reference.partition("/")[0]
+        if not _REFERENCE.fullmatch(self.reference):
+            return ""  # it is copied into terminals
         return f"docker pull {self.reference}" if "." in first or ":" in first or first == "localhost" else ""
 
     def to_json(self) -> dict[str, Any]:

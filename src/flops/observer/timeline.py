@@ -1,17 +1,17 @@
-"""When each stage of a project ran, as bars on one scale. Pure."""
+"""When each stage of a project ran: a row for each, with a bar on a scale that all attempts share. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flops.observer.state import StageState
+from flops.observer.state import Stage, StageState
 from flops.observer.words import epoch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator, Sequence
 
-    from flops.observer.state import Attempt
+    from flops.observer.state import Attempt, Progress
 
 #: The scale's length; bars are whole numbers on it.
 WIDTH = 1000
@@ -19,41 +19,122 @@ WIDTH = 1000
 _LEAST = 4
 #: These are about what goes on around a build, and may last as long as they like.
 _AROUND = ("queue", "remove")
+#: A row of its own between deploy and the first stage: no event tells it, and it takes seconds.
+START = "start"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    attempt: int
+class Row:
+    """A stage of an attempt."""
+
     stage: str
     state: str
-    start: int
+    message: str
+    started: str | None
+    """RFC 3339."""
+    seconds: float | None
+    progress: tuple[Progress, ...]
+    begin: float | None = None
+    """Seconds from the scale's start; None where there is no bar."""
+    end: float | None = None
+    """The same; None while it runs."""
+    start: int = 0
     """From 0 to WIDTH."""
-    length: int
-    seconds: float
+    length: int = 0
 
 
-def timeline(attempts: Iterable[Attempt], *, now: float) -> tuple[Bar, ...]:
-    """The bars of all stages that began, in order; those that run reach to `now` (seconds since the epoch)."""
-    spans: list[tuple[int, str, StageState, float, float]] = []
-    for attempt in attempts:
-        for stage in attempt.stages:
-            begun = epoch(stage.started)
-            if begun is None or stage.name in _AROUND:
-                continue
-            end = epoch(stage.ended) if stage.state is not StageState.RUNNING else now
-            spans.append((attempt.number, stage.name, stage.state, begun, max(begun, end or begun)))
-    if not spans:
-        return ()
-    first = min(begun for *_, begun, _ in spans)
-    whole = max(max(end for *_, end in spans) - first, 0.001)
-    return tuple(
-        Bar(
-            attempt=attempt,
-            stage=name,
-            state=state.value,
-            start=min(round((begun - first) / whole * WIDTH), WIDTH - _LEAST),
-            length=max(_LEAST, round((end - begun) / whole * WIDTH)),
-            seconds=end - begun,
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    attempt: int
+    rows: tuple[Row, ...]
+
+    @property
+    def lost(self) -> bool:
+        return any(row.state == "failed" for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    lanes: tuple[Lane, ...]
+    first: float | None
+    """Where the scale starts (seconds since the epoch); None while nothing has begun."""
+
+
+def timeline(attempts: Sequence[Attempt], *, now: float) -> Timeline:
+    """All stages in order; the bars of those that run reach to `now` (seconds since the epoch)."""
+    lanes = [
+        (attempt.number, list(_stages(attempt, newest=number == len(attempts))))
+        for number, attempt in enumerate(attempts, 1)
+    ]
+    spans = {(number, stage.name): _span(stage, stages) for number, stages in lanes for stage in stages}
+    known = [span for span in spans.values() if span]
+    if not known:
+        return Timeline(lanes=tuple(Lane(attempt=n, rows=tuple(map(_row, stages))) for n, stages in lanes), first=None)
+    first = min(begun for begun, _ in known)
+    whole = max(max(now if ended is None else ended for _, ended in known) - first, 0.001)
+
+    def drawn(number: int, stage: Stage) -> Row:
+        span = spans[number, stage.name]
+        if span is None:
+            return _row(stage)
+        begin, end = span[0] - first, None if span[1] is None else span[1] - first
+        until = max(begin, now - first) if end is None else end
+        return replace(
+            _row(stage),
+            begin=round(begin, 3),
+            end=None if end is None else round(end, 3),
+            start=min(round(begin / whole * WIDTH), WIDTH - _LEAST),
+            length=max(_LEAST, round((until - begin) / whole * WIDTH)),
         )
-        for attempt, name, state, begun, end in spans
+
+    return Timeline(
+        lanes=tuple(Lane(attempt=n, rows=tuple(drawn(n, stage) for stage in stages)) for n, stages in lanes),
+        first=first,
+    )
+
+
+def _stages(attempt: Attempt, *, newest: bool) -> Iterator[Stage]:
+    """With the builder's own start, which is what lies between deploy and the first thing that a builder tells."""
+    for at, stage in enumerate(attempt.stages):
+        yield stage
+        if stage.name == "deploy" and stage.state not in (StageState.SKIPPED, StageState.FAILED):
+            yield _start(stage, [one for one in attempt.stages[at + 1 :] if one.name not in _AROUND], newest=newest)
+
+
+def _start(deploy: Stage, later: Sequence[Stage], *, newest: bool) -> Stage:
+    begun = [one.started for one in later if epoch(one.started) is not None]
+    if deploy.state is not StageState.DONE:
+        return Stage(name=START)
+    if begun:
+        ended = min(begun, key=lambda one: epoch(one) or 0)
+        seconds = max(0.0, (epoch(ended) or 0) - (epoch(deploy.ended) or 0)) if epoch(deploy.ended) else None
+        message = "the builder has started"
+        return Stage(
+            name=START, state=StageState.DONE, message=message, started=deploy.ended, ended=ended, seconds=seconds
+        )
+    if newest and all(one.state is StageState.WAITING for one in later):
+        return Stage(name=START, state=StageState.RUNNING, message="the builder's process starts", started=deploy.ended)
+    return Stage(name=START, state=StageState.SKIPPED)
+
+
+def _span(stage: Stage, stages: Sequence[Stage]) -> tuple[float, float | None] | None:
+    """From when to when (None: it runs); what a lost builder had begun ended when its removal began."""
+    begun = epoch(stage.started)
+    if begun is None or stage.name in _AROUND or stage.state is StageState.SKIPPED:
+        return None
+    if stage.state is StageState.RUNNING:
+        return begun, None
+    removal = next((epoch(one.started) for one in stages if one.name == "remove"), None)
+    ended = epoch(stage.ended) or (removal if stage.state is StageState.FAILED else None) or begun
+    return begun, max(begun, ended)
+
+
+def _row(stage: Stage) -> Row:
+    return Row(
+        stage=stage.name,
+        state=stage.state.value,
+        message=stage.message,
+        started=stage.started if stage.state is StageState.RUNNING else None,
+        seconds=stage.seconds,
+        progress=stage.progress,
     )

@@ -18,13 +18,12 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from flops.errors import FlopsError, ProjectDecided, ProjectNotFound
-from flops.observer import words
+from flops.errors import FlopsError, ProjectDecided, ProjectNotFound, TooMany
+from flops.observer import places, words
+from flops.observer.advice import advice
 from flops.observer.shelf import Projects, Shelf
-from flops.observer.sizes import layers, stage_seconds
-from flops.observer.state import Level
-from flops.observer.timeline import WIDTH, timeline
-from flops_wire.manager import ENDED, PROJECTS, STATES
+from flops.observer.view import view
+from flops_wire.manager import ENDED, STATES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,11 +32,13 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from flops.observer.feed import Feed
-    from flops.observer.state import Card
 
 #: Projects on one page of the list.
 PER_PAGE = 50
 _TEXT_LIMIT = 200
+#: What of a project may change without an event of its own.
+_CHANGING = ("state", "builder", "commit", "attempt", "waits_for")
+_REFUSALS = {ProjectDecided: HTTPStatus.CONFLICT, TooMany: HTTPStatus.TOO_MANY_REQUESTS}
 _FOREVER = "public, max-age=31536000, immutable"
 _KINDS = {"observer.css": "text/css", "observer.js": "text/javascript", "favicon.svg": "image/svg+xml"}
 
@@ -87,19 +88,22 @@ class ObserverPages:
 
     def show(self, request: Request) -> Response:
         try:
-            return self._project(request.path_params["project"])
+            return self._project(request.path_params["project"], whole=request.query_params.get("log") == "all")
         except ProjectNotFound as error:
             return self._page("missing.html", HTTPStatus.NOT_FOUND, error=error)
 
     def live(self, request: Request) -> Response:
-        """The parts of a project's page as they are now, with the log's lines after `?after=`."""
+        """The parts of a project's page as they are now, with the log's lines after `?after=`; drawn once for all viewers."""
+        project = request.path_params["project"]
         asked = request.query_params.get("after", "0")[:18]
         after = int(asked) if asked.isascii() and asked.isdigit() else 0
         try:
-            view = self._view(request.path_params["project"], after=after)
+            document = self._projects.show(project)
+            key = (after, *(document[name] for name in _CHANGING))
+            parts = self._shelf.draw(project, key, lambda feed: self._parts(document, feed, after))
         except ProjectNotFound as error:
             return Response(error.message, HTTPStatus.NOT_FOUND, media_type="text/plain")
-        return HTMLResponse(_template("parts.html").render(**view), headers={"Cache-Control": "no-store"})
+        return HTMLResponse(parts, headers={"Cache-Control": "no-store"})
 
     def cancel(self, request: Request) -> Response:
         return self._change(request, lambda project: self._projects.cancel(project) and project)
@@ -119,65 +123,40 @@ class ObserverPages:
         except ProjectNotFound as error:
             return self._page("missing.html", HTTPStatus.NOT_FOUND, error=error)
         except FlopsError as error:
-            status = HTTPStatus.CONFLICT if isinstance(error, ProjectDecided) else HTTPStatus.UNPROCESSABLE_ENTITY
-            return self._project(project, status, told=error)
+            return self._project(project, _REFUSALS.get(type(error), HTTPStatus.UNPROCESSABLE_ENTITY), refused=error)
         return RedirectResponse(f"/projects/{target}", HTTPStatus.SEE_OTHER)
 
-    def _project(self, project: str, status: HTTPStatus = HTTPStatus.OK, told: FlopsError | None = None) -> Response:
-        return self._page("project.html", status, told=told, **self._view(project, after=0))
-
-    def _view(self, project: str, *, after: int) -> dict[str, Any]:
+    def _project(
+        self,
+        project: str,
+        status: HTTPStatus = HTTPStatus.OK,
+        *,
+        refused: FlopsError | None = None,
+        whole: bool = False,
+    ) -> Response:
         document = self._projects.show(project)
-        return self._shelf.read(project, lambda feed: _view(document, feed, after=after))
+
+        def drawn(feed: Feed) -> str:
+            values = view(document, feed, after=0, now=time.time(), whole=whole)
+            return self._render("project.html", refused=refused, **values)
+
+        return HTMLResponse(self._shelf.draw(project, None, drawn), status)
+
+    def _parts(self, document: Mapping[str, Any], feed: Feed, after: int) -> str:
+        return self._render("parts.html", **view(document, feed, after=after, now=time.time()))
 
     def _page(self, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> Response:
-        now = time.time()
-        return HTMLResponse(
-            _template(name).render({"login": self._login, "now": now, "states": STATES} | values), status
-        )
+        return HTMLResponse(self._render(name, **values), status)
 
-
-def _view(document: Mapping[str, Any], feed: Feed, *, after: int) -> dict[str, Any]:
-    """All that the templates of a project show, at one moment."""
-    now = time.time()
-    outcome = feed.outcome
-    result = outcome.result if outcome else None
-    begun = words.epoch(document["created"])
-    ended = words.epoch(document["ended"])
-    return {
-        "project": document,
-        "now": now,
-        "over": document["state"] in ENDED,
-        # the log stands still once nothing of the builder is left
-        "still": document["state"] in ENDED and document["builder"] in ("none", "removed"),
-        "attempts": feed.attempts,
-        "bars": timeline(feed.attempts, now=now),
-        "width": WIDTH,
-        "lines": [line for line in feed.lines if line.sequence > after],
-        "last": feed.last,
-        "wrong": _wrong(feed),
-        "notes": [card for card in feed.cards if card.level is Level.NOTE],
-        "adjustments": feed.adjustments,
-        "images": feed.images,
-        "outcome": outcome,
-        "layers": layers(result),
-        "spent": stage_seconds(result),
-        "result": result,
-        "tagging": feed.tagging,
-        "lasted": (ended or now) - begun if begun is not None else None,
-        "events": f"{PROJECTS}/{document['id']}/events",
-    }
-
-
-def _wrong(feed: Feed) -> Sequence[Card]:
-    """Every place that a failure is about; the failure itself where it is about none."""
-    outcome = feed.outcome
-    return (outcome.findings or outcome.cards) if outcome else ()
+    def _render(self, name: str, **values: Any) -> str:
+        common = {"login": self._login, "now": time.time(), "states": STATES}
+        return str(_environment().get_template(name).render(common | values))
 
 
 def _took(document: Mapping[str, Any]) -> float | None:
+    """Up to now, where it has not ended."""
     begun, ended = words.epoch(document["created"]), words.epoch(document["ended"])
-    return ended - begun if begun is not None and ended is not None else None
+    return (ended or time.time()) - begun if begun is not None else None
 
 
 @cache
@@ -201,16 +180,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         loader=FunctionLoader(_resource),
     )
-    made.filters |= {
-        "amount": words.amount,
-        "span": words.span,
-        "clock": words.clock,
-        "plain": words.plain,
-        "ago": words.ago,
-    }
-    made.globals["address"] = address
+    for filtering in (words.amount, words.span, words.clock, words.plain, words.line, words.short, words.ago, advice):
+        made.filters[filtering.__name__] = filtering
+    made.filters |= {"name": places.name, "home": places.home}
+    made.globals |= {"address": address, "commit_page": places.commit_page, "line_page": places.line_page}
     return made
-
-
-def _template(name: str) -> Any:
-    return _environment().get_template(name)

@@ -61,6 +61,16 @@ def epoch(moment: str | None) -> float | None:
         return None
 
 
+def short(text: str, limit: int = 2000) -> str:
+    """A long text's beginning, and how much is left out."""
+    return text if len(text) <= limit + 40 else f"{text[:limit]}... ({len(text) - limit} more characters)"
+
+
+def line(text: object) -> str:
+    """Foreign text as one line, for what people copy into a terminal."""
+    return plain(text).replace("\n", "\\n")
+
+
 def plain(text: object) -> str:
     """Foreign text with its control characters, escapes and reordering marks made visible; lines stay lines."""
     return visible("" if text is None else str(text))

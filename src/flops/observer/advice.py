@@ -1,0 +1,40 @@
+"""A hint taken apart: its words, and the patch that it may end with. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: What builders put before a unified diff of the user's file.
+_MARK = "as a patch:\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchLine:
+    kind: str
+    """add, del, at (where), or same."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    words: str
+    patch: str = ""
+    """A unified diff; empty where there is none."""
+
+    @property
+    def lines(self) -> tuple[PatchLine, ...]:
+        return tuple(PatchLine(kind=_kind(line), text=line) for line in self.patch.splitlines())
+
+
+def advice(hint: str) -> Advice:
+    """The parts of an error's or a finding's hint."""
+    words, mark, patch = hint.partition(_MARK)
+    if not mark or not patch.startswith("--- "):
+        return Advice(words=hint)
+    return Advice(words=words.rstrip(" ;,\n"), patch=patch)
+
+
+def _kind(line: str) -> str:
+    if line.startswith(("--- ", "+++ ", "@@")):
+        return "at"
+    return {"+": "add", "-": "del"}.get(line[:1], "same")
