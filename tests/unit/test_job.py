@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -474,6 +475,9 @@ def test_a_result_that_is_refused_is_no_success():
 
 
 # --- the whole attempt ---
+EXAMPLE = Path(__file__).parents[2] / "examples/digits-sklearn"
+
+
 def attempt_of(manager, tmp_path, **options):
     with connect(manager) as attempt:
         return run(
@@ -488,7 +492,11 @@ def attempt_of(manager, tmp_path, **options):
     ("changes", "code", "stage"),
     [
         ({"source": "/etc"}, "BAD_URL", "clone"),
-        ({"source": "/etc", "allow_local": True, "registry": "http://127.0.0.1:1"}, "REGISTRY_UNREACHABLE", "push"),
+        (
+            {"source": str(EXAMPLE), "allow_local": True, "registry": "http://127.0.0.1:1"},
+            "REGISTRY_UNREACHABLE",
+            "push",
+        ),
         ({"source": "https://127.0.0.1/a/b"}, "BLOCKED_ADDRESS", "clone"),
         ({"source": "https://user:secret@example.org/a/b"}, "CREDENTIAL_IN_URL", "clone"),
         ({"source": "git@example.org:a/b"}, "BAD_URL", "clone"),

@@ -100,6 +100,8 @@ class Assembly:
             fresh = [layer for layer in dict.fromkeys(layers) if layer not in self._layers]
             missing = sorted((layer for layer in fresh if not self._recalled(layer)), key=cost, reverse=True)
             self._layers |= {layer: Future() for layer in missing}
+            with self._guard:
+                self._totals[Stage.ASSEMBLE] += sum(map(_weight, missing))
             for group in _groups(missing):
                 if self._workshop.layers.records is not None:
                     self._searches.append(self._searchers.submit(self._search, group))
@@ -119,6 +121,7 @@ class Assembly:
     def finish(self, layers: Iterable[PlannedLayer]) -> dict[PlannedLayer, Layer]:
         """These layers, made; the first failure is raised, but not of what was begun and is not wanted after all."""
         wanted = {layer: self._layers[layer] for layer in layers}
+        self._count(Stage.ASSEMBLE, 0)
         _first_failure(self._searches)
         wheels = {
             wheel.sha256: self._wheels[wheel.sha256]
@@ -149,6 +152,11 @@ class Assembly:
         self.offer(known)
         self._layers[layer].set_result(known)
 
+    def _found(self, layer: PlannedLayer, known: Layer) -> None:
+        """Counted as to be made, and need not be."""
+        self._give(layer, known)
+        self._count(Stage.ASSEMBLE, _weight(layer))
+
     def _search(self, group: Sequence[PlannedLayer]) -> None:
         """Take what other builders recorded; the rest of the group is made."""
         left = []
@@ -158,7 +166,7 @@ class Assembly:
             if known is None:
                 left.append(layer)
             else:
-                self._give(layer, known)
+                self._found(layer, known)
         if left:
             self._begin(left)
 
@@ -216,6 +224,7 @@ class Assembly:
             return
         for future, planned, layer in zip(futures, layers, made, strict=True):
             self._offers.append(self._carriers.submit(self._carry, layer, self._key(planned)))
+            self._count(Stage.ASSEMBLE, _weight(planned))
             future.set_result(layer)
 
     def _carry(self, layer: Layer, key: str | None) -> None:
@@ -299,6 +308,11 @@ class Assembly:
             self._bytes[stage] += number
             done, total = self._bytes[stage], self._totals[stage]
         self._workshop.reporter.progress(stage, done=done, total=max(done, total))
+
+
+def _weight(layer: PlannedLayer) -> int:
+    """Bytes of the wheels that a layer is made of: what progress counts."""
+    return sum(wheel.size or 0 for wheel in getattr(layer, "wheels", ()))
 
 
 def _groups(layers: Iterable[PlannedLayer]) -> list[list[PlannedLayer]]:

@@ -6,9 +6,9 @@ The build knows none of them: it offers each layer as soon as it is made, and pu
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flops.builder.actors import Actor
 from flops.errors import BadImage, ImageNotFound
@@ -34,6 +34,14 @@ LOCK = "io.flops.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    digest: str
+    bytes: int
+    title: str = ""
+    """What it holds; empty where only the manifest was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """One platform's image as results show it; sizes in bytes."""
 
@@ -43,9 +51,12 @@ class Summary:
     uncompressed_bytes: int
     lock: str = ""
     """Digest of what was resolved for it."""
+    layer_sizes: tuple[LayerSize, ...] = ()
+    """Bottom to top."""
 
-    def to_json(self) -> dict[str, str | int]:
-        return {name: getattr(self, name) for name in ("digest", "layers", "bytes", "uncompressed_bytes")}
+    def to_json(self) -> dict[str, Any]:
+        document = {name: getattr(self, name) for name in ("digest", "layers", "bytes", "uncompressed_bytes")}
+        return {**document, "layer_sizes": [asdict(one) for one in self.layer_sizes]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +278,7 @@ def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
         bytes=sum(layer.size for layer in manifest.layers),
         uncompressed_bytes=int(unpacked) if unpacked.isascii() and unpacked.isdigit() else 0,
         lock=manifest.annotations.get(LOCK, ""),
+        layer_sizes=tuple(LayerSize(digest=layer.digest, bytes=layer.size) for layer in manifest.layers),
     )
 
 

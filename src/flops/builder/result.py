@@ -79,7 +79,7 @@ def actor_images(
     images: Mapping[Actor, Sequence[Image]], published: Mapping[Actor, Published]
 ) -> dict[Actor, ActorImage]:
     """What was composed and where it was put, as results show it."""
-    from flops.builder.publish import Summary  # noqa: PLC0415 - a check needs nothing of publishing
+    from flops.builder.publish import LayerSize, Summary  # noqa: PLC0415 - a check needs nothing of publishing
 
     return {
         actor: ActorImage(
@@ -91,6 +91,9 @@ def actor_images(
                     layers=len(image.layers),
                     bytes=image.size,
                     uncompressed_bytes=sum(layer.uncompressed_size for layer in image.layers),
+                    layer_sizes=tuple(
+                        LayerSize(digest=layer.digest, bytes=layer.size, title=layer.comment) for layer in image.layers
+                    ),
                 )
                 for image in of_platforms
             },
