@@ -159,3 +159,12 @@ def test_a_token_and_another_registry(tmp_path):
     assert not [
         path for path in (tmp_path / "data").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
     ]
+
+
+def test_the_embedded_registry_may_want_a_token_which_builders_get(tmp_path):
+    with serve(tmp_path, FLOPS_REGISTRY_TOKEN="sesame-sesame-sesame") as (_, places):
+        begin = f"{places['registry']}/v2/acme/digits/learner/blobs/uploads/"
+        assert httpx.post(begin, trust_env=False).status_code == 401
+        assert httpx.post(begin, auth=("anybody", "wrong"), trust_env=False).status_code == 401
+        assert httpx.post(begin, auth=("anybody", "sesame-sesame-sesame"), trust_env=False).status_code == 202
+        assert httpx.get(f"{places['manager']}/healthz", trust_env=False).status_code == 200

@@ -84,7 +84,12 @@ class Service:
         self.url = _url(self._listening.host, self._listener.getsockname()[1])
         self.registry = self._registry()
         store = parts.enter_context(Store(self.database))
-        known = ManagerSettings.of(settings, registry=self.registry, advertise=settings.advertise or self.url)
+        known = ManagerSettings.of(
+            settings,
+            registry=self.registry,
+            advertise=settings.advertise or self.url,
+            registry_login=self._registry_login(),
+        )
         registry = Registry.parse(self.registry)
         self.manager = Manager(
             store,
@@ -129,8 +134,21 @@ class Service:
         """Another one where the settings name it; else the embedded one, which serves this machine."""
         if self._settings.registry is not None:
             return self._settings.registry
-        embedded = EmbeddedRegistry(self._settings.data_dir / "registry", port=self._listening.registry_port)
+        embedded = EmbeddedRegistry(
+            self._settings.data_dir / "registry", port=self._listening.registry_port, token=self._registry_token()
+        )
         return self._parts.enter_context(embedded).registry.url
+
+    def _registry_token(self) -> str:
+        """What the embedded registry wants from those who push; another registry has its own logins."""
+        token = self._settings.registry_token
+        return token.get_secret_value() if token is not None and self._settings.registry is None else ""
+
+    def _registry_login(self) -> dict[str, str] | None:
+        """Builders' own, at the embedded registry."""
+        token = self._registry_token()
+        host = Registry.parse(self.registry).host
+        return {"host": host, "username": "flops", "password": token} if token else None
 
     def _components(self, store: Store) -> int | None:
         """FLOps' own components: their broker hears of projects, and what they send comes in, at this port. BadSetting.
