@@ -97,16 +97,16 @@ def _build(
     with ExitStack() as stack:
         key = signing_key(request, settings, target)
         reached = Aside(target.check)
-        settings.check_cache()
-        bound = CacheBound(settings)
-        stack.enter_context(bound.held())
         shared = target.shared(reporter) if reuse else None
         if shared is not None:
             stack.callback(shared.close)
         job = _Job(request, settings, reporter, stack, shared)
-        bound.watch(job.blobs, job.wheels)
         seen = job.inspect()
         reached.result()
+        settings.check_cache()
+        bound = CacheBound(settings)
+        bound.watch(job.blobs, job.wheels)
+        stack.enter_context(bound.held())
         allowed = Aside(lambda: target.check_push(seen.checkout.repository))
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
