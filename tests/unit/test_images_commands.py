@@ -234,6 +234,20 @@ def test_layouts_hold_records_too(world, settings, repository, tmp_path, capsys)
                 assert Layout(place).blobs.size(blob.digest) == blob.size
 
 
+def test_a_layouts_index_that_gains_a_platform_keeps_what_is_known_of_the_other(
+    world, settings, repository, tmp_path, capsys
+):
+    place = tmp_path / "images"
+    for platform in (AMD64, ARM64):
+        result = build(samples.request(repository, platform), LayoutTarget(place), settings=settings)
+    for reference in references(None, result):
+        records = shown(capsys, "show", reference, "--directory", place)["records"]
+        assert len(records[LOCKS]) == 6
+        assert {one["title"] for one in records[SBOM]} == {"sbom-linux-amd64.cdx.json", "sbom-linux-arm64.cdx.json"}
+        bills = shown(capsys, "show", reference, "--directory", place, "--sbom")
+        assert len(bills) == 2
+
+
 def test_an_archive_holds_the_records_that_have_no_time(world, settings, repository, tmp_path):
     archives = []
     for name in ("one.tar", "two.tar"):
