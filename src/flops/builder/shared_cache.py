@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from flops.errors import BadImage, Cancelled, FlopsError
 from flops.oci.artifacts import Content
 from flops.oci.descriptor import Descriptor, canonical
-from flops.oci.upload import PushedBlob
 from flops.progress import Stage
 
 if TYPE_CHECKING:
@@ -155,6 +154,8 @@ class SharedCache:
             self.uploaded += len(document)
 
     def _keep_layer(self, layer: Layer, store: BlobStore) -> None:
+        from flops.oci.upload import PushedBlob  # noqa: PLC0415 - httpx is slow to import, and a check keeps no layers
+
         how = self.client.push_blob(self.repository, layer.digest, layer.size, lambda: store.open(layer.digest))
         if how is PushedBlob.UPLOADED:
             with self._guard:
