@@ -5,8 +5,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -293,3 +295,24 @@ def test_asking_whether_a_push_could_succeed_leaves_nothing(kind, tmp_path):
         assert client.tags("acme/learner") == ()
         answer = httpx.get(f"{server.registry.url}/v2/acme/learner/tags/list")
         assert answer.status_code == 404
+
+
+def test_a_build_that_may_not_push_ends_before_any_work(tmp_path):
+    """Nothing is locked, fetched or made: no index, no mirror and no registry is asked for anything else."""
+    sample = Path(__file__).parents[2] / "examples" / "digits-sklearn"
+    nothing = "http://127.0.0.1:9/"
+    with Side(tmp_path, token=TOKEN) as side:
+        environment = {
+            **os.environ,
+            "HOME": str(tmp_path),
+            "XDG_RUNTIME_DIR": str(tmp_path),
+            "FLOPS_CACHE_DIR": str(tmp_path / "cache"),
+            "FLOPS_INDEX_URL": nothing,
+            "FLOPS_DEBIAN_MIRROR": nothing,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        words = (sys.executable, "-m", "flops.cli.main", "build", sample, "--registry", side.host, "--json")
+        done = run(*words, check=False, env=environment)
+        assert done.returncode == 7, done.stderr.decode()
+        assert json.loads(done.stdout)["error"]["code"] == "REGISTRY_AUTH"
+    assert not list((tmp_path / "cache").rglob("*.whl"))

@@ -17,6 +17,7 @@ from flops.builder.build import build
 from flops.builder.local_targets import ArchiveTarget, LayoutTarget
 from flops.builder.publish import RegistryTarget
 from flops.builder.records import BUILD, LOCKS, PROVENANCE, SBOM
+from flops.builder.superseded import remove_superseded
 from flops.cli.main import main
 from flops.errors import BadKey, UsageError
 from flops.oci.client import RegistryClient
@@ -234,6 +235,20 @@ def test_layouts_hold_records_too(world, settings, repository, tmp_path, capsys)
                 assert Layout(place).blobs.size(blob.digest) == blob.size
 
 
+def test_a_layouts_index_that_gains_a_platform_keeps_what_is_known_of_the_other(
+    world, settings, repository, tmp_path, capsys
+):
+    place = tmp_path / "images"
+    for platform in (AMD64, ARM64):
+        result = build(samples.request(repository, platform), LayoutTarget(place), settings=settings)
+    for reference in references(None, result):
+        records = shown(capsys, "show", reference, "--directory", place)["records"]
+        assert len(records[LOCKS]) == 6
+        assert {one["title"] for one in records[SBOM]} == {"sbom-linux-amd64.cdx.json", "sbom-linux-arm64.cdx.json"}
+        bills = shown(capsys, "show", reference, "--directory", place, "--sbom")
+        assert len(bills) == 2
+
+
 def test_an_archive_holds_the_records_that_have_no_time(world, settings, repository, tmp_path):
     archives = []
     for name in ("one.tar", "two.tar"):
@@ -288,6 +303,22 @@ def test_pruning_an_embedded_registrys_directory(made, registry, capsys, tmp_pat
                 assert all(client.has_blob(name, blob.digest) for blob in (manifest.config, *manifest.layers))
             assert len(client.referrers(name, image.digest)) == len(KINDS) + 1
             assert flops(capsys, "images", "verify", image.reference, "--key", public)[0] == 0
+
+
+def test_an_index_that_grew_leaves_with_its_records_what_it_grew_into_stays(made, registry, capsys):
+    old = made(AMD64)
+    new = made(ARM64)
+    store, name = RegistryStore(registry.root), "local/digits/learner"
+    before, after = (one.images[samples.Actor.LEARNER].digest for one in (old, new))
+    assert store.media_type(name, before)
+    assert remove_superseded(store, 3600) == 0  # just pushed
+    assert remove_superseded(store, -1) == 2 * (1 + len(KINDS))
+    assert store.media_type(name, before) is None
+    assert store.referrers(name, before) == []
+    assert len(store.referrers(name, after)) == len(KINDS)
+    for entry in parse_index(store.read_manifest(after)).manifests:
+        assert store.media_type(name, entry.digest)
+    assert remove_superseded(store, -1) == 0
 
 
 def test_a_registry_that_deletes_nothing_is_told(made, registry, capsys, tmp_path):

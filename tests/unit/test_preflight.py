@@ -363,6 +363,14 @@ def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository):
     assert with_registry.registry == "127.0.0.1:1"
     assert asked[-1] == ("local/digits", made.digest)
 
+    # what another builder recorded is neither fetched nor made nor pushed
+    numpy = next(one for one in lock.wheels if one.name == "numpy")
+    key = layer_key([numpy.sha256], prefix=large.prefix, python="3.11", compression=Compression.GZIP)
+    registry = Registered(name="127.0.0.1:1", holds=lambda *_: True, recorded={key: 77}.get)
+    recorded = check(request, settings=settings, registry=registry).preflight.rebuild
+    assert recorded.keep == preflight.Amount(count=2, bytes=made.size + 77)
+    assert recorded.make.bytes == recorded.push.bytes == rebuild.make.bytes - numpy.size
+
 
 def test_a_registry_that_does_not_answer_is_told(index, settings, repository):
     def holds(repository: str, digest: str) -> bool:

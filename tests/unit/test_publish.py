@@ -10,10 +10,11 @@ import pytest
 
 from flops.builder import compose, naming
 from flops.builder.actors import Actor
+from flops.builder.aside import Aside
 from flops.builder.compose import Identity, index_annotations
 from flops.builder.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
 from flops.builder.publish import LOCK, UNPACKED, Delivery, RegistryTarget
-from flops.errors import Cancelled, OutputError, RegistryUnreachable, UnknownPlatform
+from flops.errors import Cancelled, OutputError, RegistryAuth, RegistryUnreachable, UnknownPlatform
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import ImageConfig
@@ -127,6 +128,28 @@ def test_nothing_stands_in_an_empty_place(target):
     place = target()
     place.check()
     assert place.existing(REPOSITORY, Actor.LEARNER, COMMIT) is None
+
+
+def test_images_of_any_name_can_be_put_there(target):
+    target().check_push(REPOSITORY)
+
+
+def test_a_push_that_is_not_allowed_is_told_before_any_work(tmp_path):
+    with EmbeddedRegistry(tmp_path, token="secret") as guarded, RegistryClient(guarded.registry) as nobody:
+        place = RegistryTarget(nobody)
+        place.check()
+        with pytest.raises(RegistryAuth, match=r"learner|aggregator"):
+            place.check_push(REPOSITORY)
+
+
+def test_a_call_aside_is_waited_for_and_raises_where_its_result_is_asked_for():
+    done = []
+    Aside(lambda: done.append(1)).result()
+    assert done == [1]
+    failing = Aside(lambda: (_ for _ in ()).throw(RegistryUnreachable("not there")))
+    for _ in range(2):
+        with pytest.raises(RegistryUnreachable):
+            failing.result()
 
 
 def test_what_was_published_stands_under_both_tags(target, store):

@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -478,6 +479,39 @@ def test_no_more_than_the_limit_run_at_once_and_at_least_one_does():
     assert pressure.limit == 1
     with pressure.turn(), pressure.turn():  # a thread that has a turn takes no second one
         pass
+
+
+def test_a_registry_that_takes_two_requests_at_once_gets_all_blobs(server, store):
+    """It answers 429 to a third; its clients find out how many it takes."""
+    guard, running, refused = threading.Lock(), [0], []
+
+    class Narrow(Line):
+        def handle_request(self, request):
+            with guard:
+                running[0] += 1
+                full = running[0] > 2
+            try:
+                if full:
+                    refused.append(request)
+                    return httpx.Response(429)
+                time.sleep(0.002)  # so that requests meet
+                return self.inner.handle_request(request)
+            finally:
+                with guard:
+                    running[0] -= 1
+
+    digests = [store.put(os.urandom(1000)) for _ in range(40)]
+    retry = Retry(tries=50, first=0.001, longest=0.01)
+    with RegistryClient(server.registry, transport=Narrow(), retry=retry, workers=8) as client:
+
+        def one(digest):
+            client.push_blob("t/narrow", digest, 1000, lambda: store.open(digest))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(one, digests))
+        assert all(client.has_blob("t/narrow", digest) for digest in digests)
+    assert refused
+    assert len(refused) < 3 * len(digests), len(refused)
 
 
 def test_a_failure_that_is_no_overload_changes_nothing():

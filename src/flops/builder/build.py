@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from flops.builder.shared_cache import SharedCache
     from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
+    from flops.oci.signature import SigningKey
     from flops.platforms import Platform
     from flops.settings import Settings
 
@@ -99,16 +100,16 @@ def _build(
     with ExitStack() as stack:
         key = signing_key(request, settings, target)
         reached = Aside(target.check)
-        settings.check_cache()
-        bound = CacheBound(settings)
-        stack.enter_context(bound.held())
         shared = target.shared(reporter) if reuse else None
         if shared is not None:
             stack.callback(shared.close)
         job = _Job(request, settings, reporter, stack, shared)
-        bound.watch(job.blobs, job.wheels)
         seen = job.inspect()
         reached.result()
+        settings.check_cache()
+        bound = CacheBound(settings)
+        bound.watch(job.blobs, job.wheels)
+        stack.enter_context(bound.held())
         allowed = Aside(lambda: target.check_push(seen.checkout.repository))
         standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
         if standing:
@@ -117,35 +118,49 @@ def _build(
             return job.reused(seen, standing, target)
         allowed.result()
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))
-        provision = job.provision(seen, assembly)
-        with job.clock.stage(Stage.FETCH, f"{provision.wheels} wheels"):
-            assembly.wait_for_wheels(job.foundation.start(provision.python))
-        images = job.assemble(seen, provision, assembly)
-        with job.clock.stage(Stage.PUSH, target.registry or "writing"):
-            assembly.wait_for_offers()
-            published = target.publish(
-                Delivery(
-                    repository=seen.checkout.repository,
-                    images=images,
-                    annotations=partial(compose.index_annotations, _identity(request, seen)),
-                    locks=job.locks(provision),
-                    tags=naming.free_tags(request, seen.checkout, target, job.reporter),
-                    store=job.blobs,
-                    before_tags=before_tags,
-                    on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
-                    attachments=Recording(
-                        materials=job.materials(seen, provision, images),
-                        bills=Bills(settings.cache_dir / "records"),
-                        history=history,
-                        seconds=job.clock.seconds,
-                        moved={"downloaded": assembly.downloaded},
-                        adjustments=job.adjustments(seen, provision),
-                        findings=job.findings(seen, provision),
-                    ).attachments(key),
-                )
+        return _made(job, seen, target, assembly, history=history, key=key, before_tags=before_tags)
+
+
+def _made(
+    job: _Job,
+    seen: Inspection,
+    target: Target,
+    assembly: Assembly,
+    *,
+    history: History,
+    key: SigningKey | None,
+    before_tags: Callable[[], None],
+) -> Result:
+    """From the locks to the tags."""
+    provision = job.provision(seen, assembly)
+    with job.clock.stage(Stage.FETCH, f"{provision.wheels} wheels"):
+        assembly.wait_for_wheels(job.foundation.start(provision.python))
+    images = job.assemble(seen, provision, assembly)
+    with job.clock.stage(Stage.PUSH, target.registry or "writing"):
+        assembly.wait_for_offers()
+        published = target.publish(
+            Delivery(
+                repository=seen.checkout.repository,
+                images=images,
+                annotations=partial(compose.index_annotations, _identity(job.request, seen)),
+                locks=job.locks(provision),
+                tags=naming.free_tags(job.request, seen.checkout, target, job.reporter),
+                store=job.blobs,
+                before_tags=before_tags,
+                on_bytes=lambda done, total: job.reporter.progress(Stage.PUSH, done=done, total=total),
+                attachments=Recording(
+                    materials=job.materials(seen, provision, images),
+                    bills=Bills(job.settings.cache_dir / "records"),
+                    history=history,
+                    seconds=job.clock.seconds,
+                    moved={"downloaded": assembly.downloaded},
+                    adjustments=job.adjustments(seen, provision),
+                    findings=job.findings(seen, provision),
+                ).attachments(key),
             )
-            moved = job.moved(assembly, target)
-        return job.result(seen, provision, actor_images(images, published), target.registry, moved)
+        )
+        moved = job.moved(assembly, target)
+    return job.result(seen, provision, actor_images(images, published), target.registry, moved)
 
 
 @dataclass(frozen=True, kw_only=True)

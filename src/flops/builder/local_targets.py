@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from flops.builder.publish import Existing, Published, summary_of, with_others
 from flops.builder.records import TIMELESS
-from flops.builder.records.attach import referrer
+from flops.builder.records.attach import carried, referrer
 from flops.errors import BadImage, OutputError, UnknownPlatform
 from flops.oci.image import index, parse_index, parse_manifest
 from flops.oci.layout import Layout, write_archive
+from flops.oci.layout_stock import LayoutStock
 from flops.platforms import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from flops.builder.actors import Actor
     from flops.builder.publish import Delivery, Summary
@@ -70,21 +71,27 @@ class LayoutTarget:
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         layout = Layout(self.root)
-        wholes = {
-            actor: with_others(delivery, actor, self.existing(delivery.repository, actor, delivery.tags[-1]))
-            for actor in delivery.images
-        }
+        found = {actor: self.existing(delivery.repository, actor, delivery.tags[-1]) for actor in delivery.images}
+        wholes = {actor: with_others(delivery, actor, before) for actor, before in found.items()}
         for layer in {layer.digest: layer for whole in wholes.values() for layer in whole.layers}.values():
             self._take(layer, layout.blobs, delivery.store)
         delivery.before_tags()
         published = {}
         for actor, whole in wholes.items():
             names = [self.reference(delivery.repository, actor, tag) for tag in delivery.tags]
-            referrers = _referrers(delivery, whole, names[0])
+            earlier = self._earlier(layout, found[actor], {image.platform for image in whole.images})
+            referrers = _referrers(delivery, whole, names[0], earlier=earlier)
             for name in reversed(names):
                 layout.write(name, whole, delivery.store, referrers)
             published[actor] = Published(reference=names[0], digest=whole.digest)
         return published
+
+    def _earlier(
+        self, layout: Layout, before: Existing | None, built: Collection[Platform]
+    ) -> Mapping[str, tuple[Descriptor, ...]]:
+        """What records say of the platforms that stand already."""
+        others = [platform for platform in before.manifests if platform not in built] if before else []
+        return carried(LayoutStock(layout), "", before.digest, others) if before and others else {}
 
     def _take(self, layer: Layer, blobs: BlobStore, source: BlobStore) -> None:
         if blobs.size(layer.digest) == layer.size:
@@ -210,15 +217,26 @@ class EngineTarget:
         return lines + [f"  {self.engine.program} run --rm {name} --help" for name in references]
 
 
-def _referrers(delivery: Delivery, whole: ImageIndex, name: str, *, timeless: bool = False) -> list[Referrer]:
+def _referrers(
+    delivery: Delivery,
+    whole: ImageIndex,
+    name: str,
+    *,
+    timeless: bool = False,
+    earlier: Mapping[str, tuple[Descriptor, ...]] | None = None,
+) -> list[Referrer]:
     """An image's records; with `timeless` those alone that the same materials make the same bytes of."""
+    kept = earlier or {}
     attachments = delivery.attachments
     if attachments is None:
         return []
     subjects = {name: whole.digest, **{f"{name} {image.platform}": image.digest for image in whole.images}}
     try:
         wanted = [one for one in attachments.make(subjects) if not timeless or one.artifact_type in TIMELESS]
-        return [referrer(record, whole.descriptor, created=attachments.created) for record in wanted]
+        return [
+            referrer(one, whole.descriptor, created=attachments.created, carried=kept.get(one.artifact_type, ()))
+            for one in wanted
+        ]
     except Exception as error:  # noqa: BLE001 - a record that can't be written costs no image
         attachments.refused(f"{type(error).__name__}: {error}"[:200])
         return []

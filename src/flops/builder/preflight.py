@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     Holds = Callable[[str, str], bool]
 
 
+#: Records of layers that are asked for at the same time.
+ASKING = 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class Amount:
     count: int
@@ -58,7 +63,7 @@ class Rebuild:
     """What building now would take, as far as wheels go: the base and the repository's own files are not in it."""
 
     fetch: Amount
-    """Wheels that are neither in the cache nor in a layer that is remembered."""
+    """Wheels that are neither in the cache nor in a layer that is remembered, here or in the registry."""
     make: Amount
     """Layers that are not remembered."""
     push: Amount
@@ -161,6 +166,8 @@ class Registered:
 
     name: str
     holds: Holds
+    recorded: Callable[[str], int | None] = lambda _key: None
+    """Bytes of the layer that another builder recorded there under this key; None where there is none, or none is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +199,14 @@ class Estimate:
         push: list[int] = []
         keep: list[int] = []
         holds = self._holds()
-        for layer in layers:
-            hashes = [wheel.sha256 for wheel in layer.wheels]
-            key = layer_key(hashes, prefix=layer.prefix, python=layer.python, compression=self.compression)
-            known = self.layers.known(key)
-            if known is None:
+        keys = {layer: self._key(layer) for layer in layers}
+        here = {layer: self.layers.known(key) for layer, key in keys.items()}
+        recorded = self._recorded([keys[layer] for layer, known in here.items() if known is None]) if holds else {}
+        for layer, known in here.items():
+            there = recorded.get(keys[layer])
+            if there is not None:
+                keep.append(there)  # it is mounted, not pushed
+            elif known is None:
                 size = sum(wheel.size or 0 for wheel in layer.wheels)
                 wanted |= {wheel.sha256: wheel for wheel in layer.wheels}
                 make.append(size)
@@ -213,6 +223,16 @@ class Estimate:
             registry=self.registry.name if holds is not None and self.registry else None,
             runtime=with_runtime,
         )
+
+    def _key(self, layer: WheelsLayer) -> str:
+        hashes = [wheel.sha256 for wheel in layer.wheels]
+        return layer_key(hashes, prefix=layer.prefix, python=layer.python, compression=self.compression)
+
+    def _recorded(self, keys: list[str]) -> dict[str, int | None]:
+        if self.registry is None:
+            return {}
+        with ThreadPoolExecutor(ASKING) as pool:
+            return dict(zip(keys, pool.map(self.registry.recorded, keys), strict=True))
 
     def _holds(self) -> Callable[[str], bool] | None:
         """None where there is no registry, or none that answers: a check goes on without."""

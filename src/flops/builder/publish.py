@@ -244,7 +244,7 @@ class RegistryTarget:
             places.append(place)
         return attach_all(self.client, delivery.attachments, places)
 
-    def shared(self, reporter: Reporter) -> SharedCache | None:
+    def shared(self, reporter: Reporter) -> SharedCache:
         from flops.builder.shared_cache import REPOSITORY, SharedCache  # noqa: PLC0415 - a check needs none
 
         name = self._registry.repository(*REPOSITORY)

@@ -154,7 +154,7 @@ class SharedCache:
             self.uploaded += len(document)
 
     def _keep_layer(self, layer: Layer, store: BlobStore) -> None:
-        from flops.oci.upload import PushedBlob  # noqa: PLC0415 - a check knows the kinds of records and talks to nobody
+        from flops.oci.upload import PushedBlob  # noqa: PLC0415 - httpx is slow to import, and a check keeps no layers
 
         how = self.client.push_blob(self.repository, layer.digest, layer.size, lambda: store.open(layer.digest))
         if how is PushedBlob.UPLOADED:

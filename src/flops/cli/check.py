@@ -11,6 +11,7 @@ from flops.builder.preflight import Registered, check
 from flops.cli import options
 from flops.cli.preflight import show
 from flops.cli.render import print_json, reporter
+from flops.progress import Reporter
 from flops.recipe import Accelerator, Policy
 from flops.settings import Settings
 
@@ -53,7 +54,7 @@ def command(
         upgrade=upgrade,
     )
     with reporter(quiet=quiet) as progress:
-        registered = _registered(settings, registry)
+        registered = _registered(settings, registry, progress)
         checked = partial(check, request, settings=settings, reporter=progress, registry=registered)
         if write:
             from flops.cli import write as writing  # noqa: PLC0415 - seldom wanted, and a check is short
@@ -70,13 +71,16 @@ def command(
         show(report)
 
 
-def _registered(settings: Settings, name: str | None) -> Registered | None:
+def _registered(settings: Settings, name: str | None, progress: Reporter) -> Registered | None:
     """The registry that the option or FLOPS_REGISTRY names."""
     name = name or settings.registry
     if not name:
         return None
     # slow to import, and not needed without a registry
     from flops.builder.actors import Actor  # noqa: PLC0415
+    from flops.builder.layer_records import LayerRecords  # noqa: PLC0415
+    from flops.builder.publish import RegistryTarget  # noqa: PLC0415
+    from flops.oci.blobs import BlobStore  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
     from flops.oci.credentials import UserCredentials  # noqa: PLC0415
     from flops.oci.reference import Registry  # noqa: PLC0415
@@ -86,7 +90,14 @@ def _registered(settings: Settings, name: str | None) -> Registered | None:
     client = RegistryClient(
         registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle, retry=Retry(tries=2)
     )
+    records = LayerRecords(RegistryTarget(client).shared(progress), BlobStore(settings.cache_dir))
+
+    def recorded(key: str) -> int | None:
+        found = records.find(key) if settings.reuse == "registry" else None
+        return found.size if found else None
+
     return Registered(
         name=str(registry),
+        recorded=recorded,
         holds=lambda repository, digest: client.has_blob(registry.repository(repository, Actor.LEARNER.value), digest),
     )

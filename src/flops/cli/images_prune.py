@@ -53,7 +53,7 @@ def command(
         inventory = take_stock(client, repositories or ())
         pruning = plan(inventory, Rule(keep=keep, days=older), datetime.now(UTC))
         removed = None if dry_run else remove(client, pruning, progress)
-    collected = _collect(directory) if directory is not None and not dry_run else None
+    collected = _collect(directory, older) if directory is not None and not dry_run else None
     if as_json:
         counts = asdict(removed) if removed else None
         print_json({**document(pruning), "dry_run": dry_run, "removed": counts, "collected": collected})
@@ -92,8 +92,11 @@ def show(pruning: Pruning, *, dry_run: bool, collected: int | None) -> None:
         console.print(Text("the registry's own garbage collection takes these bytes from its disk"))
 
 
-def _collect(directory: Path) -> int:
-    """Bytes that left the disk."""
+def _collect(directory: Path, days: float) -> int:
+    """Bytes that left the disk, those of indexes among them that no name stands for any more."""
+    from flops.builder.superseded import remove_superseded  # noqa: PLC0415 - for this kind of place only
     from flops.oci.registry_store import RegistryStore  # noqa: PLC0415 - for this kind of place only
 
-    return RegistryStore(directory).collect(GRACE).bytes
+    store = RegistryStore(directory)
+    remove_superseded(store, max(GRACE, days * 86400))
+    return store.collect(GRACE).bytes

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from flops.oci.client import RegistryClient
+    from flops.oci.layout_stock import LayoutStock
     from flops.oci.signature import SigningKey
     from flops.platforms import Platform
 
@@ -160,7 +161,7 @@ def _before(client: RegistryClient, place: Place) -> Mapping[str, tuple[Descript
 
 
 def carried(
-    client: RegistryClient, repository: str, index: str, platforms: Collection[Platform]
+    client: RegistryClient | LayoutStock, repository: str, index: str, platforms: Collection[Platform]
 ) -> Mapping[str, tuple[Descriptor, ...]]:
     """What an index's records say of these platforms, by the type of their artifact; RegistryError.
 
