@@ -1,0 +1,123 @@
+"""What is done to a manager and its projects, from outside; each returns what it is judged by."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.faults.builders import is_fetch, is_tag
+from tests.faults.service import wait_until
+
+#: Where a project is when its manager is killed.
+MOMENTS = ("accepted", "queued", "deploying", "building", "tagging", "removing")
+
+
+def manager_killed(world, moment):
+    """A project whose manager is killed at this moment and started again: the project, and how many builders it had."""
+    service = world.service
+    revision = world.commit()
+    if moment == "accepted":
+        world.git_gate.close()  # its commit is being asked for
+    elif moment == "tagging":
+        world.gate.close(is_tag, after=1)
+    elif moment in ("building", "removing", "queued"):
+        world.git_gate.close(is_fetch)
+    others = []
+    if moment == "queued":
+        others = [world.begin() for _ in range(service.builders)]
+        world.git_gate.wait(len(others))
+    number = world.begin(revision)
+    with service.watch(number) as watch:
+        _reach(world, watch, number, moment)
+        service.kill()
+        world.git_gate.open()
+        world.gate.open()
+        service.start()
+        for other in others:
+            world.audit(other)
+        return world.audit(number)
+
+
+def _reach(world, watch, number, moment):
+    service = world.service
+    if moment == "accepted":
+        world.git_gate.wait()
+    elif moment == "queued":
+        wait_until(lambda: service.project(number)["builder"] == "queued", "the queue")
+    elif moment == "deploying":
+        watch.wait("deploy")
+    elif moment == "building":
+        world.git_gate.wait()
+    elif moment == "tagging":
+        world.gate.wait()
+    else:
+        pid = watch.builder()
+        world.git_gate.wait()
+        os.kill(pid, signal.SIGSTOP)  # it does not heed SIGTERM: some seconds pass until it is gone
+        assert service.cancel(number) == 200
+        watch.wait("remove")
+
+
+def cancelled_in(world, stage):
+    """A project that is cancelled while its builder is known to be held there."""
+    gate, rule = (world.gate, is_tag) if stage == "tagging" else (world.git_gate, is_fetch)
+    gate.close(rule)
+    number = world.begin()
+    with world.service.watch(number) as watch:
+        watch.builder()
+        gate.wait()
+        status = world.service.cancel(number)
+        gate.open()
+        return status, world.audit(number)
+
+
+def cancel_races_tags(world):
+    """A project that is cancelled in the very moment in which its builder gets its leave to tag: status and project."""
+    number = world.begin()
+    with world.service.watch(number) as watch:
+        watch.wait("push")
+        status = world.service.cancel(number)
+        project = world.audit(number)
+    assert (status, project["state"]) in ((200, "cancelled"), (409, "images_ready"))
+    if status == 200:
+        assert not [tag for actor in ("learner", "aggregator") for tag in world.tags(actor, project["commit"])]
+    return status, project
+
+
+def at_once(world, keys):
+    """The same SLA once for each key, all at the same time: the ids that were answered."""
+    document = world.sla(world.commit())
+    barrier = threading.Barrier(len(keys))
+
+    def post(key):
+        barrier.wait()
+        answer = world.service.post(document, key=key)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["project"]["id"]
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        return list(pool.map(post, keys))
+
+
+def builders_seen(world, numbers):
+    """How many builders all these projects had together."""
+    events = [one for number in numbers for one in world.service.events(number)]
+    return sum((one["stage"], one["kind"]) == ("deploy", "started") for one in events)
+
+
+def registry_away(world, seconds):
+    """A project whose registry is away when it pushes, and comes back after a while (None: never)."""
+    number = world.begin()
+    with world.service.watch(number) as watch:
+        watch.wait("check")
+        world.gate.down = True
+        try:
+            if seconds is None:
+                wait_until(lambda: watch.outcome, "its failure", 180)
+            else:
+                threading.Event().wait(seconds)
+        finally:
+            world.gate.down = False
+        return world.audit(number)

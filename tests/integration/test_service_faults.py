@@ -1,0 +1,60 @@
+"""What becomes of projects when builders and managers are killed, registries vanish and people cancel; in short.
+
+`tests/soak/test_service_faults.py` has all of it. Everything is done from outside: signals, and gates before git host and registry.
+"""
+
+from __future__ import annotations
+
+import pytest
+from tests.faults import builders, scenarios
+from tests.faults.world import world as made
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with made(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("stage", ["deploy", "assemble"])
+def test_a_killed_builder_has_one_successor(world, stage):
+    _, project = builders.in_stage(world, stage)
+    assert (project["state"], project["attempt"]) == ("images_ready", 2)
+
+
+@pytest.mark.parametrize(("moved", "state"), [(1, "failed"), (2, "images_ready")])
+def test_after_the_leave_to_tag_the_registry_decides(world, moved, state):
+    project = builders.after_tagging(world, moved)
+    assert (project["state"], project["attempt"]) == (state, 1)
+    if state == "failed":  # a signal from outside looks like the kernel's own for memory
+        assert project["error"]["code"] in ("BUILDER_LOST", "OOM_KILLED")
+
+
+@pytest.mark.parametrize("moment", ["accepted", "building", "tagging"])
+def test_a_manager_that_is_killed_goes_on_with_the_builder_that_it_had(world, moment):
+    project = scenarios.manager_killed(world, moment)
+    assert (project["state"], project["attempt"]) == ("images_ready", 1)
+
+
+def test_cancelled_or_tagged_and_never_both(world):
+    status, project = scenarios.cancelled_in(world, "clone")
+    assert (status, project["state"]) == (200, "cancelled")
+    status, project = scenarios.cancelled_in(world, "tagging")
+    assert (status, project["state"]) == (409, "images_ready")
+    scenarios.cancel_races_tags(world)
+
+
+def test_twenty_at_once_have_one_builder(world):
+    numbers = set(scenarios.at_once(world, [f"key-{index}" for index in range(20)]))
+    assert len(numbers) == 20
+    assert {world.audit(number)["state"] for number in numbers} == {"images_ready"}
+    assert scenarios.builders_seen(world, numbers) == 1
+    (number,) = set(scenarios.at_once(world, ["one-key"] * 20))
+    assert world.audit(number)["state"] == "images_ready"
+
+
+def test_a_registry_that_is_away_for_a_moment_is_waited_for(world):
+    project = scenarios.registry_away(world, 3)
+    assert (project["state"], project["attempt"]) == ("images_ready", 1)
