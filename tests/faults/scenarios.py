@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from tests.faults.builders import is_fetch, is_tag
 from tests.faults.service import wait_until
 
@@ -121,3 +124,25 @@ def registry_away(world, seconds):
         finally:
             world.gate.down = False
         return world.audit(number)
+
+
+@contextlib.contextmanager
+def small_disk(place, megabytes):
+    """A file system of that size; skips where this account may not mount one."""
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    if subprocess.run(words, check=False, capture_output=True).returncode:
+        pytest.skip("this account can't mount a small file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(place):
+    """A file that takes all that is left there."""
+    path = place / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
+    return path

@@ -188,17 +188,19 @@ def git_host(place):
 
 
 @contextlib.contextmanager
-def world(place, *words, **variables):
-    """A manager with a git host and a registry, each behind a gate."""
+def world(place, *words, embedded=False, **variables):
+    """A manager with a git host and a registry, each behind a gate; `embedded`: its own registry is used, without one."""
     with (
         git_host(place / "git") as (work, bare, url, git_gate, bundle),
         EmbeddedRegistry(place / "registry") as registry,
         before(*registry.registry.host.split(":")) as (gate, address),
     ):
         variables = {"FLOPS_ALLOW_HOSTS": "127.0.0.1", "FLOPS_CA_BUNDLE": str(bundle), **variables}
-        service = Service(place, "--registry", address, *words, **variables)
+        service = Service(place, *(() if embedded else ("--registry", address)), *words, **variables)
         try:
-            yield World(service.start(), url, git_gate, registry.registry.url, gate, work, bare)
+            service.start()
+            there = service.places["registry"] if embedded else registry.registry.url
+            yield World(service, url, git_gate, there, gate, work, bare)
         finally:
             git_gate.open()
             gate.open()
