@@ -34,6 +34,7 @@ from flops.manager.clock import SystemClock
 from flops.manager.orchestrators import Phase, Status
 from flops.manager.project import BuilderState, State
 from flops.manager.store import Store
+from flops.manager.tables import Tables
 from flops_wire.events import TERMINAL_KINDS, event
 
 OTHER = "https://git.example.com/acme/other"
@@ -820,3 +821,23 @@ def test_images_of_a_leader_that_is_being_removed_are_taken_at_once(world):
     world.settle()
     check_ended(world, project, other)
     assert len(world.orchestrator.deployed) == 1
+
+
+def test_what_was_read_while_a_step_ended_is_not_done_again(world, monkeypatch):
+    project = world.submit()
+    world.steps()
+    (task,) = world.manager.reconciler.due()
+    busy = world.manager.reconciler._busy
+    busy.add(project.id)  # its deployment is under way
+    deployed = Tables.deployed
+
+    def ends(tables):
+        found = deployed(tables)
+        world.manager.reconciler.perform(task)
+        busy.discard(project.id)
+        return found
+
+    monkeypatch.setattr(Tables, "deployed", ends)
+    assert world.manager.reconciler.due() == []
+    monkeypatch.undo()
+    assert [one.kind.value for one in world.manager.reconciler.due()] == ["watch"]

@@ -123,10 +123,11 @@ class Reconciler:
     # --- what is due ---
     def due(self) -> list[Task]:
         """What can be done now: for projects with builders, for accepted ones, and for those that get a place."""
+        with self._guard:
+            busy = set(self._busy)  # before the database is read: what ends in between was read too early
+            passed_over = len(busy) + sum(kind is Kind.RESOLVE for _, kind in self._pauses)
         with self._ledger.store.read() as tables:
             tasks = [_for_builder(project, tables) for project in tables.deployed()]
-            with self._guard:
-                passed_over = len(self._busy) + sum(kind is Kind.RESOLVE for _, kind in self._pauses)
             tasks += [
                 Task(kind=Kind.RESOLVE, project=project) for project in tables.unresolved(limit=RESOLVERS + passed_over)
             ]
@@ -139,7 +140,7 @@ class Reconciler:
             return [
                 task
                 for task in tasks
-                if task.project.id not in self._busy
+                if task.project.id not in busy
                 and ((pause := self._pauses.get((task.project.id, task.kind))) is None or pause.until <= now)
             ]
 
