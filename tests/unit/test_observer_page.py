@@ -20,6 +20,7 @@ from flops.manager.credentials import NamedCredentials, Names
 from flops.observer import places, words
 from flops.observer.advice import advice
 from flops.observer.feed import Feed
+from flops.observer.pace import Pace
 from flops.observer.shelf import Shelf
 from flops.observer.sizes import layers
 from flops.observer.state import Image
@@ -331,6 +332,32 @@ class TestParts:
         assert kept.reads == 3
         web.get(f"{PAGE}/live?after=1190")
         assert kept.reads == 4
+
+
+class TestPace:
+    def test_one_viewer_hardly_waits_and_many_ask_seldom(self):
+        for viewers, least, most in ((1, 150, 300), (200, 1500, 3000)):
+            now = [0.0]
+            pace = Pace(lambda now=now: now[0])
+            due = [0.0] * viewers
+            asked = 0
+            while now[0] < 60:
+                viewer = min(range(viewers), key=due.__getitem__)
+                now[0] = due[viewer]
+                wait = pace.step()
+                due[viewer] += wait / 1000
+                asked += now[0] >= 30
+            assert least <= wait <= most
+            assert asked / 30 < 110
+
+    def test_it_is_told_and_forgotten(self):
+        now = [0.0]
+        pace = Pace(lambda: now[0])
+        assert max(pace.step() for _ in range(10_000)) == 10_000
+        now[0] = 60
+        assert pace.step() < 200
+        answer = pages(Kept(STORIES["success"])).get(f"{PAGE}/live")
+        assert int(answer.headers["Flops-Settle"]) >= 150
 
 
 class TestList:

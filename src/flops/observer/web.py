@@ -21,6 +21,7 @@ from starlette.routing import Route
 from flops.errors import FlopsError, ProjectDecided, ProjectNotFound, TooMany
 from flops.observer import places, words
 from flops.observer.advice import advice
+from flops.observer.pace import HEADER, Pace
 from flops.observer.shelf import Projects, Shelf
 from flops.observer.view import view
 from flops_wire.manager import ENDED, STATES
@@ -49,6 +50,7 @@ class ObserverPages:
     def __init__(self, projects: Projects, *, login: bool = False) -> None:
         self._projects = projects
         self._shelf = Shelf(projects)
+        self._pace = Pace()
         self._login = login
 
     def routes(self) -> Sequence[BaseRoute]:
@@ -103,7 +105,7 @@ class ObserverPages:
             parts = self._shelf.draw(project, key, lambda feed: self._parts(document, feed, after))
         except ProjectNotFound as error:
             return Response(error.message, HTTPStatus.NOT_FOUND, media_type="text/plain")
-        return HTMLResponse(parts, headers={"Cache-Control": "no-store"})
+        return HTMLResponse(parts, headers={"Cache-Control": "no-store", HEADER: str(self._pace.step())})
 
     def cancel(self, request: Request) -> Response:
         return self._change(request, lambda project: self._projects.cancel(project) and project)

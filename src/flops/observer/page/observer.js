@@ -4,7 +4,6 @@
 const page = document.getElementById("project");
 const list = document.getElementById("projects");
 const connection = document.getElementById("connection");
-const SETTLE = 150; // milliseconds in which events gather before the page is brought up to date
 const RETRY = 1500;
 const MOST = 30000;
 const PATIENCE = 700; // a stream that has reached its end is no lost connection
@@ -118,7 +117,7 @@ let last = Number(page?.dataset.last ?? 0);
 let pending = null;
 let loading = false;
 let again = false;
-let lasting = 0; // milliseconds of the last answer: who waits long, and everybody else then, asks less often
+let settle = 150; // milliseconds in which events gather before the page is brought up to date; more where many look on
 
 function replaceParts(fresh) {
   for (const part of fresh.querySelectorAll("[data-part]")) {
@@ -148,15 +147,14 @@ function appendLines(part) {
 async function refresh() {
   if (loading) { again = true; return; }
   loading = true;
-  const begun = performance.now();
   try {
     const answer = await ask(`/projects/${page.dataset.id}/live?after=${last}`);
+    settle = Number(answer.headers.get("Flops-Settle")) || settle;
     if (answer.ok) replaceParts(readable(await answer.text()));
   } catch { // the manager is away: the stream comes back, and with it the next refresh
     again = true;
     await new Promise((done) => setTimeout(done, RETRY));
   } finally {
-    lasting = performance.now() - begun;
     loading = false;
     if (again) { again = false; soon(); }
   }
@@ -164,8 +162,7 @@ async function refresh() {
 
 function soon() {
   if (pending !== null) return;
-  const wait = SETTLE + Math.min(MOST, Math.random() * lasting * 4);
-  pending = setTimeout(() => { pending = null; refresh(); }, wait);
+  pending = setTimeout(() => { pending = null; refresh(); }, settle * (0.5 + Math.random()));
 }
 
 function finished() { return page.querySelector("[data-still]") !== null; }
