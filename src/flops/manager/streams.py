@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import OrderedDict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ KEEPALIVE = 15
 _IDLE, _ENDING = 15.0, 1.0
 #: A reader that takes nothing for so long is let go.
 _SEND_SECONDS = 60.0
+#: Events that are kept as they travel.
+_WRITTEN = 64
 #: Milliseconds until a browser comes back.
 _RETRY = 2000
 
@@ -51,6 +54,8 @@ class Streams:
         self._lifetime = lifetime
         self._waiting: set[asyncio.Future[Any]] = set()
         self._closed = False
+        self._written = _Written()
+        self._looks: dict[tuple[str, int], asyncio.Future[tuple[bool, bool]]] = {}
         self.count = 0
 
     async def answer(self, project_id: str, after: int, *, follow: bool) -> Response:
@@ -60,7 +65,7 @@ class Streams:
         if self.count >= self._most or self._closed:
             raise TooMany(f"{self.count} event streams are open already", hint="close some, or come back later")
         events = self._follow(project_id, after) if follow else self._replay(project_id, after)
-        return _EventStream(_shown(events), ping=KEEPALIVE, send_timeout=_SEND_SECONDS, sep="\n")
+        return _EventStream(_shown(events, self._written), ping=KEEPALIVE, send_timeout=_SEND_SECONDS, sep="\n")
 
     def close(self) -> None:
         """End every stream, and let none begin; in the loop's thread."""
@@ -106,18 +111,31 @@ class Streams:
                     yield event
                     if not _may_be_last(event):
                         continue
-                project = await run_in_threadpool(self._manager.project, project_id)
-                patience = _ENDING if project.state.ended else _IDLE
-                if is_over(project) and await run_in_threadpool(self._over, project_id, after):
+                ended, over = await self._look(project_id, after)
+                patience = _ENDING if ended else _IDLE
+                if over:
                     return
         finally:
             if following is not None:
                 self._waiting.discard(following)
                 following.cancel()
 
+    async def _look(self, project_id: str, after: int) -> tuple[bool, bool]:
+        """Whether the project has ended, and whether nothing more will come: asked once for all readers of this place."""
+        key = (project_id, after)
+        if key not in self._looks:
+            look = self._looks[key] = asyncio.ensure_future(run_in_threadpool(self._standing, project_id, after))
+            look.add_done_callback(lambda _: self._looks.pop(key, None))
+        return await asyncio.shield(self._looks[key])
+
+    def _standing(self, project_id: str, after: int) -> tuple[bool, bool]:
+        project = self._manager.project(project_id)
+        over = is_over(project) and not self._manager.events(project_id, after=after, limit=1)
+        return project.state.ended, over
+
     def _over(self, project_id: str, after: int) -> bool:
         """Nothing more will come, and nothing is left to be read."""
-        return is_over(self._manager.project(project_id)) and not self._manager.events(project_id, after=after, limit=1)
+        return self._standing(project_id, after)[1]
 
 
 class _EventStream(EventSourceResponse):
@@ -136,16 +154,35 @@ def _may_be_last(event: Event) -> bool:
     return event["kind"] in TERMINAL_KINDS or event["stage"] == "remove"
 
 
-async def _shown(events: AsyncIterator[Event]) -> AsyncIterator[ServerSentEvent]:
-    """The id is the sequence; progress has none, so that a reader's place stays at the last stored event."""
-    retry: int | None = _RETRY
+async def _shown(events: AsyncIterator[Event], written: _Written) -> AsyncIterator[bytes]:
+    first = f"retry: {_RETRY}\n".encode()
     async for event in events:
+        yield first + written.bytes(event)
+        first = b""
+
+
+class _Written:
+    """Events as they travel, written once for all who read the same at the same time."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[object, tuple[Event, bytes]] = OrderedDict()
+
+    def bytes(self, event: Event) -> bytes:
+        """The id is the sequence; progress has none, so that a reader's place stays at the last stored event."""
         sequence = event.get("sequence")
-        yield ServerSentEvent(
-            data=json.dumps(event, ensure_ascii=False, separators=(",", ":")),
-            event=event["kind"],
-            id=str(sequence) if sequence is not None else None,
-            retry=retry,
-            sep="\n",
-        )
-        retry = None
+        key = id(event) if sequence is None else (event.get("project"), sequence)
+        if key not in self._kept:  # with the event itself: as long as it is kept, no other one has its identity
+            self._kept[key] = (event, _encoded(event))
+            if len(self._kept) > _WRITTEN:
+                self._kept.popitem(last=False)
+        return self._kept[key][1]
+
+
+def _encoded(event: Event) -> bytes:
+    sequence = event.get("sequence")
+    return ServerSentEvent(
+        data=json.dumps(event, ensure_ascii=False, separators=(",", ":")),
+        event=event["kind"],
+        id=str(sequence) if sequence is not None else None,
+        sep="\n",
+    ).encode()

@@ -39,7 +39,10 @@ PER_PAGE = 50
 _TEXT_LIMIT = 200
 #: What of a project may change without an event of its own.
 _CHANGING = ("state", "builder", "commit", "attempt", "waits_for")
-_REFUSALS = {ProjectDecided: HTTPStatus.CONFLICT, TooMany: HTTPStatus.TOO_MANY_REQUESTS}
+_REFUSALS: dict[type[FlopsError], HTTPStatus] = {
+    ProjectDecided: HTTPStatus.CONFLICT,
+    TooMany: HTTPStatus.TOO_MANY_REQUESTS,
+}
 _FOREVER = "public, max-age=31536000, immutable"
 _KINDS = {"observer.css": "text/css", "observer.js": "text/javascript", "favicon.svg": "image/svg+xml"}
 
