@@ -559,7 +559,7 @@ class TestSizes:
         told = events.numbered(events.make("push", "succeeded", data={"result": result}))
         html = pages(Kept(told, state="images_ready")).get(PAGE).text
         assert html.count('<details class="layers">') == 2
-        assert "3, 501 B, 400 B of it shared" in html
+        assert "3 layers, 501 B, 400 B of it in other images too" in html
 
     @pytest.mark.parametrize(
         "odd",
