@@ -1,8 +1,9 @@
 """What watching costs a build: 200 viewers of one project, and one that never reads, against nobody.
 
-    python bench/observers.py [--pairs 5] [--viewers 200] [--streams-only]
+    python bench/observers.py [--pairs 5] [--viewers 200] [--streams-only] [--rebuild]
 
-A real `flops serve`, builds of the example with `force` from warm caches, interleaved in pairs. A viewer holds an event
+A real `flops serve` for each build of the example, for two platforms, with warm caches except for layers: all of them are
+made and pushed. Interleaved in pairs. A viewer holds an event
 stream and, as the page does, asks for the changed parts of the page when something was stored. All viewers run in one
 process of this machine, whose own work is part of what is measured. Seconds are the project's own, from accepted to ended.
 """
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from flops.settings import Settings
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,30 +48,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--viewers", type=int, default=200)
-    parser.add_argument("--streams-only", action="store_true")
+    parser.add_argument("--streams-only", action="store_true", help="viewers don't ask for parts of the page")
+    parser.add_argument(
+        "--rebuild", action="store_true", help="everything is in the registry: a second, worst for viewers"
+    )
     options = parser.parse_args()
     alone, watched = [], []
-    with (
-        tempfile.TemporaryDirectory(prefix="flops-bench-", ignore_cleanup_errors=True) as name,
-        serve(Path(name)) as (url, manager),
-    ):
-        build(url)  # caches and registry are warm afterwards
-        for number in range(options.pairs):
-            order = (0, options.viewers) if number % 2 == 0 else (options.viewers, 0)
-            for viewers in order:
-                before = processor(manager)
-                took, heard = build(url, viewers=viewers, parts=not options.streams_only)
-                (watched if viewers else alone).append(took)
-                more = (
-                    f", {heard['events']} events and {heard['parts']} parts came, processor of the viewers {heard['processor']} s"
-                    if viewers
-                    else ""
-                )
-                spent = processor(manager) - before
-                print(
-                    f"pair {number + 1}, {viewers:3} viewers: {took:.2f} s, processor of the manager {spent:.2f} s{more}",
-                    flush=True,
-                )
+    for number in range(options.pairs):
+        for viewers in (0, options.viewers) if number % 2 == 0 else (options.viewers, 0):
+            with tempfile.TemporaryDirectory(prefix="flops-bench-", ignore_cleanup_errors=True) as name:
+                (watched if viewers else alone).append(one(Path(name), f"pair {number + 1}", viewers, options))
     show("nobody looks on", alone)
     show(f"{options.viewers} viewers and a deaf one", watched)
     ratio, more = (
@@ -77,6 +66,21 @@ def main() -> int:
     )
     print(f"\nratio of the medians: {ratio:.2f}, difference: {more:+.2f} s")
     return 0
+
+
+def one(place: Path, name: str, viewers: int, options: argparse.Namespace) -> float:
+    """Seconds of a build at a manager of its own."""
+    with serve(place, warm=options.rebuild) as (url, manager):
+        if options.rebuild:
+            build(url)
+        before = processor(manager)
+        took, heard = build(url, viewers=viewers, parts=not options.streams_only)
+        spent = processor(manager) - before
+    told = f"{name}, {viewers:3} viewers: {took:.2f} s, processor of the manager {spent:.2f} s"
+    if viewers:
+        told += f", {heard['events']} events and {heard['parts']} parts came, processor of the viewers {heard['processor']} s"
+    print(told, flush=True)
+    return took
 
 
 def show(name: str, seconds: list[float]) -> None:
@@ -126,8 +130,16 @@ def epoch(moment: str) -> float:
 
 
 @contextmanager
-def serve(place: Path) -> Iterator[tuple[str, int]]:
-    """`flops serve` with the user's own caches; the manager's URL and process."""
+def serve(place: Path, *, warm: bool) -> Iterator[tuple[str, int]]:
+    """`flops serve` with the user's own caches, its layers left out unless `warm`; the manager's URL and process."""
+    cache = Settings().cache_dir
+    if not warm:
+        (place / "cache").mkdir()
+        for kept in ("wheels", "locks", "uv", "bases", "pythons", "provides"):
+            (cache / kept).mkdir(parents=True, exist_ok=True)
+            (place / "cache" / kept).symlink_to(cache / kept)
+        cache = place / "cache"
+    env = {**os.environ, "FLOPS_DATA_DIR": str(place / "data"), "FLOPS_CACHE_DIR": str(cache)}
     words = [
         sys.executable,
         "-m",
@@ -145,7 +157,7 @@ def serve(place: Path) -> Iterator[tuple[str, int]]:
             words,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "FLOPS_DATA_DIR": str(place / "data")},
+            env=env,
             text=True,
         )
     try:
