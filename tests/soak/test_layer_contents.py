@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_podman_sees_the_same_files(home, tmp_path):
             pytest.skip(f"{program} is not installed")
     host = contents.Platform.host()
     reference = contents.build(home, "3.11", host)
-    storage = ["--root", tmp_path / "root", "--runroot", tmp_path / "runroot", "--storage-driver", "vfs"]
+    short = tempfile.mkdtemp(prefix="flops-")  # podman takes no long path here
+    storage = ["--root", tmp_path / "root", "--runroot", short, "--storage-driver", "vfs"]
 
     def podman(*words):
         done = subprocess.run(
@@ -65,6 +67,7 @@ def test_podman_sees_the_same_files(home, tmp_path):
     finally:
         podman("rm", "--all", "--force")
         podman("rmi", "--all", "--force")
+        shutil.rmtree(short, ignore_errors=True)
     with tarfile.open(exported) as tar:
         theirs = {item.name.removeprefix("./"): item.size for item in tar if item.isfile()}
     ours = contents.extracted(contents.Layout(home / "images"), reference, host)

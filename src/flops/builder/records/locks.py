@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 from flops.builder.records import LOCKS, Part, Record
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from flops.platforms import Platform
 
 PYLOCK_TYPE = "application/toml"
+#: An index may be named with a login; a record is for everybody.
+USER_PART = re.compile(r"://[^/?#]*@")
 
 
 def locks_record(materials: Materials) -> Record:
@@ -54,7 +57,7 @@ def stem(platform: Platform) -> str:
 def _wheel(wheel: LockedWheel) -> str:
     size = "" if wheel.size is None else f", size = {wheel.size}"
     return (
-        f"{{ name = {_text(wheel.filename)}, url = {_text(wheel.url)}{size}, "
+        f"{{ name = {_text(wheel.filename)}, url = {_text(USER_PART.sub('://', wheel.url))}{size}, "
         f"hashes = {{ sha256 = {_text(wheel.sha256)} }} }}"
     )
 

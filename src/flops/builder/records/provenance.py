@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import flops
 from flops.builder.records import PROVENANCE, Part, Record, timestamp
 from flops.builder.records.locks import stem
-from flops.builder.records.package_urls import deb_url, wheel_url
 from flops.oci.descriptor import canonical
 from flops.recipe import RECIPE_VERSION
 
@@ -37,8 +37,8 @@ class Run:
     """UTC; when all but the names was in place."""
 
 
-def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str]) -> Record:
-    """`subjects`: digests (`sha256:...`) of indexes and manifests by name. One statement for both actors."""
+def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str], *, locks: Record) -> Record:
+    """`locks`: their record (`locks_record`); `subjects`: digests (`sha256:...`) of indexes and manifests by name. One statement for both actors."""
     statement = {
         "_type": STATEMENT,
         "subject": [_named(name, digest) for name, digest in sorted(subjects.items())],
@@ -58,7 +58,7 @@ def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str
                     "recipe": materials.identity.recipe,
                     "recipeVersion": RECIPE_VERSION,
                 },
-                "resolvedDependencies": dependencies(materials),
+                "resolvedDependencies": dependencies(materials, locks),
             },
             "runDetails": {
                 "builder": {"id": BUILDER, "version": {"flops": flops.__version__}},
@@ -79,20 +79,25 @@ def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str
     return Record(artifact_type=PROVENANCE, parts=(part,), built=timestamp(run.begun))
 
 
-def dependencies(materials: Materials) -> Sequence[Mapping[str, Any]]:
-    """The commit, then each wheel and package once, whatever platforms and environments share it."""
+def dependencies(materials: Materials, locks: Record) -> Sequence[Mapping[str, Any]]:
+    """The commit, the base image where there is one, and the locks, which name every wheel and package with its hash.
+
+    By their digests: they lie beside the same index, and are the same for every build of the same requirements.
+    """
     identity = materials.identity
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for platform in materials.platforms:
-        base = materials.bases[platform]
-        suite = materials.python.suite
-        packages = [(str(deb_url(package, suite)), package.sha256) for package in base.packages]
-        if not packages:
-            packages = [(f"oci:{materials.recipe.base}", base.lock.removeprefix("sha256:"))]
-        locks = materials.environments(platform).values()
-        packages += [(str(wheel_url(wheel)), wheel.sha256) for lock in locks for wheel in lock.wheels]
-        found |= {(url, digits): {"uri": url, "digest": {"sha256": digits}} for url, digits in packages}
-    return [_commit(identity.source, identity.commit), *(found[key] for key in sorted(found))]
+    found = [_commit(identity.source, identity.commit)]
+    if materials.recipe.base:
+        digests = sorted({materials.bases[platform].lock.removeprefix("sha256:") for platform in materials.platforms})
+        found += [{"uri": f"oci:{materials.recipe.base}", "digest": {"sha256": digest}} for digest in digests]
+    found += [
+        {
+            "name": part.title,
+            "digest": {"sha256": hashlib.sha256(part.data).hexdigest()},
+            "mediaType": part.media_type,
+        }
+        for part in locks.parts
+    ]
+    return found
 
 
 def _commit(source: str, commit: str) -> dict[str, Any]:

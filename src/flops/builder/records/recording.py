@@ -53,8 +53,9 @@ class Recording:
             adjustments=self.adjustments,
             findings=self.findings,
         )
-        yield locks_record(self.materials)
-        yield provenance_record(self.materials, run, subjects)
+        locks = locks_record(self.materials)
+        yield locks
+        yield provenance_record(self.materials, run, subjects, locks=locks)
         yield self.bills.record(self.materials)
 
 
