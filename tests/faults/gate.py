@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import threading
@@ -20,6 +21,8 @@ class Gate:
     def __init__(self):
         self.down = False
         self.requests = []
+        self.login = None
+        """`(username, password)` that every request must bring (RFC 7617)."""
         self._changed = threading.Condition()  # its lock is one that a thread may take twice
         self._rule = self._dropped = None
         self._held = 0
@@ -45,6 +48,12 @@ class Gate:
         """Until so many requests are held."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._held >= count, seconds), f"{self._held} requests are held"
+
+    def knows(self, authorization):
+        """Whether the request may come in at all."""
+        if self.login is None:
+            return True
+        return authorization == "Basic " + base64.b64encode(":".join(self.login).encode()).decode()
 
     def admit(self, method, path):
         """Called by servers; returns when the request may go on."""
@@ -73,12 +82,22 @@ class Quiet(ThreadingHTTPServer):
         pass  # a client that was killed in mid-request is what this is for
 
 
+def ask_for_login(handler):
+    handler.send_response(401)
+    handler.send_header("WWW-Authenticate", 'Basic realm="here"')
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
 class Forwarder(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def forward(self):
         body = self._body()
         server = self.server
+        if not server.gate.knows(self.headers.get("Authorization")):
+            ask_for_login(self)
+            return
         try:
             server.gate.admit(self.command, self.path)
         except Cut:

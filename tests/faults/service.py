@@ -62,7 +62,9 @@ class Service:
         ports = ("--port", str(self.port), "--registry-port", str(self.registry_port))
         self.words = [sys.executable, "-m", "flops.cli.main", "serve", *ports, "--json", *words]
         self.log = directory / "serve.log"
-        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        token = variables.get("FLOPS_API_TOKEN")
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False, headers=self.headers)
         self.builders = int(variables.get("FLOPS_BUILDERS", "2"))
         self.child = None
         self.places = {}
@@ -216,7 +218,8 @@ class Watch:
     def _read(self, after):
         url = f"{self.service.url}{PROJECTS}/{self.number}/events"
         timeout = httpx.Timeout(40, connect=5)
-        with httpx.stream("GET", url, params={"after": after}, timeout=timeout, trust_env=False) as answer:
+        options = {"params": {"after": after}, "headers": self.service.headers, "timeout": timeout, "trust_env": False}
+        with httpx.stream("GET", url, **options) as answer:
             self.done = self.done or answer.status_code == 204
             for line in answer.iter_lines():
                 if self.done:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import trustme
-from tests.faults.gate import Cut, Gate, Quiet, before, running
+from tests.faults.gate import Cut, Gate, Quiet, ask_for_login, before, running
 from tests.faults.service import Service, processes, wait_until
 from tests.integration.test_checkout_servers import Backend, commit, git
 
@@ -47,6 +47,10 @@ class Host(Backend):
     """The git host, with a gate before it."""
 
     def do_GET(self):
+        if not self.server.gate.knows(self.headers.get("Authorization")):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            ask_for_login(self)
+            return
         try:
             self.server.gate.admit(self.command, self.path)
         except Cut:
@@ -188,14 +192,19 @@ def git_host(place):
 
 
 @contextlib.contextmanager
-def world(place, *words, embedded=False, **variables):
-    """A manager with a git host and a registry, each behind a gate; `embedded`: its own registry is used, without one."""
+def world(place, *words, embedded=False, variables_of=None, **variables):
+    """A manager with a git host and a registry, each behind a gate; `embedded`: its own registry is used, without one.
+
+    `variables_of(git host, registry host)` gives settings that need their addresses.
+    """
     with (
         git_host(place / "git") as (work, bare, url, git_gate, bundle),
         EmbeddedRegistry(place / "registry") as registry,
         before(*registry.registry.host.split(":")) as (gate, address),
     ):
         variables = {"FLOPS_ALLOW_HOSTS": "127.0.0.1", "FLOPS_CA_BUNDLE": str(bundle), **variables}
+        if variables_of is not None:
+            variables |= variables_of(url.split("/")[2], address.split("/")[2])
         service = Service(place, *(() if embedded else ("--registry", address)), *words, **variables)
         try:
             service.start()
