@@ -191,3 +191,13 @@ def test_settings_of_the_operator_are_read_as_names():
     assert parsed.find("team", "h").password == "p"
     with pytest.raises(BadSetting):
         NamedCredentials.parse("[]", GIT)
+
+
+def test_a_whole_number_may_be_written_with_a_fraction():
+    """JSON has one kind of number, and JSON Schema calls 690.0 an integer."""
+    rounds = parse(training_configuration={"training_rounds": 690.0}).to_json()["training_configuration"][
+        "training_rounds"
+    ]
+    assert (rounds, type(rounds)) == (690, int)
+    with pytest.raises(SlaInvalid):
+        parse(training_configuration={"training_rounds": 690.5})

@@ -106,6 +106,8 @@ class Fields:
         value = self._value(key)
         if value is None:
             return default
+        if isinstance(value, float) and value.is_integer():  # JSON knows one kind of number: 3.0 is 3
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self.find(key, f"is not a whole number from {least} to {most}")
             return default
