@@ -60,7 +60,7 @@ def _reach(world, watch, number, moment):
         world.git_gate.wait()
         os.kill(pid, signal.SIGSTOP)  # it does not heed SIGTERM: some seconds pass until it is gone
         assert service.cancel(number) == 200
-        watch.wait("remove")
+        wait_until(lambda: watch.last == ("remove", "started"), "its removal")
 
 
 def cancelled_in(world, stage):

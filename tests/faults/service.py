@@ -130,6 +130,7 @@ class Service:
 
     def events(self, number):
         answer = self.client.get(f"{PROJECTS}/{number}/events", params={"follow": False})
+        assert answer.status_code in (200, 204), answer.text
         return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
 
     def over(self, number):

@@ -139,7 +139,7 @@ def test_a_leader_that_is_cancelled_leaves_a_successor(world):
     (led,) = [number for number in numbers if world.service.project(number)["waits_for"] is None]
     assert world.service.cancel(led) == 200
     world.git_gate.open()
-    states = Counter(world.audit(number)["state"] for number in numbers)
+    states = Counter(world.audit(number, shared=True)["state"] for number in numbers)
     assert states == {"cancelled": 1, "images_ready": 3}
     assert scenarios.builders_seen(world, numbers) == 2
 
