@@ -57,6 +57,9 @@ bench: setup parts
 	$(BIN)/python bench/cold_build.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/conflict.py
+	$(BIN)/python bench/reuse.py
+	$(BIN)/python bench/burst.py
+	$(BIN)/python bench/observers.py
 
 # Breaks ten healthy repositories in ten ways each and counts what is repaired, on the real index.
 mutation: setup
