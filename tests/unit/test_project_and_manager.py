@@ -103,6 +103,7 @@ def test_a_project_from_its_start_to_its_images(place, run):
 
 def test_images_that_stand_already(place, run):
     project = place.world.submit()
+    place.world.manager.cancel(project.id)  # it must not be asked for before the images stand
     place.world.images.add(project)
     again = place.world.submit()
     code, out, _ = run("project", "watch", again.id)
