@@ -28,6 +28,8 @@ class Place:
 
     def build(self, deployment, stop):
         self.go.wait(30)
+        if self.stop.is_set():  # the store is being closed
+            return
         project = self.world.manager.project(deployment.project)
         attempt = int(deployment.url.rpartition("/")[2])
         for one in self.script(project):
@@ -37,8 +39,8 @@ class Place:
         stop.wait(30)
 
     def close(self):
-        self.go.set()
         self.stop.set()
+        self.go.set()
         self.thread.join(30)
         self.world.close()
 
