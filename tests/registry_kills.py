@@ -163,3 +163,11 @@ def run(root, kills, *, writers=4):
         with path.open("rb") as file:
             assert hashlib.file_digest(file, "sha256").hexdigest() == path.name, "no blob is ever seen half"
     return len(said.blobs), len(said.manifests)
+
+
+def survives(root, *, kills):
+    """Kill it that often; what was acknowledged is right (`run` sees to that), and it was enough to mean something."""
+    blobs, manifests = run(root, kills)
+    sys.stdout.write(f"{kills} kills, {blobs} blobs and {manifests} manifests acknowledged\n")
+    assert blobs > kills
+    assert manifests > kills // 4

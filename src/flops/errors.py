@@ -431,12 +431,6 @@ class RegistryDigest(RegistryError):
     code = "REGISTRY_DIGEST"
 
 
-class TagTaken(RegistryError):
-    """The tag holds an image of another recipe or source; `--force` moves it."""
-
-    code = "TAG_TAKEN"
-
-
 class ImageNotFound(RegistryError):
     code = "IMAGE_NOT_FOUND"
 

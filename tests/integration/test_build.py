@@ -3,14 +3,13 @@
 import json
 import os
 import platform
-import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.learner_start import start_learner
 
 from flops.builder.rootfs.debian import DebianBase, Suite
 from flops.oci.blobs import BlobStore
@@ -218,44 +217,6 @@ def test_a_repository_as_they_are_builds_and_its_worker_starts(home, tmp_path, s
         assert f" {package}" in listed
     assert "flwr" not in listed
     assert "mlflow" not in listed
-
-
-def start_learner(layout, result, root):
-    """Start the learner from its image's files as 65532 in a read-only root, without aggregator; its lines up to its wait."""
-    need("bwrap", "tar")
-    manifest = parse_manifest(layout.blobs.read(result["images"]["learner"]["platforms"][HOST.value]["digest"]))
-    config = parse_config(layout.blobs.read(manifest.config.digest))
-    root.mkdir()
-    for layer in manifest.layers:
-        run("tar", "-xzf", layout.blobs.path(layer.digest), "-C", root, "--no-same-owner")
-    confined = ["--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--unshare-all"]
-    confined += ["--uid", "65532", "--gid", "65532", "--clearenv", "--chdir", config.working_directory]
-    variables = [word for name, value in config.environment.items() for word in ("--setenv", name, value)]
-    # port 9 of this sandbox: nobody listens, so the learner waits
-    words = [*config.entrypoint, "sample", "-", "-", "127.0.0.1:9", "-"]
-    with subprocess.Popen(
-        ["bwrap", "--die-with-parent", *map(str, confined), *variables, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as child:
-        try:
-            return lines_until(child, "waiting for the aggregator")
-        finally:
-            child.kill()
-            shutil.rmtree(root)
-
-
-def lines_until(child, last):
-    end = time.monotonic() + SOON
-    text = b""
-    while last.encode() not in text:
-        readable, _, _ = select.select([child.stdout], [], [], max(0.0, end - time.monotonic()))
-        assert readable, f"no {last!r} within {SOON} s:\n{text.decode()}"
-        piece = os.read(child.stdout.fileno(), 65536)
-        assert piece, f"ended with {child.wait()}:\n{text.decode()}"
-        text += piece
-    return text.decode().splitlines()
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import uv
 from packaging.markers import Marker
+from tests import corpus
 
 from flops.builder import own_lock, requirements
 from flops.builder.lock import Locker
@@ -22,17 +21,6 @@ from flops.recipe import Policy
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration
-
-
-def load_corpus():
-    path = Path(__file__).parents[1] / "corpus.py"
-    specification = importlib.util.spec_from_file_location("corpus", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-corpus = load_corpus()
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,13 @@
 """The example's layers hold what pip installs from the same lock (`tests/layer_contents.py`; the soak suite has the other Pythons)."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from tests import layer_contents as contents
 
 pytestmark = pytest.mark.integration
 
 
-def load():
-    path = Path(__file__).parents[1] / "layer_contents.py"
-    specification = importlib.util.spec_from_file_location("layer_contents", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-contents = load()
 HOST = contents.Platform.host()
 
 

@@ -1,29 +1,15 @@
 """Layers of the example for both Pythons and platforms against what uv installs from the same locks; and podman's view of one."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
-from pathlib import Path
 
 import pytest
+from tests import layer_contents as contents
 
 pytestmark = pytest.mark.integration
-
-
-def load():
-    path = Path(__file__).parents[1] / "layer_contents.py"
-    specification = importlib.util.spec_from_file_location("layer_contents", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-contents = load()
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,14 @@
 """100 seeded fault schedules between client and registry; the soak suite runs 1,000 (`tests/fault_schedules.py`)."""
 
-import importlib.util
 import sys
-from pathlib import Path
+
+from tests import fault_schedules
 
 SCHEDULES = 100
 
 
-def load():
-    path = Path(__file__).parents[1] / "fault_schedules.py"
-    specification = importlib.util.spec_from_file_location("fault_schedules", path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["fault_schedules"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
-
-
 def test_every_schedule_ends_in_a_whole_image_or_a_clean_error_and_a_rerun_succeeds(tmp_path, monkeypatch):
-    happened, ends = load().run_all(tmp_path, range(SCHEDULES), monkeypatch)
+    happened, ends = fault_schedules.run_all(tmp_path, range(SCHEDULES), monkeypatch)
     sys.stdout.write(f"{ends.total()} schedules, {happened.total()} faults: {dict(ends)}, {dict(happened)}\n")
     assert ends.total() == SCHEDULES
     assert ends["whole"] > SCHEDULES // 4

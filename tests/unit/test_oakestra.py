@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests import fake_oakestra
 
 from flops.errors import BadSetting, DeployFailed, OrchestratorAuth, OrchestratorUnreachable
 from flops.manager.orchestrators import Deployment, Phase
@@ -23,15 +24,6 @@ from flops.manager.orchestrators.oakestra_status import NO_CAPACITY, judge
 TESTS = Path(__file__).parents[1]
 RECORDS = TESTS / "oakestra_requests"
 
-
-def loaded(path):
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-fake_oakestra = loaded(TESTS / "fake_oakestra.py")
 
 IMAGE = "registry.example:5073/flops/builder:1.0-abc"
 ADDRESSES = Addresses(manager="http://10.0.0.5:5072", registry="http://10.0.0.5:5073", image=IMAGE)
@@ -386,7 +378,10 @@ def test_another_of_our_names_is_not_sent_anywhere(orchestrator, fake):
 
 
 def test_the_records_can_be_replayed(fake, monkeypatch, capsys):
-    replay = loaded(TESTS.parent / "scripts" / "replay_oakestra.py")
+    path = TESTS.parent / "scripts" / "replay_oakestra.py"
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    replay = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(replay)
     monkeypatch.setenv("FLOPS_OAKESTRA_PASSWORD", fake.password)
     monkeypatch.setattr("sys.argv", ["replay", fake.url])
     assert replay.main() == 0

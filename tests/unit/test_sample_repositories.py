@@ -3,24 +3,11 @@
 What `expected.toml` may hold stands in tests/corpus.py.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from tests import corpus
 
 from flops.builder.lock import Locker
 from flops.errors import FlopsError
-
-
-def load_corpus():
-    path = Path(__file__).parents[1] / "corpus.py"
-    specification = importlib.util.spec_from_file_location("corpus", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-corpus = load_corpus()
 
 
 @pytest.mark.parametrize("name", corpus.names())

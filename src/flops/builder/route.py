@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flops.builder.address import allows, blocked, check_host, is_public
+from flops.builder.address import allows, blocked, check_host
 from flops.builder.git import PORTS, Git
 from flops.errors import BadUrl, CloneFailed
+from flops.oci.addresses import is_public
 
 if TYPE_CHECKING:
     from collections.abc import Collection

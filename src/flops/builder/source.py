@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from flops.builder.address import check_host, literal
+from flops.builder.address import check_host
 from flops.errors import BadUrl, CredentialInUrl
+from flops.oci.addresses import literal
 
 if TYPE_CHECKING:
     from collections.abc import Collection

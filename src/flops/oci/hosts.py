@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from flops.errors import AuthRealm, RegistryRefused
+from flops.oci.addresses import is_public
 from flops.oci.reference import is_loopback
 
 if TYPE_CHECKING:
@@ -74,14 +75,7 @@ def is_private(host: str) -> bool:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
         return False
-    return any(_private_address(text) for text in found)
-
-
-def _private_address(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return not address.is_global or address.is_multicast
+    return not all(is_public(ipaddress.ip_address(text.partition("%")[0])) for text in found)
 
 
 def _same_domain(registry: str, host: str) -> bool:
