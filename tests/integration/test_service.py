@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.faults.service import Service, processes, wait_until
+from tests.faults.service import Service, free_port, processes, wait_until
 from tests.faults.world import builders_of, skip_without_parts
 from tests.integration.conftest import components  # noqa: F401 - a fixture
 from tests.integration.test_registries import DockerRegistry
@@ -131,3 +131,18 @@ def test_a_repository_that_breaks_the_contract_ends_with_its_findings(tmp_path):
         assert ("requirements.txt", 1, "REQUIREMENT_FORBIDDEN") in found
         assert "fit_model" in done.stdout + done.stderr
         assert [one["kind"] for one in service.events(number)].count("failed") == 1
+
+
+def test_a_broker_that_is_away_and_an_observer_that_says_nothing_hold_nobody_up(tmp_path, sla):
+    """FLOps' own components may be missing: the project ends as ever, and what they were to hear waits for them."""
+    words = ("--allow-local", "--broker", f"127.0.0.1:{free_port()}", "--observer-port", str(free_port()))
+    with Service(tmp_path, *words) as service:
+        number, _ = build(service, sla)
+        check(service, number, Registry.parse(service.places["registry"]))
+        (backlog,) = [
+            line
+            for line in service.client.get("/metrics").text.splitlines()
+            if line.startswith("flops_mirror_backlog ")
+        ]
+        assert float(backlog.split()[1]) > 0
+        assert service.client.get("/healthz").status_code == 200
