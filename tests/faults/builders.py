@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import time
+from pathlib import Path
 
 #: In the order in which a builder goes through them; push is first without, then with the leave to move tags.
 STAGES = ("deploy", "clone", "check", "resolve", "fetch", "assemble", "verify", "push")
@@ -26,8 +26,13 @@ def is_fetch(method, path):
 
 
 def kill(pid):
-    with contextlib.suppress(ProcessLookupError):
+    """Whether something was alive that could be killed."""
+    try:
+        alive = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
         os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return alive
 
 
 class Paced:
@@ -67,7 +72,7 @@ def in_stage(world, stage):
             os.kill(pid, signal.SIGSTOP)
             world.git_gate.open()
             seen = Paced(watch, pid).until(stage)
-        kill(pid)
+        assert kill(pid)
         world.git_gate.drop()
         return seen, world.audit(number)
 
@@ -81,6 +86,6 @@ def after_tagging(world, moved):
         world.gate.wait()
         pid = watch.builder()
         assert watch.wait("push", code="TAGGING")
-        kill(pid)
+        assert kill(pid)
         world.gate.drop()
         return world.audit(number)

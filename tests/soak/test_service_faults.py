@@ -16,6 +16,8 @@ from tests.faults.service import processes
 from tests.faults.world import builders_of
 from tests.faults.world import world as made
 
+from flops.observer.fold import between
+
 pytestmark = pytest.mark.integration
 
 KILLS = int(os.environ.get("FLOPS_SOAK_KILLS", "100"))
@@ -49,19 +51,26 @@ def test_a_builder_killed_in_every_stage(world):
 
 @pytest.mark.timeout(3600)
 def test_builders_killed_at_random_moments(world):
+    """Within the time that a builder lives here; only one that was alive counts as killed."""
     chance, kills, ends = random.Random(7), Counter(), Counter()
-    for _ in range(KILLS):
+    whole = world.audit(world.begin())
+    lifetime = between(whole["started"], whole["ended"])
+    tries = 0
+    while sum(kills.values()) < KILLS:
+        tries += 1
+        assert tries <= 5 * KILLS, "builders end before they can be killed"
         number = world.begin()
         with world.service.watch(number) as watch:
             pid = watch.builder()
-            time.sleep(chance.uniform(0, 3))
-            kills[" ".join(watch.last)] += 1
-            builders.kill(pid)
+            time.sleep(chance.uniform(0, lifetime))
+            moment = " ".join(watch.last)
+            killed = builders.kill(pid)
             project = world.audit(number)
+        kills.update([moment] if killed else [])
         ends[project["state"], project["attempt"]] += 1
         assert project["state"] == "images_ready" or project["error"]["code"] in ("BUILDER_LOST", "OOM_KILLED")
-    print(dict(kills), dict(ends))  # noqa: T201
-    assert sum(kills.values()) == KILLS
+    print(f"{tries} builders, {sum(kills.values())} killed", dict(kills), dict(ends))  # noqa: T201
+    assert len(kills) > 2
 
 
 @pytest.mark.timeout(1800)
@@ -69,7 +78,7 @@ def test_both_builders_of_a_project_killed(world):
     number = world.begin()
     with world.service.watch(number) as watch:
         for attempt in (1, 2):
-            builders.kill(watch.builder(attempt))
+            assert builders.kill(watch.builder(attempt))
         project = world.audit(number)
     assert (project["state"], project["attempt"]) == ("failed", 2)
 
