@@ -269,8 +269,8 @@ def test_a_statement_says_from_what_and_how():
     }
     assert len(part.data) < 8000  # it travels with every change of code
     details = statement["predicate"]["runDetails"]
-    assert details["metadata"]["startedOn"] == "2026-01-02T03:04:05Z"
-    assert details["metadata"]["finishedOn"] == "2026-01-02T03:04:12Z"
+    assert details["metadata"]["startedOn"] == "2026-01-02T03:04:05.000Z"
+    assert details["metadata"]["finishedOn"] == "2026-01-02T03:04:12.000Z"
 
 
 def test_a_changed_directory_has_no_digest_of_a_commit():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flops.builder.records import read_timestamp, timestamp
 from flops.builder.removal import remove
 from flops.builder.retention import Rule, plan
 from flops.builder.stocktaking import take_stock
@@ -106,6 +107,7 @@ class World:
         day=None,
         actors=("learner", "aggregator"),
         signed=False,
+        built=None,
     ):
         """What one build leaves: both actors' indexes, records and signatures."""
         commit = f"{number:040x}"
@@ -122,7 +124,10 @@ class World:
             }
             document = index_document(images, annotations)
             subject = self.put(repository, document, commit, f"{commit}-{(recipe * 32)[:12]}")
-            record = artifact_document("application/vnd.flops.build.v1+json", Content(data=b"{}"), subject=subject)
+            told = {"io.flops.built": built} if built else {}
+            record = artifact_document(
+                "application/vnd.flops.build.v1+json", Content(data=b"{}"), subject=subject, annotations=told
+            )
             record = self.put(repository, record)
             if not self.lists_referrers:
                 self.put(repository, referrers_document([record]), fallback_tag(subject.digest))
@@ -176,6 +181,36 @@ def test_the_newest_stay_for_both_actors():
     assert removed.indexes == 6
     assert removed.manifests == 3 * 2 * (2 + 1 + 1)
     assert len(pruning.builds) == 3
+
+
+def test_the_later_of_two_builds_of_one_second_stays():
+    world = World()
+    for number in range(4):
+        world.build(
+            "acme/digits",
+            number,
+            layers=LAYERS[:1],
+            day=3,
+            built=timestamp(NOW + timedelta(milliseconds=number - 4000)),
+        )
+    world.prune(keep=1)
+    assert world.commits("acme/digits/learner") == {3}
+
+
+@given(st.datetimes(timezones=st.timezones() | st.just(UTC)))
+def test_a_moment_is_read_as_it_was_written(when):
+    try:
+        in_utc = when.astimezone(UTC)
+    except OverflowError:
+        return
+    assert read_timestamp(timestamp(when)) == in_utc.replace(microsecond=in_utc.microsecond // 1000 * 1000)
+
+
+def test_what_is_no_moment_is_unknown():
+    assert read_timestamp("2026-01-02T03:04:05Z") == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert read_timestamp("2026-01-02T03:04:05+02:00") == datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)
+    for text in ("", "yesterday", "2026-01-02", "2026-01-02T03:04:05", "0001-01-01T00:00:00+14:00"):
+        assert read_timestamp(text) is None
 
 
 def test_young_builds_stay_however_many():

@@ -76,13 +76,14 @@ class Materials:
 
 
 def read_timestamp(text: str) -> datetime | None:
-    """What `timestamp` writes; None for anything else."""
+    """A moment of RFC 3339, in UTC; None for anything else."""
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    except ValueError:
+        then = datetime.fromisoformat(text)
+        return then.astimezone(UTC) if then.tzinfo else None
+    except (ValueError, OverflowError):
         return None
 
 
 def timestamp(when: datetime) -> str:
-    """RFC 3339 in UTC, to the second."""
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    """RFC 3339 in UTC, to the millisecond: what tells which of two builds of one second is the newer."""
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
