@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from flops.builder import repair
-from flops.builder.doctor import PythonChoice
-from flops.builder.lock import Locker
-from flops.builder.repair import Case
-from flops.builder.requirements import read
-from flops.builder.trial import Pages, Trial
+from flops.builder.dependencies import repair
+from flops.builder.dependencies.doctor import PythonChoice
+from flops.builder.dependencies.repair import Case
+from flops.builder.dependencies.trial import Pages, Trial
+from flops.builder.formats.requirements import read
+from flops.builder.locking.lock import Locker
 from flops.platforms import Platform
 from flops.settings import Settings
 

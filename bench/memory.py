@@ -21,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from flops.builder.wheel_layer import WheelFile, write_layer
+from flops.builder.wheels.wheel_layer import WheelFile, write_layer
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import LayerWriter
 

@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flops.builder.lock import Locker
+from flops.builder.locking.lock import Locker
 
 
 class Shelf:

@@ -27,10 +27,12 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder import doctor, own_lock, requirements, structure
-from flops.builder.checkout import checkout
-from flops.builder.doctor import PythonChoice
-from flops.builder.source import parse_source
+from flops.builder.contract import structure
+from flops.builder.dependencies import doctor, own_lock
+from flops.builder.dependencies.doctor import PythonChoice
+from flops.builder.formats import requirements
+from flops.builder.repository.checkout import checkout
+from flops.builder.repository.source import parse_source
 from flops.errors import DependencyError, FlopsError
 from flops.platforms import Platform
 from flops.progress import Silent

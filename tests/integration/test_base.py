@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder import bytecode
-from flops.builder.bytecode import Target, pyc_path, write_bytecode
-from flops.builder.rootfs import apt
+from flops.builder.rootfs import apt, bytecode
 from flops.builder.rootfs.base_image import ImageBase
+from flops.builder.rootfs.bytecode import Target, pyc_path, write_bytecode
 from flops.builder.rootfs.debian import DebianBase, Suite
 from flops.errors import BaseUnavailable
 from flops.oci.blobs import BlobStore

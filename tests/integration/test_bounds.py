@@ -9,8 +9,8 @@ import sys
 import pytest
 import uv
 
-from flops.builder.bounds import bounds
-from flops.builder.lock import Locker
+from flops.builder.formats.bounds import bounds
+from flops.builder.locking.lock import Locker
 from flops.errors import IndexUnreachable
 from flops.settings import Settings
 

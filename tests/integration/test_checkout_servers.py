@@ -17,11 +17,11 @@ import pytest
 import trustme
 
 from flops import process
-from flops.builder import route
-from flops.builder.checkout import checkout, resolve_commit
-from flops.builder.git import GitCredential
-from flops.builder.source import Source, SourceKind, parse_source
-from flops.builder.tree import Limits
+from flops.builder.repository import route
+from flops.builder.repository.checkout import checkout, resolve_commit
+from flops.builder.repository.git import GitCredential
+from flops.builder.repository.source import Source, SourceKind, parse_source
+from flops.builder.repository.tree import Limits
 from flops.errors import (
     BlockedAddress,
     CloneAuth,

@@ -11,9 +11,10 @@ import uv
 from packaging.markers import Marker
 from tests import corpus
 
-from flops.builder import own_lock, requirements
-from flops.builder.lock import Locker
-from flops.builder.pylock import Target
+from flops.builder.dependencies import own_lock
+from flops.builder.formats import requirements
+from flops.builder.locking.lock import Locker
+from flops.builder.locking.pylock import Target
 from flops.errors import IndexUnreachable
 from flops.platforms import Platform
 from flops.progress import Silent

@@ -13,8 +13,8 @@ import time
 import httpx
 import pytest
 
-from flops.builder.actors import Actor
-from flops.builder.publish import Delivery, RegistryTarget
+from flops.builder.images.actors import Actor
+from flops.builder.publishing.publish import Delivery, RegistryTarget
 from flops.builder.records import BUILD, Part, Record
 from flops.builder.records.attach import Attachments
 from flops.oci.blobs import BlobStore

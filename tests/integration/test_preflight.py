@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flops.builder import imports, privacy
-from flops.builder.lock import Locker
+from flops.builder.dependencies import imports, privacy
+from flops.builder.locking.lock import Locker
 from flops.builder.preflight import check
-from flops.builder.provides import Provides, provided
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.provides import Provides, provided
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import IndexUnreachable, NoWheel, Unresolvable
 from flops.platforms import Platform
 from flops.progress import Silent

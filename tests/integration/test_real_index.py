@@ -6,10 +6,10 @@ import hashlib
 
 import pytest
 
-from flops.builder import requirements as reader
-from flops.builder.doctor import PythonChoice, resolve
-from flops.builder.lock import Locker
-from flops.builder.wheels import WheelCache
+from flops.builder.dependencies.doctor import PythonChoice, resolve
+from flops.builder.formats import requirements as reader
+from flops.builder.locking.lock import Locker
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import IndexUnreachable
 from flops.platforms import Platform
 from flops.progress import Silent

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from flops.builder.requirements import read
+from flops.builder.formats.requirements import read
 from flops.errors import DependencyError
 
 if TYPE_CHECKING:

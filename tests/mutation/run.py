@@ -27,16 +27,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kinds import KINDS, REAL, Mutant, mutate
 from samples import SAMPLES
 
-from flops.builder import rewrite
 from flops.builder.clock import Clock
-from flops.builder.dependencies import Question, settle
-from flops.builder.doctor import PythonChoice
-from flops.builder.inspection import inspect
-from flops.builder.lock import Locker
-from flops.builder.provides import Provides
+from flops.builder.dependencies import rewrite
+from flops.builder.dependencies.decision import Question, settle
+from flops.builder.dependencies.doctor import PythonChoice
+from flops.builder.dependencies.inspection import inspect
+from flops.builder.locking.lock import Locker
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.provides import Provides
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import DependencyError, FlopsError
 from flops.platforms import Platform
 from flops.progress import Silent

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.imports import known
-from flops.builder.lock import Locker
+from flops.builder.dependencies.imports import known
+from flops.builder.locking.lock import Locker
 from flops.settings import Settings
 
 HERE = Path(__file__).parent

@@ -13,11 +13,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from packaging.requirements import Requirement as Pep508
 
-from flops.builder import accelerator, doctor
-from flops.builder.doctor import PythonChoice
-from flops.builder.lock import Lock, LockedWheel, Locker
-from flops.builder.requirement import FileHash, Requirement
-from flops.builder.requirements import Requirements
+from flops.builder.dependencies import accelerator, doctor
+from flops.builder.dependencies.doctor import PythonChoice
+from flops.builder.formats.requirement import FileHash, Requirement
+from flops.builder.formats.requirements import Requirements
+from flops.builder.locking.lock import Lock, LockedWheel, Locker
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Accelerator, Policy

@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flops.builder import assemble, bytecode_layer
-from flops.builder.assemble import Assembly, Workshop
-from flops.builder.bytecode import Interpreter
 from flops.builder.files import Directory, File, Link
-from flops.builder.layer_cache import LayerCache
-from flops.builder.lock import LockedWheel
-from flops.builder.plan import BytecodeLayer, FilesLayer, WheelsLayer
-from flops.builder.wheels import WheelCache
+from flops.builder.images import assemble, bytecode_layer
+from flops.builder.images.assemble import Assembly, Workshop
+from flops.builder.images.layer_cache import LayerCache
+from flops.builder.images.plan import BytecodeLayer, FilesLayer, WheelsLayer
+from flops.builder.locking.lock import LockedWheel
+from flops.builder.rootfs.bytecode import Interpreter
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import BaseUnavailable, IndexUnreachable, RegistryUnreachable, WheelHash, WheelRecord
 from flops.oci.blobs import BlobStore
 from flops.progress import Silent, Stage

@@ -16,21 +16,21 @@ import pytest
 
 from flops.builder import build as main_job
 from flops.builder import preflight
-from flops.builder.accelerator import Chosen
-from flops.builder.actors import Actor
 from flops.builder.build import build
-from flops.builder.bytecode import Interpreter
-from flops.builder.dependencies import Settlement
-from flops.builder.doctor import PythonChoice, Resolution
-from flops.builder.local_targets import LayoutTarget
-from flops.builder.lock import Lock, LockedWheel
+from flops.builder.dependencies.accelerator import Chosen
+from flops.builder.dependencies.decision import Settlement
+from flops.builder.dependencies.doctor import PythonChoice, Resolution
+from flops.builder.images.actors import Actor
+from flops.builder.locking.lock import Lock, LockedWheel
 from flops.builder.preflight import check
-from flops.builder.publish import RegistryTarget
+from flops.builder.publishing.local_targets import LayoutTarget
+from flops.builder.publishing.publish import RegistryTarget
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
 from flops.builder.rootfs import Base
+from flops.builder.rootfs.bytecode import Interpreter
 from flops.builder.shared_cache import media_type
-from flops.builder.source import parse_source
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import Adjustment, BaseUnavailable, Cancelled, LayerConflict, NoWheel, StructureError
 from flops.oci.artifacts import Content
 from flops.oci.client import RegistryClient

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder import bytecode
-from flops.builder.bytecode import Interpreter, Target, pyc_path, write_bytecode
+from flops.builder.rootfs import bytecode
+from flops.builder.rootfs.bytecode import Interpreter, Target, pyc_path, write_bytecode
 from flops.errors import BuildError
 from flops.oci.layer import LayerWriter
 

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flops.builder import cache_bound
-from flops.builder.cache_bound import DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
-from flops.builder.layer_cache import LayerCache
-from flops.builder.lock import LockedWheel
+from flops.builder.housekeeping import cache_bound
+from flops.builder.housekeeping.cache_bound import DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
+from flops.builder.images.layer_cache import LayerCache
+from flops.builder.locking.lock import LockedWheel
 from flops.builder.rootfs import BasePackage
 from flops.builder.rootfs.package_store import PackageStore
-from flops.builder.wheel_layer import WheelLayer
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.wheel_cache import WheelCache
+from flops.builder.wheels.wheel_layer import WheelLayer
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import Layer
 from flops.settings import Settings
@@ -166,7 +166,7 @@ def test_uses_are_seen(cache):
 
 def test_a_build_of_another_process_is_respected_and_a_killed_one_is_not(cache):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom flops.builder.cache_bound import CacheBound\n"
+        "import sys, time\nfrom pathlib import Path\nfrom flops.builder.housekeeping.cache_bound import CacheBound\n"
         "from flops.settings import Settings\n"
         f"with CacheBound(Settings(cache_dir=Path({str(cache.root)!r}), cache_bytes=0)).held():\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.builder import git as git_program
-from flops.builder import revision
-from flops.builder.checkout import checkout, resolve_commit
-from flops.builder.source import SourceKind, image_path, parse_source, without_credentials
-from flops.builder.tree import Limits, TreeWriter, check_path
+from flops.builder.repository import git as git_program
+from flops.builder.repository import revision
+from flops.builder.repository.checkout import checkout, resolve_commit
+from flops.builder.repository.source import SourceKind, image_path, parse_source, without_credentials
+from flops.builder.repository.tree import Limits, TreeWriter, check_path
 from flops.errors import (
     BadRef,
     BadUrl,

@@ -12,10 +12,10 @@ from rich.console import Console
 
 import flops
 from flops import errors
-from flops.builder.actors import Actor
-from flops.builder.local_targets import ArchiveTarget, LayoutTarget
+from flops.builder.images.actors import Actor
 from flops.builder.preflight import Amount, Preflight, Rebuild
-from flops.builder.publish import RegistryTarget, Summary
+from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
+from flops.builder.publishing.publish import RegistryTarget, Summary
 from flops.builder.result import ActorImage, PythonUsed, Report, Result
 from flops.cli import build as build_command
 from flops.cli import check as check_command

@@ -5,9 +5,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flops.builder.actors import Actor
-from flops.builder.compose import LOCK, RECIPE, REVISION, SOURCE, Identity, compose_image, index_annotations, locked
-from flops.builder.publish import UNPACKED
+from flops.builder.images.actors import Actor
+from flops.builder.images.compose import (
+    LOCK,
+    RECIPE,
+    REVISION,
+    SOURCE,
+    UNPACKED,
+    Identity,
+    compose_image,
+    index_annotations,
+    locked,
+)
 from flops.builder.rootfs import Base
 from flops.oci.image import parse_config, parse_manifest
 from flops.oci.layer import GZIP, Layer

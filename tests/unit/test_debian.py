@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.bytecode import Interpreter
 from flops.builder.layer_records import LayerRecords
 from flops.builder.rootfs import BasePackage, apt, debian
 from flops.builder.rootfs.apt import Mirror, explain, read_archives, read_print_uris
+from flops.builder.rootfs.bytecode import Interpreter
 from flops.builder.rootfs.deb import Entry, Kind
 from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
 from flops.builder.rootfs.debian_tree import Package, merged, write_tree

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from flops.builder import catalog
-from flops.builder.diagnosis import KINDS, cause, conflict, error, lacking
-from flops.builder.pylock import Target
-from flops.builder.requirement import Requirement
+from flops.builder.dependencies.diagnosis import KINDS, cause, conflict, error, lacking
+from flops.builder.formats.requirement import Requirement
+from flops.builder.locking import catalog
+from flops.builder.locking.pylock import Target
 from flops.errors import (
     NoWheel,
     NoWheelForPython,

@@ -10,12 +10,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from flops import process
-from flops.builder import pins, pythons
-from flops.builder.doctor import PythonChoice, resolve
-from flops.builder.lock import Locker
-from flops.builder.pythons import Wish
-from flops.builder.requirement import PythonRequest, Requirement
-from flops.builder.requirements import Requirements
+from flops.builder.dependencies import pins, pythons
+from flops.builder.dependencies.doctor import PythonChoice, resolve
+from flops.builder.dependencies.pythons import Wish
+from flops.builder.formats.requirement import PythonRequest, Requirement
+from flops.builder.formats.requirements import Requirements
+from flops.builder.locking.lock import Locker
 from flops.errors import IndexUnreachable, NoWheel, PackageNotFound, PythonUnavailable, Unresolvable, UsageError
 from flops.platforms import Platform
 from flops.progress import Silent

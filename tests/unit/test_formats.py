@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from packaging.markers import Marker
 from packaging.requirements import Requirement as Pep508
 
-from flops.builder import lockfiles, own_lock, requirements, toml_document
-from flops.builder.doctor import PythonChoice
-from flops.builder.lock import Locker
-from flops.builder.marker_grid import Environment, Grid, holds
-from flops.builder.pylock import Target
-from flops.builder.requirement import FileHash
+from flops.builder.dependencies import own_lock
+from flops.builder.dependencies.doctor import PythonChoice
+from flops.builder.formats import lockfiles, requirements, toml_document
+from flops.builder.formats.marker_grid import Environment, Grid, holds
+from flops.builder.formats.requirement import FileHash
+from flops.builder.locking.lock import Locker
+from flops.builder.locking.pylock import Target
 from flops.errors import FlopsError, NeedsBuild, RequirementForbidden, RequirementSyntax, UsageError, WheelHash
 from flops.platforms import Platform
 from flops.progress import Silent

@@ -14,10 +14,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from flops.builder.build import build
-from flops.builder.local_targets import ArchiveTarget, LayoutTarget
-from flops.builder.publish import RegistryTarget
+from flops.builder.housekeeping.superseded import remove_superseded
+from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
+from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.records import BUILD, LOCKS, PROVENANCE, SBOM
-from flops.builder.superseded import remove_superseded
 from flops.cli.main import main
 from flops.errors import BadKey, UsageError
 from flops.oci.client import RegistryClient

@@ -28,6 +28,13 @@ ROOMS = {  # room: the rooms of ours that it may import beside itself and the fo
     "flops_actor": {"flops_wire"},
     "flops_worker": {"flops_wire", "flops_utils"},
 }
+#: Inside the builder, bottom to top: a room or file imports only what stands before it. The jobs stand above them all.
+BUILDER = [
+    *("limits", "sandbox", "files", "clock", "quote", "aside", "shared_cache"),
+    *("repository", "request", "contract", "locking", "formats", "wheels", "layer_records", "dependencies"),
+    *("rootfs", "foundation", "runtime", "images", "records", "publishing", "housekeeping"),
+]
+JOBS = {"build", "preflight", "result", "lookup", "base_images", "builder_image"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -62,6 +69,26 @@ def test_a_file_imports_only_rooms_below_it(path):
         t for t in ours - {"flops", "flops.__version__"} if not any(t == b or t.startswith(b + ".") for b in below)
     }
     assert not wrong, f"{name} must not import {sorted(wrong)}"
+
+
+def place(name):
+    """Where something of the builder lies: its room, or its own name."""
+    return name.removeprefix("flops.builder.").split(".")[0]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module(path).startswith("flops.builder.")], ids=module)
+def test_inside_the_builder_too(path):
+    here = place(module(path))
+    targets = {place(target) for target in imported(path) if target.startswith("flops.builder.")} - {here}
+    below = {*BUILDER, *JOBS} if here in JOBS else set(BUILDER[: BUILDER.index(here)])
+    assert targets <= below, f"{module(path)} must not import {sorted(targets - below)}"
+
+
+def test_the_builder_has_no_room_that_is_not_listed():
+    there = {
+        path.stem for path in (SOURCE / "flops/builder").iterdir() if path.name not in {"__init__.py", "__pycache__"}
+    }
+    assert there == {*BUILDER, *JOBS}
 
 
 def test_there_are_files_to_check():

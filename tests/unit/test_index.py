@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from flops.builder import index as module
-from flops.builder.index import Index
+from flops.builder.locking import index as module
+from flops.builder.locking.index import Index
 from flops.errors import IndexUnreachable
 
 PAGE = b'{"files": [{"filename": "plain-1.0-py3-none-any.whl"}]}'

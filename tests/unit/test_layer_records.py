@@ -11,17 +11,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flops.builder import shared_cache
-from flops.builder.actors import REPOSITORY, Actor, main_file, shims
 from flops.builder.files import Directory, File, Link
-from flops.builder.layer_cache import LayerCache, files_key
+from flops.builder.images.actors import REPOSITORY, Actor, main_file, shims
+from flops.builder.images.layer_cache import LayerCache, files_key
+from flops.builder.images.plan import FilesLayer
 from flops.builder.layer_records import LayerRecords
-from flops.builder.lock_store import LIFETIME, LockStore
-from flops.builder.plan import FilesLayer
-from flops.builder.publish import RegistryTarget
+from flops.builder.locking.lock_store import LIFETIME, LockStore
+from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.rootfs import BasePackage
 from flops.builder.rootfs.package_store import FRESH_SECONDS, PackageStore
 from flops.builder.shared_cache import BASE, LAYER, LOCK, SharedCache, media_type
-from flops.builder.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
+from flops.builder.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
 from flops.errors import Cancelled, RecordUnusable
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
@@ -422,7 +422,7 @@ def test_a_lock_is_as_old_as_its_making(machine, age, found):
 
 
 def shared_cache_key(request):
-    from flops.builder.lock_store import _key
+    from flops.builder.locking.lock_store import _key
 
     return _key(request)
 
@@ -487,7 +487,7 @@ def test_layers_of_our_own_files_have_a_key_by_content_and_a_repository_has_none
 
 
 def test_nobody_shares_with_a_directory(tmp_path):
-    from flops.builder.local_targets import ArchiveTarget, LayoutTarget
+    from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
 
     assert LayoutTarget(tmp_path).shared(Silent()) is None
     assert ArchiveTarget(tmp_path / "x.tar").shared(Silent()) is None

@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from flops import process
-from flops.builder import lock_store, pylock
-from flops.builder.lock import Lock, LockedWheel, Locker
-from flops.builder.pylock import Target
+from flops.builder.locking import lock_store, pylock
+from flops.builder.locking.lock import Lock, LockedWheel, Locker
+from flops.builder.locking.pylock import Target
 from flops.errors import (
     BadSetting,
     FlopsError,

@@ -5,10 +5,12 @@ import os
 
 import pytest
 
-from flops.builder import compose, naming
-from flops.builder.actors import Actor
+from flops.builder.images import compose
+from flops.builder.images.actors import Actor
+from flops.builder.images.compose import UNPACKED
 from flops.builder.lookup import ImageLookup, SourceLookup
-from flops.builder.publish import UNPACKED, Delivery, RegistryTarget
+from flops.builder.publishing import naming
+from flops.builder.publishing.publish import Delivery, RegistryTarget
 from flops.builder.request import Request
 from flops.errors import BadRef, BadUrl, BlockedAddress, CredentialInUrl, RegistryUnreachable
 from flops.oci.blobs import BlobStore

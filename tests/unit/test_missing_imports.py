@@ -7,10 +7,10 @@ import sys
 import pytest
 from packaging.requirements import Requirement as Pep508
 
-from flops.builder import imports
-from flops.builder.lock import Lock, LockedWheel
-from flops.builder.provides import provided
-from flops.builder.structure import ImportedModule
+from flops.builder.contract.structure import ImportedModule
+from flops.builder.dependencies import imports
+from flops.builder.locking.lock import Lock, LockedWheel
+from flops.builder.wheels.provides import provided
 from flops.platforms import Platform
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64

@@ -2,11 +2,30 @@
 
 import pytest
 
-from flops.builder.actors import AGGREGATOR_PORT, ML, REPOSITORY, RUNTIME, USER, Actor, environment, repository, shims
 from flops.builder.files import Directory, File, Link
-from flops.builder.lock import Lock, LockedWheel
-from flops.builder.plan import BaseLayer, BytecodeLayer, FilesLayer, WheelsLayer, cost, ml_layers, plan, runtime_layers
-from flops.builder.tree import RepositoryFile
+from flops.builder.images.actors import (
+    AGGREGATOR_PORT,
+    ML,
+    REPOSITORY,
+    RUNTIME,
+    USER,
+    Actor,
+    environment,
+    repository,
+    shims,
+)
+from flops.builder.images.plan import (
+    BaseLayer,
+    BytecodeLayer,
+    FilesLayer,
+    WheelsLayer,
+    cost,
+    ml_layers,
+    plan,
+    runtime_layers,
+)
+from flops.builder.locking.lock import Lock, LockedWheel
+from flops.builder.repository.tree import RepositoryFile
 from flops.errors import BuildError
 from flops.platforms import Platform
 from flops.recipe import Flavor

@@ -13,13 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from flops.builder import preflight
-from flops.builder.layer_cache import LayerCache, layer_key
-from flops.builder.plan import ml_layers
+from flops.builder.images.layer_cache import LayerCache, layer_key
+from flops.builder.images.plan import ml_layers
 from flops.builder.preflight import Registered, check
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
-from flops.builder.wheel_layer import WheelFile
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.wheel_cache import WheelCache
+from flops.builder.wheels.wheel_layer import WheelFile
 from flops.cli.preflight import show
 from flops.errors import ImportMissing, RegistryUnreachable
 from flops.oci.blobs import BlobStore

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from packaging.utils import canonicalize_name
 
-from flops.builder import privacy
-from flops.builder.lock import Lock, LockedWheel
-from flops.builder.requirement import Requirement
-from flops.builder.requirements import Requirements
-from flops.builder.structure import ImportedModule
+from flops.builder.contract.structure import ImportedModule
+from flops.builder.dependencies import privacy
+from flops.builder.formats.requirement import Requirement
+from flops.builder.formats.requirements import Requirements
+from flops.builder.locking.lock import Lock, LockedWheel
 from flops.platforms import Platform
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64

@@ -9,9 +9,9 @@ import zipfile
 import httpx
 import pytest
 
-from flops.builder.lock import LockedWheel
-from flops.builder.provides import Provides, modules, provided
-from flops.builder.wheels import WheelCache
+from flops.builder.locking.lock import LockedWheel
+from flops.builder.wheels.provides import Provides, modules, provided
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import IndexUnreachable, WheelUnsafe
 
 FILES = {

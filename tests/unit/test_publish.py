@@ -8,12 +8,13 @@ from functools import partial
 
 import pytest
 
-from flops.builder import compose, naming
-from flops.builder.actors import Actor
 from flops.builder.aside import Aside
-from flops.builder.compose import Identity, index_annotations
-from flops.builder.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.builder.publish import LOCK, UNPACKED, Delivery, RegistryTarget
+from flops.builder.images import compose
+from flops.builder.images.actors import Actor
+from flops.builder.images.compose import LOCK, UNPACKED, Identity, index_annotations
+from flops.builder.publishing import naming
+from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
+from flops.builder.publishing.publish import Delivery, RegistryTarget
 from flops.errors import Cancelled, OutputError, RegistryAuth, RegistryUnreachable, UnknownPlatform
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient

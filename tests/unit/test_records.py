@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.licenses import canonicalize_license_expression
 
-from flops.builder.compose import Identity
-from flops.builder.doctor import PythonChoice
-from flops.builder.licences import licence
-from flops.builder.pylock import Lock, LockedWheel, Target, parse
+from flops.builder.dependencies.doctor import PythonChoice
+from flops.builder.images.compose import Identity
+from flops.builder.locking.pylock import Lock, LockedWheel, Target, parse
 from flops.builder.records import LOCKS, PLATFORMS, PROVENANCE, SBOM, TITLE, Materials
 from flops.builder.records.attach import attach, carried
 from flops.builder.records.bills import Bills
@@ -28,6 +27,7 @@ from flops.builder.records.locks import locks_record, pylock
 from flops.builder.records.provenance import Run, provenance_record
 from flops.builder.records.sbom import sbom
 from flops.builder.rootfs import Base, BasePackage
+from flops.builder.wheels.licences import licence
 from flops.errors import Adjustment, Finding
 from flops.oci.artifacts import EMPTY, parse_artifact
 from flops.oci.client import RegistryClient

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flops.builder import requirements as reader
-from flops.builder.doctor import PythonChoice, resolve
+from flops.builder.dependencies.doctor import PythonChoice, resolve
+from flops.builder.formats import requirements as reader
 from flops.errors import NoWheel, PackageNotFound, SdistOnly, Unresolvable, VersionNotFound, Yanked
 from flops.platforms import Platform
 from flops.progress import Silent

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement as Pep508
 from packaging.specifiers import SpecifierSet
 
-from flops.builder import conda, requirements
-from flops.builder.requirement import FILE_LIMIT
-from flops.builder.structure import ImportedModule, Structure
+from flops.builder.contract.structure import ImportedModule, Structure
+from flops.builder.formats import conda, requirements
+from flops.builder.formats.requirement import FILE_LIMIT
 from flops.errors import FlopsError, RequirementForbidden, RequirementsMissing, RequirementSyntax
 
 

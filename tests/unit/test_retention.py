@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flops.builder.housekeeping.removal import remove
+from flops.builder.housekeeping.retention import Rule, plan
+from flops.builder.housekeeping.stocktaking import take_stock
 from flops.builder.records import read_timestamp, timestamp
-from flops.builder.removal import remove
-from flops.builder.retention import Rule, plan
-from flops.builder.stocktaking import take_stock
 from flops.errors import DeletesUnsupported
 from flops.oci.artifacts import Content, artifact_document, fallback_tag, referrers_document
 from flops.oci.blobs import sha256

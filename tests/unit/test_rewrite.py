@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.builder import requirements as reader
-from flops.builder.rewrite import edit, patch
+from flops.builder.dependencies.rewrite import edit, patch
+from flops.builder.formats import requirements as reader
 from flops.errors import Adjustment
 
 TXT = """\

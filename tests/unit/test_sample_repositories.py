@@ -6,7 +6,7 @@ What `expected.toml` may hold stands in tests/corpus.py.
 import pytest
 from tests import corpus
 
-from flops.builder.lock import Locker
+from flops.builder.locking.lock import Locker
 from flops.errors import FlopsError
 
 

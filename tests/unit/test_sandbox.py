@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from flops.builder import sandbox
-from flops.builder.bytecode_layer import key
-from flops.builder.plan import BytecodeLayer
+from flops.builder.images.bytecode_layer import key
+from flops.builder.images.plan import BytecodeLayer
 from flops.recipe import Compression
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops import process
-from flops.builder.address import allows
-from flops.builder.checkout import checkout, resolve_commit
-from flops.builder.git import Git, GitCredential
-from flops.builder.route import find_route
-from flops.builder.source import Source, SourceKind, parse_source
+from flops.builder.repository.address import allows
+from flops.builder.repository.checkout import checkout, resolve_commit
+from flops.builder.repository.git import Git, GitCredential
+from flops.builder.repository.route import find_route
+from flops.builder.repository.source import Source, SourceKind, parse_source
 from flops.errors import BadUrl, BlockedAddress, CloneFailed, CredentialInUrl, FlopsError
 from flops.oci.addresses import is_public, literal
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from flops.builder import requirements as reader
-from flops.builder.rewrite import edit
-from flops.builder.spelling import corrections, explained
+from flops.builder.dependencies.rewrite import edit
+from flops.builder.dependencies.spelling import corrections, explained
+from flops.builder.formats import requirements as reader
 from flops.errors import DependencyError
 
 

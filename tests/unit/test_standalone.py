@@ -16,13 +16,13 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from flops import process
-from flops.builder import actors
-from flops.builder.bytecode import Interpreter, pyc_path
+from flops.builder.dependencies.pythons import PythonChoice, Wish, adjustments, order
 from flops.builder.files import File, Link
+from flops.builder.formats.requirement import PythonRequest
 from flops.builder.foundation import Foundation
-from flops.builder.pythons import PythonChoice, Wish, adjustments, order
-from flops.builder.requirement import PythonRequest
+from flops.builder.images import actors
 from flops.builder.rootfs import Base, standalone, standalone_layers
+from flops.builder.rootfs.bytecode import Interpreter, pyc_path
 from flops.builder.rootfs.standalone import PREFIX, StandalonePythons
 from flops.builder.rootfs.standalone_layers import StandaloneLayers
 from flops.errors import BaseUnavailable, PythonUnavailable

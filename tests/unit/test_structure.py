@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flops.builder import modules, structure, syntax_child
-from flops.builder.contract import CONTRACT
-from flops.builder.tree import RepositoryFile
+from flops.builder.contract import modules, structure, syntax_child
+from flops.builder.contract.classes import CONTRACT
+from flops.builder.repository.tree import RepositoryFile
 from flops.errors import InternalError, StructureError
 from flops.recipe import Flavor
 

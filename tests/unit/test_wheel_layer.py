@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flops.builder.layer_cache import LayerCache, layer_key
-from flops.builder.wheel_archive import Limits
-from flops.builder.wheel_layer import (
+from flops.builder.images.layer_cache import LayerCache, layer_key
+from flops.builder.wheels.wheel_archive import Limits
+from flops.builder.wheels.wheel_layer import (
     PathConflict,
     WheelFile,
     environment_conflicts,

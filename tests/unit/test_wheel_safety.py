@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from flops.builder import wheel_archive
-from flops.builder.wheel_layer import WheelLicence
+from flops.builder.wheels import wheel_archive
+from flops.builder.wheels.wheel_layer import WheelLicence
 from flops.errors import FlopsError, WheelBomb, WheelRecord, WheelUnsafe
 
 

@@ -8,9 +8,9 @@ import threading
 import httpx
 import pytest
 
-from flops.builder import wheels
-from flops.builder.lock import LockedWheel
-from flops.builder.wheels import WheelCache
+from flops.builder.locking.lock import LockedWheel
+from flops.builder.wheels import wheel_cache as wheels
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import BadSetting, BuildError, DiskFull, IndexUnreachable, WheelHash
 from flops.oci import answers
 

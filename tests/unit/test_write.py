@@ -2,8 +2,8 @@
 
 import pytest
 
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
 from flops.cli.write import check_and_write
 from flops.errors import Adjustment, NoWheel, PackageNotFound, UsageError
 from flops.platforms import Platform

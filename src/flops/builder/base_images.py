@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flops.builder.compose import locked
-from flops.builder.publish import UNPACKED
+from flops.builder.images.compose import UNPACKED, locked
 from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
 from flops.errors import UsageError
 from flops.oci.blobs import BlobStore

@@ -16,33 +16,35 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder import actors, compose, naming, runtime, verify
-from flops.builder.actors import Actor
+from flops.builder import runtime
 from flops.builder.aside import Aside
-from flops.builder.assemble import Assembly, Workshop
-from flops.builder.cache_bound import CacheBound
 from flops.builder.clock import Clock
-from flops.builder.compose import Identity
-from flops.builder.dependencies import Question, Settlement, settle
+from flops.builder.dependencies.decision import Question, Settlement, settle
+from flops.builder.dependencies.inspection import FILES, Inspection, inspect
+from flops.builder.dependencies.pythons import STANDALONE, Wish
 from flops.builder.foundation import Foundation
-from flops.builder.inspection import FILES, Inspection, inspect
-from flops.builder.layer_cache import LayerCache
+from flops.builder.housekeeping.cache_bound import CacheBound
+from flops.builder.images import actors, compose, verify
+from flops.builder.images.actors import Actor
+from flops.builder.images.assemble import Assembly, Workshop
+from flops.builder.images.compose import Identity
+from flops.builder.images.layer_cache import LayerCache
+from flops.builder.images.plan import BaseLayer, ml_layers, plan, runtime_layers
 from flops.builder.layer_records import LayerRecords
-from flops.builder.lock import Locker
-from flops.builder.lock_store import LockStore
-from flops.builder.plan import BaseLayer, ml_layers, plan, runtime_layers
-from flops.builder.provides import Provides
-from flops.builder.publish import Delivery
-from flops.builder.pythons import STANDALONE, Wish
+from flops.builder.locking.lock import Locker
+from flops.builder.locking.lock_store import LockStore
+from flops.builder.publishing import naming
+from flops.builder.publishing.publish import Delivery
+from flops.builder.publishing.signing import sign_standing, signing_key
 from flops.builder.quote import QuotingReporter, quoting
 from flops.builder.records import Materials
 from flops.builder.records.bills import Bills
 from flops.builder.records.history import History
 from flops.builder.records.recording import Recording
 from flops.builder.result import PythonUsed, Result, actor_images, existing_images, kept_bytes
-from flops.builder.signing import sign_standing, signing_key
-from flops.builder.wheel_layer import WheelLayer
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.provides import Provides
+from flops.builder.wheels.wheel_cache import WheelCache
+from flops.builder.wheels.wheel_layer import WheelLayer
 from flops.errors import InternalError, RecordUnusable
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Silent, Stage
@@ -50,14 +52,14 @@ from flops.progress import Reporter, Silent, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flops.builder.bytecode import Interpreter
-    from flops.builder.doctor import PythonChoice, Resolution
-    from flops.builder.lock import Lock
-    from flops.builder.plan import Plan
-    from flops.builder.publish import Existing, Target
+    from flops.builder.dependencies.doctor import PythonChoice, Resolution
+    from flops.builder.images.plan import Plan
+    from flops.builder.locking.lock import Lock
+    from flops.builder.publishing.publish import Existing, Target
     from flops.builder.request import Request
     from flops.builder.result import ActorImage
     from flops.builder.rootfs import Base
+    from flops.builder.rootfs.bytecode import Interpreter
     from flops.builder.shared_cache import SharedCache
     from flops.errors import Adjustment, Finding
     from flops.oci.image import Image

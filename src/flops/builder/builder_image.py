@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import flops
-from flops.builder import actors, runtime
-from flops.builder.assemble import Assembly, Workshop
-from flops.builder.bytecode import Target, write_bytecode
+from flops.builder import runtime
 from flops.builder.files import Directory, File, Link, write_entries
-from flops.builder.layer_cache import LayerCache
-from flops.builder.lock import Locker
-from flops.builder.plan import runtime_layers
-from flops.builder.publish import UNPACKED
+from flops.builder.images import actors
+from flops.builder.images.assemble import Assembly, Workshop
+from flops.builder.images.compose import UNPACKED
+from flops.builder.images.layer_cache import LayerCache
+from flops.builder.images.plan import runtime_layers
+from flops.builder.locking.lock import Locker
+from flops.builder.rootfs.bytecode import Target, write_bytecode
 from flops.builder.rootfs.debian import DebianBase, Suite
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.oci.blobs import BlobStore
 from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
@@ -34,11 +35,11 @@ from flops.recipe import Compression
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from flops.builder.bytecode import Interpreter
     from flops.builder.files import Entry
-    from flops.builder.lock import Lock
-    from flops.builder.plan import PlannedLayer
+    from flops.builder.images.plan import PlannedLayer
+    from flops.builder.locking.lock import Lock
     from flops.builder.rootfs import Base
+    from flops.builder.rootfs.bytecode import Interpreter
     from flops.oci.image import Image, ImageIndex
     from flops.oci.layer import Layer
     from flops.platforms import Platform

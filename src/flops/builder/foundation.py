@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from flops.builder.pythons import STANDALONE, PythonChoice, Wish, not_standalone, standalone
+from flops.builder.dependencies.pythons import STANDALONE, PythonChoice, Wish, not_standalone, standalone
 from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
 from flops.builder.rootfs.standalone import Offer, StandalonePythons
 from flops.builder.rootfs.standalone_layers import StandaloneLayers
@@ -19,10 +19,10 @@ from flops.errors import BaseUnavailable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from flops.builder.bytecode import Interpreter
     from flops.builder.layer_records import LayerRecords
     from flops.builder.rootfs import Base
     from flops.builder.rootfs.base_image import ImageBase
+    from flops.builder.rootfs.bytecode import Interpreter
     from flops.builder.shared_cache import SharedCache
     from flops.errors import Finding
     from flops.oci.client import RegistryClient

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flops.builder.shared_cache import LAYER
-from flops.builder.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
+from flops.builder.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
 from flops.errors import BadImage, FlopsError, RecordUnusable, RegistryError
 from flops.oci.blobs import digest_hex
 from flops.oci.diff_id import diff_id

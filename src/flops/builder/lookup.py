@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flops.builder import naming
-from flops.builder.checkout import resolve_commit
-from flops.builder.git import GitCredential
-from flops.builder.publish import RegistryTarget
+from flops.builder.publishing import naming
+from flops.builder.publishing.publish import RegistryTarget
+from flops.builder.repository.checkout import resolve_commit
+from flops.builder.repository.git import GitCredential
+from flops.builder.repository.revision import check_ref
+from flops.builder.repository.source import image_path, parse_source, url_path
+from flops.builder.repository.tree import Limits
 from flops.builder.request import Request
 from flops.builder.result import Result, existing_images
-from flops.builder.revision import check_ref
-from flops.builder.source import image_path, parse_source, url_path
-from flops.builder.tree import Limits
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from flops.builder.source import Source
+    from flops.builder.repository.source import Source
     from flops.oci.reference import Registry
     from flops.platforms import Platform
     from flops.recipe import Recipe

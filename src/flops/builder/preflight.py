@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from flops.builder import runtime
 from flops.builder.clock import Clock
-from flops.builder.dependencies import Question, Settlement, settle
+from flops.builder.dependencies.decision import Question, Settlement, settle
+from flops.builder.dependencies.inspection import FILES, Inspection, inspect
+from flops.builder.dependencies.pythons import Wish
 from flops.builder.foundation import Foundation
-from flops.builder.inspection import FILES, Inspection, inspect
-from flops.builder.layer_cache import LayerCache, layer_key
-from flops.builder.lock import Locker
-from flops.builder.plan import WheelsLayer, ml_layers, runtime_layers
-from flops.builder.provides import Provides
-from flops.builder.pythons import Wish
+from flops.builder.images.layer_cache import LayerCache, layer_key
+from flops.builder.images.plan import WheelsLayer, ml_layers, runtime_layers
+from flops.builder.locking.lock import Locker
 from flops.builder.quote import QuotingReporter, quoting
 from flops.builder.result import PythonUsed, Report
-from flops.builder.wheels import WheelCache
+from flops.builder.wheels.provides import Provides
+from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import FlopsError
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Silent, Stage
@@ -29,10 +29,10 @@ from flops.progress import Reporter, Silent, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from flops.builder.accelerator import Carried
-    from flops.builder.doctor import PythonChoice
-    from flops.builder.lock import Lock, LockedWheel
-    from flops.builder.plan import PlannedLayer
+    from flops.builder.dependencies.accelerator import Carried
+    from flops.builder.dependencies.doctor import PythonChoice
+    from flops.builder.images.plan import PlannedLayer
+    from flops.builder.locking.lock import Lock, LockedWheel
     from flops.builder.request import Request
     from flops.platforms import Platform
     from flops.recipe import Compression

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flops.builder.git import GitCredential
-    from flops.builder.source import Source
+    from flops.builder.repository.git import GitCredential
+    from flops.builder.repository.source import Source
     from flops.oci.credentials import Credentials
     from flops.platforms import Platform
     from flops.recipe import Recipe

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flops.builder.actors import Actor
-    from flops.builder.doctor import PythonChoice
-    from flops.builder.lock import Lock
+    from flops.builder.dependencies.doctor import PythonChoice
+    from flops.builder.formats.requirement import PythonRequest
+    from flops.builder.images.actors import Actor
+    from flops.builder.locking.lock import Lock
     from flops.builder.preflight import Preflight
-    from flops.builder.publish import Existing, Published, Summary
-    from flops.builder.requirement import PythonRequest
+    from flops.builder.publishing.publish import Existing, Published, Summary
     from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
@@ -79,7 +79,7 @@ def actor_images(
     images: Mapping[Actor, Sequence[Image]], published: Mapping[Actor, Published]
 ) -> dict[Actor, ActorImage]:
     """What was composed and where it was put, as results show it."""
-    from flops.builder.publish import LayerSize, Summary  # noqa: PLC0415 - a check needs nothing of publishing
+    from flops.builder.publishing.publish import LayerSize, Summary  # noqa: PLC0415 - a check needs nothing of publishing
 
     return {
         actor: ActorImage(

@@ -15,7 +15,7 @@ from flops.errors import BaseUnsuitable, WheelHash
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flops.builder.lock import Lock, Locker
+    from flops.builder.locking.lock import Lock, Locker
     from flops.platforms import Platform
 
 #: Python minor versions that a list exists for.

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flops.builder.build import build
-from flops.builder.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.builder.publish import RegistryTarget, Target
+from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
+from flops.builder.publishing.publish import RegistryTarget, Target
 from flops.builder.result import Result
 from flops.cli import options
 from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter

@@ -77,9 +77,9 @@ def _registered(settings: Settings, name: str | None, progress: Reporter) -> Reg
     if not name:
         return None
     # slow to import, and not needed without a registry
-    from flops.builder.actors import Actor  # noqa: PLC0415
+    from flops.builder.images.actors import Actor  # noqa: PLC0415
     from flops.builder.layer_records import LayerRecords  # noqa: PLC0415
-    from flops.builder.publish import RegistryTarget  # noqa: PLC0415
+    from flops.builder.publishing.publish import RegistryTarget  # noqa: PLC0415
     from flops.oci.blobs import BlobStore  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
     from flops.oci.credentials import UserCredentials  # noqa: PLC0415

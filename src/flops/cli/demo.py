@@ -15,7 +15,7 @@ from rich.text import Text
 import flops
 from flops import process
 from flops.builder.build import build
-from flops.builder.publish import RegistryTarget
+from flops.builder.publishing.publish import RegistryTarget
 from flops.cli import options
 from flops.cli.build import show
 from flops.cli.render import print_json, reporter

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flops.builder.stocktaking import take_stock
+from flops.builder.housekeeping.stocktaking import take_stock
 from flops.cli import options, places
 from flops.cli.render import megabytes, one_line, print_json
 from flops.settings import Settings
@@ -18,8 +18,8 @@ from flops.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from flops.builder.inventory import Inventory, StoredIndex
-    from flops.builder.retention import Build
+    from flops.builder.housekeeping.inventory import Inventory, StoredIndex
+    from flops.builder.housekeeping.retention import Build
 
 Repositories = Annotated[
     list[str] | None, typer.Argument(metavar="[REPOSITORY]...", help="Whole names [default: all that it lists].")

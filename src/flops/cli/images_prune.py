@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder.removal import remove
-from flops.builder.retention import Rule, plan
-from flops.builder.stocktaking import take_stock
+from flops.builder.housekeeping.removal import remove
+from flops.builder.housekeeping.retention import Rule, plan
+from flops.builder.housekeeping.stocktaking import take_stock
 from flops.cli import options, places
 from flops.cli.render import megabytes, one_line, print_json, reporter
 from flops.settings import Settings
@@ -20,7 +20,7 @@ from flops.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flops.builder.retention import Pruning
+    from flops.builder.housekeeping.retention import Pruning
 
 Keep = Annotated[
     int, typer.Option("--keep", metavar="N", min=0, help="Builds of each repository that stay, the newest first.")
@@ -94,7 +94,7 @@ def show(pruning: Pruning, *, dry_run: bool, collected: int | None) -> None:
 
 def _collect(directory: Path, days: float) -> int:
     """Bytes that left the disk, those of indexes among them that no name stands for any more."""
-    from flops.builder.superseded import remove_superseded  # noqa: PLC0415 - for this kind of place only
+    from flops.builder.housekeeping.superseded import remove_superseded  # noqa: PLC0415 - for this kind of place only
     from flops.oci.registry_store import RegistryStore  # noqa: PLC0415 - for this kind of place only
 
     store = RegistryStore(directory)

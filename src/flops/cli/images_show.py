@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flops.builder.housekeeping.reading import listed, read
 from flops.builder.records import LOCKS, PROVENANCE, SBOM, TITLE
-from flops.builder.records.reading import listed, read
 from flops.cli import options, places
 from flops.cli.render import megabytes, one_line, plain, print_json
 from flops.errors import ImageNotFound, UsageError
@@ -24,8 +24,8 @@ from flops.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from flops.builder.housekeeping.stocktaking import Stock
     from flops.builder.records import Part
-    from flops.builder.stocktaking import Stock
     from flops.oci.descriptor import Descriptor
     from flops.oci.image_documents import ParsedManifest
 

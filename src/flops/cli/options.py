@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from packaging.utils import canonicalize_name
 
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
 from flops.errors import UsageError
 from flops.platforms import Platform
 from flops.recipe import Accelerator, Compression, Flavor, Policy, Recipe

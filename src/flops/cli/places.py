@@ -18,7 +18,7 @@ from flops.oci.reference import Reference, Registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flops.builder.stocktaking import Stock
+    from flops.builder.housekeeping.stocktaking import Stock
     from flops.settings import Settings
 
 RegistryOption = Annotated[

@@ -11,7 +11,7 @@ from rich.text import Text
 from flops.cli.render import adjustment_table, finding_lines, megabytes, plain
 
 if TYPE_CHECKING:
-    from flops.builder.lock import Lock
+    from flops.builder.locking.lock import Lock
     from flops.builder.preflight import Amount, Preflight, Rebuild
     from flops.builder.result import Report
     from flops.platforms import Platform

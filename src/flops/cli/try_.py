@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder.actors import Actor
 from flops.builder.build import build
-from flops.builder.publish import RegistryTarget
+from flops.builder.images.actors import Actor
+from flops.builder.publishing.publish import RegistryTarget
 from flops.cli import options
 from flops.cli.build import show
 from flops.cli.federation import Federation, check_data, federate

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder import requirements as requirement_files
-from flops.builder import rewrite
+from flops.builder.dependencies import rewrite
+from flops.builder.formats import requirements as requirement_files
 from flops.cli.render import plain
 from flops.errors import DependencyError, FlopsError, OutputError, UsageError
 

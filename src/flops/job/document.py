@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from flops.builder.git import GitCredential
+from flops.builder.repository.git import GitCredential
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
 from flops.errors import ManagerRefused
 from flops.oci.credentials import Credential, FixedCredentials
 from flops.oci.reference import Registry

@@ -6,11 +6,11 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from flops.builder.actors import Actor
 from flops.builder.build import build
-from flops.builder.publish import Delivery, Published, RegistryTarget
+from flops.builder.images.actors import Actor
+from flops.builder.publishing.publish import Delivery, Published, RegistryTarget
+from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
-from flops.builder.source import parse_source
 from flops.errors import UsageError
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import FixedCredentials

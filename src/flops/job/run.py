@@ -99,7 +99,7 @@ def _outcome(
 
 def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> dict[str, Any]:
     from flops.builder.build import build  # noqa: PLC0415
-    from flops.builder.publish import RegistryTarget  # noqa: PLC0415
+    from flops.builder.publishing.publish import RegistryTarget  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
     from flops.oci.retry import Retry  # noqa: PLC0415
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flops.builder.compose import Identity
-    from flops.builder.doctor import PythonChoice
-    from flops.builder.lock import Lock
+    from flops.builder.dependencies.doctor import PythonChoice
+    from flops.builder.images.compose import Identity
+    from flops.builder.locking.lock import Lock
     from flops.builder.rootfs import Base
     from flops.platforms import Platform
     from flops.recipe import Recipe

@@ -10,7 +10,7 @@ from flops.builder.records import LOCKS, Part, Record
 from flops.oci.descriptor import canonical
 
 if TYPE_CHECKING:
-    from flops.builder.pylock import Lock, LockedWheel
+    from flops.builder.locking.pylock import Lock, LockedWheel
     from flops.builder.records import Materials
     from flops.builder.rootfs import Base
     from flops.platforms import Platform

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from packageurl import PackageURL
 
 if TYPE_CHECKING:
-    from flops.builder.pylock import LockedWheel
+    from flops.builder.locking.pylock import LockedWheel
     from flops.builder.rootfs import BasePackage
 
 

@@ -19,7 +19,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 import flops
-from flops.builder.compose import locked
+from flops.builder.images.compose import locked
 from flops.builder.records.package_urls import deb_url, wheel_url
 from flops.oci.descriptor import canonical
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cyclonedx.model.license import License
 
-    from flops.builder.pylock import LockedWheel
+    from flops.builder.locking.pylock import LockedWheel
     from flops.builder.records import Materials
     from flops.builder.rootfs import BasePackage
     from flops.platforms import Platform

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from flops.builder.bytecode import Interpreter
+    from flops.builder.rootfs.bytecode import Interpreter
     from flops.oci.layer import Layer
     from flops.platforms import Platform
 

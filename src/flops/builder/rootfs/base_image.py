@@ -25,7 +25,7 @@ from flops.recipe import Compression
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from flops.builder.bytecode import Interpreter
+    from flops.builder.rootfs.bytecode import Interpreter
     from flops.oci.blobs import BlobStore
     from flops.oci.client import RegistryClient
     from flops.oci.layer import Layer

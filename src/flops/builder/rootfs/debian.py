@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from flops.builder.bytecode import BYTECODE_VERSION, Target, write_bytecode
 from flops.builder.rootfs import Base, BasePackage, apt
+from flops.builder.rootfs.bytecode import BYTECODE_VERSION, Target, write_bytecode
 from flops.builder.rootfs.deb import Entry, read_control, unpack_data
 from flops.builder.rootfs.debian_tree import TREE_VERSION, Package, write_tree
 from flops.builder.rootfs.image_tree import ImageTree
@@ -29,8 +29,8 @@ from flops.recipe import Compression
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from flops.builder.bytecode import Interpreter
     from flops.builder.layer_records import LayerRecords
+    from flops.builder.rootfs.bytecode import Interpreter
     from flops.builder.shared_cache import SharedCache
     from flops.oci.blobs import BlobStore
     from flops.oci.layer import Layer

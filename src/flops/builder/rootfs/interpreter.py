@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder.bytecode import Interpreter
+from flops.builder.rootfs.bytecode import Interpreter
 from flops.errors import BaseUnsuitable
 from flops.oci.blobs import used
 

@@ -23,9 +23,9 @@ from urllib.parse import unquote, urlsplit
 from packaging.version import InvalidVersion, Version
 
 from flops import process
-from flops.builder.index import tls, without_credentials
-from flops.builder.lock import uv_program
-from flops.builder.lock_store import LockStore
+from flops.builder.locking.index import tls, without_credentials
+from flops.builder.locking.lock import uv_program
+from flops.builder.locking.lock_store import LockStore
 from flops.builder.rootfs.package_store import key
 from flops.errors import BaseUnavailable, BuildError, FlopsError
 from flops.oci.blobs import disk_errors, used

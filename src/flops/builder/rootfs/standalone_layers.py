@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops.builder.bytecode import BYTECODE_VERSION, Interpreter, Target, write_bytecode
 from flops.builder.files import File, Link, write_entries
+from flops.builder.rootfs.bytecode import BYTECODE_VERSION, Interpreter, Target, write_bytecode
 from flops.builder.rootfs.package_store import PackageStore, key
 from flops.builder.rootfs.standalone import PREFIX
 from flops.errors import BaseUnavailable, BuildError

@@ -1,0 +1,56 @@
+"""What there is to say about locks that were found: versions that differ between platforms, names that may not be meant (pure)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+from flops.builder.dependencies.nearest import lookalikes
+from flops.errors import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from flops.builder.formats.requirements import Requirements
+    from flops.builder.locking.lock import Lock
+    from flops.platforms import Platform
+
+
+def differences(locks: Mapping[Platform, Lock], requirements: Requirements) -> list[Finding]:
+    """One finding for each package whose version is not the same on all platforms that have it."""
+    found: list[Finding] = []
+    versions = {platform: lock.versions for platform, lock in sorted(locks.items())}
+    for name in sorted({name for one in versions.values() for name in one}):
+        own = {platform: one[name] for platform, one in versions.items() if name in one}
+        # `2.1.1+cpu` and `2.1.1` are builds of one release
+        if len({Version(version).public for version in own.values()}) < 2:  # noqa: PLR2004
+            continue
+        entry = next((entry for entry in requirements.entries if entry.name == name), None)
+        shown = ", ".join(f"{version} on {platform}" for platform, version in own.items())
+        found.append(
+            Finding(
+                path=entry.path if entry else requirements.path,
+                line=entry.line if entry else 0,
+                code="VERSIONS_DIFFER",
+                message=f"{name} is {shown}: learners of these platforms may not agree on parameters",
+                hint=f"pin a version of {name} that has a wheel on every platform",
+            )
+        )
+    return found
+
+
+def suspects(requirements: Requirements, modules: Collection[str]) -> list[Finding]:
+    """One finding for each name that exists but is nearly that of a package that the code imports."""
+    alike = lookalikes([entry.name for entry in requirements.entries], modules)
+    return [
+        Finding(
+            path=entry.path,
+            line=entry.line,
+            code="NAME_SUSPECT",
+            message=f"{entry.name} is imported nowhere, and {alike[entry.name]}, which is imported, is named nearly so",
+            hint=f"did you mean {alike[entry.name]}?",
+        )
+        for entry in requirements.entries
+        if entry.name in alike
+    ]

@@ -1,0 +1,215 @@
+"""A repository's own lock files: what holds for pylock.toml (PEP 751) and uv.lock alike.
+
+Names, versions and hashes are taken from them; addresses never are: the same version is looked up on our own index, and what
+is found there must have one of the hashes. Where a lock covers every requested platform it is the whole, and nothing is
+resolved again; else its versions are pins, and the rest is found as for any other file: LOCK_PLATFORM_MISSING.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
+from packaging.specifiers import InvalidSpecifier
+from packaging.utils import InvalidWheelFilename, canonicalize_name, is_normalized_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from flops.builder.formats.marker_grid import Environment, Grid, holds
+from flops.builder.formats.requirement import FileHash
+from flops.builder.locking.pylock import SHA256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from flops.builder.formats.requirement import Reading
+    from flops.builder.formats.toml_document import Document
+    from flops.platforms import Platform
+
+#: Bytes; a lock of a large project has one or two million.
+LIMIT = 4 * 1024**2
+#: Keys of what has no line of its own.
+CLOSED = frozenset({"wheels", "sdist"})
+#: Packages; a lock of a large project has some hundreds.
+PACKAGES = 2000
+#: Characters of a name or a version.
+NAME_LIMIT = 200
+HINT_FOREIGN = "lock it from the package index, by name and version"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockedPackage:
+    """One version of a package in a lock file."""
+
+    name: str
+    """In PEP 503's normal form."""
+    version: str
+    line: int
+    files: tuple[FileHash, ...]
+    """Its wheels."""
+    foreign: str = ""
+    """What it comes from, where that is no index: "git", "a path"."""
+
+
+class LockReader:
+    """Gathers what the two formats have in common while one of them is read."""
+
+    def __init__(self, document: Document, reading: Reading) -> None:
+        self.document, self.reading, self.path = document, reading, document.path
+        self.markers: list[str] = []
+        self.indexes: dict[str, int] = {}
+        """Where packages were locked from, with the first line of each."""
+
+    def marker(self, text: object, line: int) -> str:
+        """A marker as it is; empty, and a problem, where it is none."""
+        if text is None:
+            return ""
+        if not isinstance(text, str) or not _is_marker(text):
+            self.reading.wrong(self.path, line, "this is no marker", "lock anew")
+            return ""
+        self.markers.append(text)
+        return text
+
+    def wheels(self, entries: object, line: int) -> tuple[FileHash, ...]:
+        """The wheels of a package, as both formats list them; other addresses than http and https are refused."""
+        found = []
+        for entry in entries if isinstance(entries, list) else []:
+            if not isinstance(entry, dict):
+                self.reading.wrong(self.path, line, "a wheel is not a table", "lock anew")
+                continue
+            scheme, last = _address(entry.get("url"))
+            name = entry.get("name") or entry.get("filename") or last
+            sha256 = _sha256(entry)
+            if "path" in entry or scheme not in {"", "http", "https"}:
+                self.reading.forbid(self.path, line, "a wheel comes from a path", HINT_FOREIGN)
+            elif not isinstance(name, str) or not name.endswith(".whl"):
+                self.reading.wrong(self.path, line, "a wheel has no name", "lock anew")
+            else:
+                found.append(FileHash(sha256=sha256, filename=name))
+        return tuple(found)
+
+    def from_index(self, name: object, line: int) -> None:
+        self.indexes.setdefault(str(name), line)
+
+    def take(
+        self,
+        select: Callable[[Environment], Iterable[LockedPackage]],
+        platforms: Sequence[Platform],
+        *,
+        requires_python: str,
+        environments: Sequence[str],
+    ) -> bool:
+        """Add what the lock holds to the reading; whether it is the whole for every platform.
+
+        `environments`: markers of what it was made for; none for everything.
+        """
+        if self.reading.problems:
+            return False
+        reached: defaultdict[LockedPackage, set[Environment]] = defaultdict(set)
+        covered: set[Platform] = set()
+        try:
+            grid = Grid.over(platforms, self.markers, requires_python)
+            for environment in grid.environments:
+                for package in select(environment):
+                    reached[package].add(environment)
+                if not environments or any(holds(marker, environment) for marker in environments):
+                    covered.add(environment.platform)
+        except (ValueError, InvalidSpecifier, UndefinedComparison, UndefinedEnvironmentName):
+            self.reading.wrong(self.path, 0, "the lock's markers can't be judged", "lock anew")
+            return False
+        packages = sorted(reached, key=lambda package: package.line)
+        for package in packages:
+            self._add(package, grid.marker(reached[package]))
+        if len(self.indexes) > 1:
+            message = f"it was locked from {len(self.indexes)} indexes; all packages are looked up on this builder's"
+            self.reading.note(self.path, sorted(self.indexes.values())[1], "LOCK_INDEX_IGNORED", message)
+        missing = [platform for platform in grid.platforms if not self._covers(platform, platform in covered, reached)]
+        return not missing
+
+    def _add(self, package: LockedPackage, marker: str) -> None:
+        if package.foreign:
+            message = f"{package.name} comes from {package.foreign}"
+            self.reading.forbid(self.path, package.line, message, HINT_FOREIGN)
+            return
+        text = f"{package.name}=={package.version}"
+        pep508 = f"{text} ; {marker}" if marker else text
+        hashes = tuple(file for file in package.files if file.sha256)
+        self.reading.add(text, path=self.path, line=package.line, pep508=pep508, hashes=hashes)
+
+    def _covers(
+        self, platform: Platform, named: bool, reached: Mapping[LockedPackage, Collection[Environment]]
+    ) -> bool:
+        """Whether every package that the platform gets has a wheel for it in the lock; a note where that is not so."""
+        hint = f"lock for {platform} too"
+        if not named:
+            message = f"this lock was not made for {platform}: its versions are kept, the rest is resolved"
+            self.reading.note(self.path, self.document.line("environments"), "LOCK_PLATFORM_MISSING", message, hint)
+            return False
+        lacking = [
+            package
+            for package, environments in sorted(reached.items(), key=lambda pair: pair[0].line)
+            if any(one.platform is platform for one in environments)
+            and not any(fits(file.filename, platform) for file in package.files)
+        ]
+        if not lacking:
+            return True
+        first, others = lacking[0], len(lacking) - 1
+        more = f" and {others} more have" if others else " has"
+        message = f"{first.name} {first.version}{more} no wheel for {platform} in this lock: its versions are kept, the rest is resolved"
+        self.reading.note(self.path, first.line, "LOCK_PLATFORM_MISSING", message, hint)
+        return False
+
+
+def fits(filename: str, platform: Platform) -> bool:
+    """Whether a wheel is for this platform, with whatever Python."""
+    try:
+        tags = parse_wheel_filename(filename)[3]
+    except InvalidWheelFilename:
+        return False
+    machine = f"_{platform.machine}"
+    return any(
+        tag.platform == "any" or (tag.platform.endswith(machine) and tag.platform.startswith(("manylinux", "linux")))
+        for tag in tags
+    )
+
+
+def package_name(value: Any) -> str:
+    """In PEP 503's normal form; empty where it is none."""
+    name = canonicalize_name(value) if isinstance(value, str) and len(value) <= NAME_LIMIT else ""
+    return name if is_normalized_name(name) else ""
+
+
+def package_version(value: Any) -> str:
+    """As it is; empty where PEP 440 has no such version."""
+    try:
+        return value if len(value) <= NAME_LIMIT and Version(value) else ""
+    except (InvalidVersion, TypeError):
+        return ""
+
+
+@lru_cache(maxsize=10_000)
+def _is_marker(text: str) -> bool:
+    try:
+        Marker(text)
+    except (InvalidMarker, RecursionError):
+        return False
+    return True
+
+
+def _address(url: object) -> tuple[str, str]:
+    """Scheme and last part of the path; empty where it is no URL."""
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        return "", ""
+    return parts.scheme, unquote(parts.path.rpartition("/")[2])
+
+
+def _sha256(entry: Mapping[str, Any]) -> str:
+    """`hash = "sha256:..."` of uv.lock, `hashes = {sha256 = "..."}` of PEP 751; empty where there is none."""
+    hashes = entry.get("hashes")
+    value = hashes.get("sha256") if isinstance(hashes, dict) else str(entry.get("hash", "")).removeprefix("sha256:")
+    return value.lower() if isinstance(value, str) and SHA256.fullmatch(value.lower()) else ""

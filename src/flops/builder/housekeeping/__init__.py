@@ -1,0 +1,1 @@
+"""What places hold, and what leaves them."""

@@ -1,0 +1,59 @@
+"""A pruning carried out in a registry that allows deletes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flops.progress import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flops.builder.housekeeping.inventory import Shared
+    from flops.builder.housekeeping.retention import Pruning, Removal
+    from flops.oci.client import RegistryClient
+    from flops.progress import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """What was deleted."""
+
+    indexes: int = 0
+    manifests: int = 0
+    """Platforms' images, records, signatures."""
+    shared: int = 0
+
+
+def remove(client: RegistryClient, pruning: Pruning, reporter: Reporter) -> Removed:
+    """Delete what a plan names; DeletesUnsupported (with the first one, so nothing is gone) and other RegistryErrors.
+
+    A repository whose names were moved since the plan was made is left alone, with a warning.
+    """
+    indexes = manifests = 0
+    for removal in pruning.removals:
+        if _moved(client, removal):
+            reporter.warning(
+                Stage.REMOVE, f"{removal.repository} was pushed to meanwhile, and is left alone", hint="prune again"
+            )
+            continue
+        indexes += _delete(client, removal.repository, removal.indexes)
+        manifests += _delete(client, removal.repository, [*removal.referrers, *removal.manifests])
+    return Removed(indexes=indexes, manifests=manifests, shared=_delete_shared(client, pruning.shared))
+
+
+def _moved(client: RegistryClient, removal: Removal) -> bool:
+    for tag, digest in removal.tags.items():
+        found = client.get_manifest(removal.repository, tag)
+        if found is not None and found.digest != digest:
+            return True
+    return False
+
+
+def _delete(client: RegistryClient, repository: str, digests: Iterable[str]) -> int:
+    return sum(client.delete_manifest(repository, digest) for digest in digests)
+
+
+def _delete_shared(client: RegistryClient, shared: Iterable[Shared]) -> int:
+    return sum(client.delete_manifest(one.repository, one.digest) for one in shared)

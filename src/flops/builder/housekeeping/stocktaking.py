@@ -1,0 +1,175 @@
+"""Taking stock of a registry: its repositories, tags and manifests are read, in parallel, into an inventory."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from flops.builder.housekeeping.inventory import (
+    ACTOR,
+    COMPANION,
+    CREATED,
+    NOTE,
+    Foreign,
+    Inventory,
+    Shared,
+    StoredImage,
+    StoredIndex,
+)
+from flops.builder.images.compose import RECIPE, REVISION
+from flops.builder.records import read_timestamp
+from flops.builder.shared_cache import REPOSITORY
+from flops.errors import BadImage
+from flops.oci.artifacts import parse_artifact
+from flops.oci.image_documents import parse_index, parse_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from flops.oci.descriptor import Descriptor
+    from flops.oci.manifests import Manifest
+    from flops.oci.reference import Registry
+
+#: Requests at the same time.
+WORKERS = 8
+_DIGESTS = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Stock(Protocol):
+    """A place that can be looked through: a registry (RegistryClient), or a layout."""
+
+    @property
+    def registry(self) -> Registry: ...
+
+    def catalog(self) -> tuple[str, ...]: ...
+    def tags(self, repository: str) -> tuple[str, ...]: ...
+    def get_manifest(self, repository: str, reference: str) -> Manifest | None: ...
+    def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]: ...
+    def fetch_blob(self, repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """A manifest with the tags that name it."""
+
+    repository: str
+    manifest: Manifest
+    tags: tuple[str, ...]
+
+
+def take_stock(client: Stock, repositories: Sequence[str] = ()) -> Inventory:
+    """All repositories under the registry's prefix, or those that are named (with the prefix); RegistryError."""
+    names = tuple(repositories) or tuple(name for name in client.catalog() if _below(name, client.registry.prefix))
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="stock") as pool:
+        found = [named for of in pool.map(lambda name: _named(client, name), names) for named in of]
+        cache = client.registry.repository(*REPOSITORY)
+        shared = [note for one in found if one.repository == cache for note in _shared(one)]
+        others = [one for one in found if one.repository != cache]
+        companions: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        for one in others:
+            for tag in one.tags:
+                if match := COMPANION.fullmatch(tag):
+                    companions[one.repository, f"sha256:{match['digest']}"][tag] = one.manifest.digest
+        read = list(pool.map(lambda one: _read(client, one), others))
+        indexes = [one for one in read if isinstance(one, StoredIndex)]
+        indexes = list(
+            pool.map(
+                lambda one: replace(
+                    one,
+                    referrers=client.referrers(one.repository, one.digest),
+                    companions=companions.get((one.repository, one.digest), {}),
+                ),
+                indexes,
+            )
+        )
+    return Inventory(
+        indexes=tuple(sorted(indexes, key=lambda one: (one.repository, one.commit, one.digest))),
+        foreign=tuple(_unclaimed([one for one in read if isinstance(one, Foreign)], indexes)),
+        shared=tuple(sorted(shared, key=lambda one: one.tag)),
+    )
+
+
+def _named(client: Stock, repository: str) -> list[_Named]:
+    """What a repository's tags stand for, each manifest once."""
+    tags: dict[str, list[str]] = defaultdict(list)
+    manifests: dict[str, Manifest] = {}
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="tags") as pool:
+        names = client.tags(repository)
+        for tag, found in zip(names, pool.map(lambda tag: client.get_manifest(repository, tag), names), strict=True):
+            if found is not None:  # else it went meanwhile
+                tags[found.digest].append(tag)
+                manifests[found.digest] = found
+    return [
+        _Named(repository=repository, manifest=manifests[digest], tags=tuple(sorted(of))) for digest, of in tags.items()
+    ]
+
+
+def _read(client: Stock, named: _Named) -> StoredIndex | Foreign:
+    try:
+        index = parse_index(named.manifest.document)
+    except BadImage:
+        return _foreign(named)
+    if not {ACTOR, REVISION, RECIPE} <= index.annotations.keys():
+        return _foreign(named)
+    images = []
+    for entry in index.manifests:
+        found = client.get_manifest(named.repository, entry.digest)
+        if found is None:
+            continue  # an index that is not whole: it can still go
+        manifest = parse_manifest(found.document)
+        images.append(
+            StoredImage(
+                digest=entry.digest,
+                size=len(found.document),
+                platform=entry.platform,
+                config=manifest.config,
+                layers=manifest.layers,
+            )
+        )
+    return StoredIndex(
+        repository=named.repository,
+        digest=named.manifest.digest,
+        size=len(named.manifest.document),
+        tags=named.tags,
+        annotations=index.annotations,
+        images=tuple(images),
+    )
+
+
+def _foreign(named: _Named) -> Foreign:
+    """Whatever it is: the digests in it are left alone."""
+    names = {f"sha256:{digits}" for digits in _DIGESTS.findall(named.manifest.document.decode("utf-8", "replace"))}
+    return Foreign(repository=named.repository, digest=named.manifest.digest, tags=named.tags, names=frozenset(names))
+
+
+def _unclaimed(foreign: Sequence[Foreign], indexes: Sequence[StoredIndex]) -> list[Foreign]:
+    """Without what belongs to an index of ours: its signatures name it, and shall go with it."""
+    claimed = {(one.repository, tag) for one in indexes for tag in one.companions}
+    return [one for one in foreign if not all((one.repository, tag) in claimed for tag in one.tags)]
+
+
+def _shared(named: _Named) -> list[Shared]:
+    try:
+        artifact = parse_artifact(named.manifest.document)
+    except BadImage:
+        return []
+    created = read_timestamp(artifact.annotations.get(CREATED, ""))
+    return [
+        Shared(
+            repository=named.repository,
+            tag=tag,
+            digest=named.manifest.digest,
+            size=len(named.manifest.document),
+            layers=artifact.blobs[1:],
+            created=created,
+        )
+        for tag in named.tags
+        if NOTE.fullmatch(tag)
+    ]
+
+
+def _below(name: str, prefix: str) -> bool:
+    return not prefix or name.startswith(f"{prefix}/")

@@ -1,0 +1,1 @@
+"""Layers planned, made and remembered, and composed into images."""

@@ -1,0 +1,1 @@
+"""Exact wheels for plain requirements: uv driven, the package index asked, what they answer read."""

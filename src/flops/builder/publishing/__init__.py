@@ -1,0 +1,1 @@
+"""Finished images put in their place: tags, registries, layouts, engines, signatures."""

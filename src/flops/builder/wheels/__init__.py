@@ -1,0 +1,1 @@
+"""Wheels: fetched by hash, read by nobody's word, installed into a layer."""
