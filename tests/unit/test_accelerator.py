@@ -17,6 +17,7 @@ from flops.builder.dependencies import accelerator, doctor
 from flops.builder.dependencies.doctor import PythonChoice
 from flops.builder.formats.requirement import FileHash, Requirement
 from flops.builder.formats.requirements import Requirements
+from flops.builder.locking.compiler import Compiler
 from flops.builder.locking.lock import Lock, LockedWheel, Locker
 from flops.platforms import Platform
 from flops.progress import Silent
@@ -192,11 +193,11 @@ def test_silence_is_remembered_and_asked_about_again(torch, tmp_path, monkeypatc
     reason = locker.cpu_refusal(target)
     assert reason
     with monkeypatch.context() as patch:
-        patch.setattr(Locker, "_compile", None)
+        patch.setattr(Compiler, "compile", None)
         assert locker.cpu_refusal(target) == reason
     later = time.time() + 3600
     monkeypatch.setattr(time, "time", lambda: later)
-    monkeypatch.setattr(Locker, "_compile", None)
+    monkeypatch.setattr(Compiler, "compile", None)
     with pytest.raises(TypeError):
         locker.cpu_refusal(target)
 

@@ -200,7 +200,7 @@ class CacheBound:
 
     def _empty_uv(self) -> None:
         from flops import process  # noqa: PLC0415 - once in a long while
-        from flops.builder.locking.lock import uv_program  # noqa: PLC0415
+        from flops.builder.locking.compiler import uv_program  # noqa: PLC0415
 
         words: list[str | Path] = [uv_program(), "cache", "clean", "--cache-dir", self._root / "uv"]
         with contextlib.suppress(FlopsError):  # another process uses it: next time

@@ -23,8 +23,8 @@ from urllib.parse import unquote, urlsplit
 from packaging.version import InvalidVersion, Version
 
 from flops import process
+from flops.builder.locking.compiler import uv_program
 from flops.builder.locking.index import tls, without_credentials
-from flops.builder.locking.lock import uv_program
 from flops.builder.locking.lock_store import LockStore
 from flops.builder.rootfs.package_store import key
 from flops.errors import BaseUnavailable, BuildError, FlopsError
