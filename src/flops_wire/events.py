@@ -6,7 +6,8 @@ when it commits. `platform`, `code` and `hint` are null where they say nothing.
 What `data` holds, by kind:
 
     kind        keys
-    started     (none)
+    started     (none); with the code TAGGING: tags, and images: {actor: {digest, platforms: {platform: digest}}},
+                both actors' indexes that get these tags, with the manifests of this attempt's platforms
     progress    done, total (numbers; total null where unknown), unit; at most twice a second, never stored
     finished    seconds
     adjusted    code, package, before, after, where, reason, platform

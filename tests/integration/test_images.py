@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from flops.builder.images.actors import Actor
-from flops.builder.publishing.publish import Delivery, RegistryTarget
+from flops.builder.publishing.delivery import Delivery
+from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.records import BUILD, Part, Record
 from flops.builder.records.attach import Attachments
 from flops.oci.blobs import BlobStore

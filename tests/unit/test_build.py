@@ -485,7 +485,7 @@ def test_the_callers_leave_is_asked_before_names_move(world, settings, repositor
     place = LayoutTarget(tmp_path / "images")
     asked = []
 
-    def stop():
+    def stop(move):
         asked.append(Layout(place.root).references())
         raise Cancelled("cancelled")
 

@@ -14,8 +14,9 @@ import flops
 from flops import errors
 from flops.builder.images.actors import Actor
 from flops.builder.preflight import Amount, Preflight, Rebuild
+from flops.builder.publishing.delivery import Summary
 from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
-from flops.builder.publishing.publish import RegistryTarget, Summary
+from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.result import ActorImage, PythonUsed, Report, Result
 from flops.cli import build as build_command
 from flops.cli import check as check_command

@@ -147,6 +147,7 @@ class ScriptedManager:
 
 
 RECIPE = Recipe(flavor=Flavor.SKLEARN)
+MOVE = {"tags": ["v1"], "images": {"learner": {"digest": "sha256:1", "platforms": {"linux/amd64": "sha256:2"}}}}
 
 
 def job_document(**changes):
@@ -223,7 +224,7 @@ def test_stages_of_a_build_arrive_in_order_with_every_field():
                     )
                 )
             with events.stage(Stage.PUSH, "registry"):
-                events.ask_to_tag()
+                events.ask_to_tag(MOVE)
             events.succeeded({"images": {}})
         assert told(manager) == [
             ("clone", "started", None),
@@ -270,7 +271,7 @@ def test_trouble_on_the_way_loses_and_doubles_nothing(trouble):
         with Events(attempt.post) as events:
             for number in range(50):
                 events.warning(Stage.PUSH, str(number))
-            events.ask_to_tag()
+            events.ask_to_tag(MOVE)
             events.succeeded({})
         assert [event["message"] for event in manager.events][:50] == [str(number) for number in range(50)]
         assert told(manager)[50:] == [("push", "started", "TAGGING"), ("push", "succeeded", None)]
@@ -392,7 +393,7 @@ def test_an_attempt_that_is_over_is_told_once_and_sends_nothing_more(status):
     with ScriptedManager(script=lambda method, body, nth: status) as manager, connect(manager) as attempt:
         with Events(attempt.post, over=ends.append) as events:
             with pytest.raises(AttemptOver):
-                events.ask_to_tag()
+                events.ask_to_tag(MOVE)
             events.warning(Stage.PUSH, "nobody hears this")
             with pytest.raises(AttemptOver):
                 events.succeeded({})
@@ -560,7 +561,7 @@ def test_tags_move_only_after_the_leave(tmp_path, monkeypatch):
 
     def work(job, reporter, events):
         with reporter.stage(Stage.PUSH, "a"):
-            events.ask_to_tag()
+            events.ask_to_tag(MOVE)
             moved.append(job.project)
         return {"images": {}}
 
@@ -578,6 +579,8 @@ def test_tags_move_only_after_the_leave(tmp_path, monkeypatch):
         assert attempt_of(manager, tmp_path) == 0
         assert moved == ["0123456789abcdef01234567"]
         assert told(manager)[-1] == ("push", "succeeded", None)
+        (asked,) = [event for event in manager.events if event["code"] == "TAGGING"]
+        assert asked["data"] == MOVE, "the manager can look for these"
 
 
 def test_a_build_whose_project_was_cancelled_stops_at_once(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from flops.builder.images.actors import Actor
 from flops.builder.images.compose import UNPACKED
 from flops.builder.lookup import ImageLookup, SourceLookup
 from flops.builder.publishing import naming
-from flops.builder.publishing.publish import Delivery, RegistryTarget
+from flops.builder.publishing.delivery import Delivery
+from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.request import Request
 from flops.errors import BadRef, BadUrl, BlockedAddress, CredentialInUrl, RegistryUnreachable
 from flops.oci.blobs import BlobStore

@@ -13,8 +13,9 @@ from flops.builder.images import compose
 from flops.builder.images.actors import Actor
 from flops.builder.images.compose import LOCK, UNPACKED, Identity, index_annotations
 from flops.builder.publishing import naming
+from flops.builder.publishing.delivery import Delivery
 from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.builder.publishing.publish import Delivery, RegistryTarget
+from flops.builder.publishing.publish import RegistryTarget
 from flops.errors import Cancelled, OutputError, RegistryAuth, RegistryUnreachable, UnknownPlatform
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
@@ -201,8 +202,24 @@ def test_bytes_are_counted(target, store):
     assert second.reused >= sum(sizes.values())
 
 
+def test_the_leave_is_asked_for_what_will_stand(target, store):
+    """With the index as it will be, and the manifests of the platforms that were built."""
+    target().publish(delivery(store, ARM64))
+    asked = []
+    one = delivery(store, AMD64, before_tags=asked.append)
+    published = target().publish(one)
+    (move,) = asked
+    assert move.to_json() == {
+        "tags": list(one.tags),
+        "images": {
+            actor.value: {"digest": published[actor].digest, "platforms": {"linux/amd64": one.images[actor][0].digest}}
+            for actor in Actor
+        },
+    }
+
+
 def test_before_names_move_all_else_is_in_place(target, store, tmp_path):
-    one = delivery(store, AMD64, before_tags=lambda: (_ for _ in ()).throw(Cancelled("stop")))
+    one = delivery(store, AMD64, before_tags=lambda _move: (_ for _ in ()).throw(Cancelled("stop")))
     archive, engine = ArchiveTarget(tmp_path / "x.tar"), EngineTarget(Engine())
     for place in (target(), archive, engine):
         with pytest.raises(Cancelled):
@@ -303,7 +320,7 @@ def test_an_engine_can_not_take_a_foreign_platform_alone(store):
 def test_tags_move_last_and_not_at_all_when_the_caller_says_stop(client, store):
     first = RegistryTarget(client).publish(delivery(store, AMD64))
 
-    def stop():
+    def stop(move):
         # everything is there by digest, so that nothing can fail after the caller's leave
         assert client.get_manifest(client.registry.repository(REPOSITORY, "learner"), COMMIT).digest == (
             first[Actor.LEARNER].digest

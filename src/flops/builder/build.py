@@ -34,7 +34,7 @@ from flops.builder.layer_records import LayerRecords
 from flops.builder.locking.lock import Locker
 from flops.builder.locking.lock_store import LockStore
 from flops.builder.publishing import naming
-from flops.builder.publishing.publish import Delivery
+from flops.builder.publishing.delivery import Delivery
 from flops.builder.publishing.signing import sign_standing, signing_key
 from flops.builder.quote import QuotingReporter, quoting
 from flops.builder.records import Materials
@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from flops.builder.dependencies.doctor import PythonChoice, Resolution
     from flops.builder.images.plan import Plan
     from flops.builder.locking.lock import Lock
-    from flops.builder.publishing.publish import Existing, Target
+    from flops.builder.publishing.delivery import Existing, Move
+    from flops.builder.publishing.publish import Target
     from flops.builder.request import Request
     from flops.builder.result import ActorImage
     from flops.builder.rootfs import Base
@@ -74,7 +75,7 @@ def build(
     *,
     settings: Settings,
     reporter: Reporter | None = None,
-    before_tags: Callable[[], None] = lambda: None,
+    before_tags: Callable[[Move], None] = lambda _move: None,
 ) -> Result:
     """Build both actors' images and put them in place; names move last, after `before_tags`.
 
@@ -93,7 +94,7 @@ def _build(
     target: Target,
     settings: Settings,
     reporter: Reporter,
-    before_tags: Callable[[], None],
+    before_tags: Callable[[Move], None],
     *,
     reuse: bool,
 ) -> Result:
@@ -131,7 +132,7 @@ def _made(
     *,
     history: History,
     key: SigningKey | None,
-    before_tags: Callable[[], None],
+    before_tags: Callable[[Move], None],
 ) -> Result:
     """From the locks to the tags."""
     provision = job.provision(seen, assembly)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flops.builder.images.actors import Actor
     from flops.builder.locking.lock import Lock
     from flops.builder.preflight import Preflight
-    from flops.builder.publishing.publish import Existing, Published, Summary
+    from flops.builder.publishing.delivery import Existing, Published, Summary
     from flops.errors import Adjustment, Finding
     from flops.oci.image import Image
     from flops.platforms import Platform
@@ -79,7 +79,7 @@ def actor_images(
     images: Mapping[Actor, Sequence[Image]], published: Mapping[Actor, Published]
 ) -> dict[Actor, ActorImage]:
     """What was composed and where it was put, as results show it."""
-    from flops.builder.publishing.publish import LayerSize, Summary  # noqa: PLC0415 - a check needs nothing of publishing
+    from flops.builder.publishing.delivery import LayerSize, Summary  # noqa: PLC0415 - a check needs nothing of publishing
 
     return {
         actor: ActorImage(

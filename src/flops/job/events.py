@@ -127,9 +127,9 @@ class Events:
         self._put(_event(stage, "warning", message, hint=hint or None))
 
     # --- what must be answered ---
-    def ask_to_tag(self) -> None:
-        """Returns once the manager gave its leave to move tags; AttemptOver where it does not, ManagerUnreachable."""
-        self._deliver(_event(Stage.PUSH, "started", "tags move", code=TAGGING))
+    def ask_to_tag(self, move: dict[str, Any]) -> None:
+        """Returns once the manager gave its leave for this move; AttemptOver where it does not, ManagerUnreachable."""
+        self._deliver(_event(Stage.PUSH, "started", "tags move", code=TAGGING, data=move))
 
     def succeeded(self, result: dict[str, Any]) -> None:
         """The terminal event, answered; raises as `ask_to_tag` does."""

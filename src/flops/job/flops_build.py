@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder.build import build
 from flops.builder.images.actors import Actor
-from flops.builder.publishing.publish import Delivery, Published, RegistryTarget
+from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.repository.source import parse_source
 from flops.builder.request import Request
 from flops.errors import UsageError
@@ -23,6 +23,7 @@ from flops_wire import flops
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from flops.builder.publishing.delivery import Delivery, Published
     from flops.errors import Adjustment, Finding
     from flops.job.flops_form import Form
     from flops.settings import Settings

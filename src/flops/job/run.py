@@ -112,7 +112,13 @@ def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> 
             retry=Retry(tries=TRIES, unanswered=TRIES, longest=15.0),
         )
         target = RegistryTarget(stack.enter_context(client), pull_name=job.pull_name)
-        return build(request, target, settings=settings, reporter=reporter, before_tags=events.ask_to_tag).to_json()
+        return build(
+            request,
+            target,
+            settings=settings,
+            reporter=reporter,
+            before_tags=lambda move: events.ask_to_tag(move.to_json()),
+        ).to_json()
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder.publishing.publish import Existing, Published, summary_of, with_others
+from flops.builder.publishing.delivery import Existing, Published, summary_of, with_others
 from flops.builder.records import TIMELESS
 from flops.builder.records.attach import carried, referrer
 from flops.errors import BadImage, OutputError, UnknownPlatform
-from flops.oci.image import index, parse_index, parse_manifest
+from flops.oci.image import ImageIndex, index, parse_index, parse_manifest
 from flops.oci.layout import Layout, write_archive
 from flops.oci.layout_stock import LayoutStock
 from flops.platforms import Platform
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from flops.builder.images.actors import Actor
-    from flops.builder.publishing.publish import Delivery, Summary
+    from flops.builder.publishing.delivery import Delivery, Summary
     from flops.oci.engine import Engine
-    from flops.oci.image import Descriptor, ImageIndex
+    from flops.oci.image import Descriptor
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore, Referrer
     from flops.progress import Reporter
@@ -75,7 +75,7 @@ class LayoutTarget:
         wholes = {actor: with_others(delivery, actor, before) for actor, before in found.items()}
         for layer in {layer.digest: layer for whole in wholes.values() for layer in whole.layers}.values():
             self._take(layer, layout.blobs, delivery.store)
-        delivery.before_tags()
+        delivery.before_tags(delivery.move(wholes))
         published = {}
         for actor, whole in wholes.items():
             names = [self.reference(delivery.repository, actor, tag) for tag in delivery.tags]
@@ -103,6 +103,11 @@ class LayoutTarget:
         except OSError as error:
             raise _not_writable(self.root, error) from error
         self.uploaded += layer.size
+
+    def name(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
+        layout = Layout(self.root)
+        whole = ImageIndex(document=layout.blobs.read(digest), images=())
+        layout.write(self.reference(repository, actor, tag), whole, layout.blobs)
 
     def shared(self, reporter: Reporter) -> None:
         """There is nobody to share with."""
@@ -141,18 +146,24 @@ class ArchiveTarget:
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         named: dict[str, ImageIndex] = {}
         published = {}
-        for actor, images in delivery.images.items():
-            whole = index(images, delivery.annotations(actor, delivery.locks))
+        wholes = {
+            actor: index(images, delivery.annotations(actor, delivery.locks))
+            for actor, images in delivery.images.items()
+        }
+        for actor, whole in wholes.items():
             for tag in delivery.tags:
                 named[self.reference(delivery.repository, actor, tag)] = whole
             name = self.reference(delivery.repository, actor, delivery.tags[0])
             published[actor] = Published(reference=name, digest=whole.digest)
-        delivery.before_tags()
-        wholes = {whole.digest: (name, whole) for name, whole in named.items()}.values()
-        referrers = [one for name, whole in wholes for one in _referrers(delivery, whole, name, timeless=True)]
+        delivery.before_tags(delivery.move(wholes))
+        subjects = {whole.digest: (name, whole) for name, whole in named.items()}.values()
+        referrers = [one for name, whole in subjects for one in _referrers(delivery, whole, name, timeless=True)]
         write_archive(self.path, named, delivery.store, referrers)
         self.uploaded = self.path.stat().st_size
         return published
+
+    def name(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
+        """Nothing stands there that could get one."""
 
     def shared(self, reporter: Reporter) -> None:
         """There is nobody to share with."""
@@ -189,10 +200,14 @@ class EngineTarget:
         """An engine takes whole images."""
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
-        delivery.before_tags()
+        host = {
+            actor: [image for image in images if image.platform is Platform.host()]
+            for actor, images in delivery.images.items()
+        }
+        wholes = {actor: index(own, delivery.annotations(actor, delivery.locks)) for actor, own in host.items()}
+        delivery.before_tags(delivery.move(wholes))
         published = {}
-        for actor, images in delivery.images.items():
-            own = [image for image in images if image.platform is Platform.host()]
+        for actor, own in host.items():
             if not own:
                 raise UnknownPlatform(
                     "none of the images is for this machine, so none can be loaded",
@@ -201,13 +216,15 @@ class EngineTarget:
             name = f"{delivery.repository}/{actor.value}:{delivery.tags[0]}"
             with tempfile.TemporaryDirectory(prefix="flops-load-") as place:
                 archive = Path(place, f"{actor.value}.tar")
-                whole = index(own, delivery.annotations(actor, delivery.locks))
-                write_archive(archive, {name: whole}, delivery.store)
+                write_archive(archive, {name: wholes[actor]}, delivery.store)
                 self.uploaded += archive.stat().st_size
                 self.engine.load(archive)
             reference = self.reference(delivery.repository, actor, delivery.tags[0])
             published[actor] = Published(reference=reference, digest=own[0].digest)
         return published
+
+    def name(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
+        """Nothing stands there that could get one."""
 
     def shared(self, reporter: Reporter) -> None:
         """There is nobody to share with."""

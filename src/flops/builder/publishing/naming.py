@@ -9,7 +9,8 @@ from flops.builder.images.actors import Actor
 from flops.progress import Stage
 
 if TYPE_CHECKING:
-    from flops.builder.publishing.publish import Existing, Target
+    from flops.builder.publishing.delivery import Existing
+    from flops.builder.publishing.publish import Target
     from flops.builder.repository.checkout import Checkout
     from flops.builder.request import Request
     from flops.progress import Reporter

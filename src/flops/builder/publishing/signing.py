@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flops.builder.images.actors import Actor
-    from flops.builder.publishing.publish import Existing, Target
+    from flops.builder.publishing.delivery import Existing
+    from flops.builder.publishing.publish import Target
     from flops.builder.request import Request
     from flops.oci.signature import SigningKey
     from flops.settings import Settings
