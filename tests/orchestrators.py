@@ -236,8 +236,18 @@ def result_of(project, platforms=None) -> dict:
     }
 
 
-def tagging() -> dict:
-    return event("push", "started", "tags move", code=TAGGING)
+def tagging(result=None) -> dict:
+    """A builder asks to move tags, for these images; one of an earlier version does not say for which."""
+    if result is None:
+        return event("push", "started", "tags move", code=TAGGING)
+    images = {
+        actor: {
+            "digest": image["digest"],
+            "platforms": {name: one["digest"] for name, one in image["platforms"].items()},
+        }
+        for actor, image in result["images"].items()
+    }
+    return event("push", "started", "tags move", code=TAGGING, data={"tags": ["c", "c-r"], "images": images})
 
 
 def succeeded(project, platforms=None) -> dict:

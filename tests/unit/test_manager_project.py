@@ -211,8 +211,13 @@ def test_outcomes_are_shared_by_those_who_wanted_no_more_and_gave_the_same_crede
     assert not one.shares(a_project(state=State.CANCELLED))
 
 
-def test_directories_are_never_shared():
+def test_directories_take_turns_and_share_nothing():
     assert a_project().key is not None
     assert a_project(commit=None).key is None
-    assert a_project(repository="/srv/digits", commit="c" * 40).key is None
     assert a_project(subdir="a").key != a_project().key
+    one = a_project(repository="/srv/digits", commit=None)
+    assert one.key == a_project(repository="/srv/../srv/digits/", commit="c" * 40).key, "its commit is known at its end"
+    assert one.key != a_project(repository="/srv/other", commit=None).key
+    assert one.key != a_project(repository="/srv/digits", commit=None, subdir="a").key
+    for state in (State.IMAGES_READY, State.FAILED):
+        assert not one.shares(a_project(repository="/srv/digits", state=state))

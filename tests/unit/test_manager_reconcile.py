@@ -1,6 +1,7 @@
 """The reconciler: every project comes to its one end, whatever is lost, late, forgotten or killed on the way."""
 
 import contextlib
+import copy
 import threading
 import time
 from contextlib import contextmanager
@@ -202,6 +203,55 @@ def test_lost_after_tagging_is_a_success_if_the_registry_proves_it(world):
     assert world.now(project).state is State.IMAGES_READY
     assert world.now(project).images == result_of(world.now(project))["images"]
     assert world.now(project).attempt == 1
+
+
+def other_images(result, actors=("learner", "aggregator"), **changes):
+    """A result with other manifests (or an other index) in some actors' places."""
+    result = copy.deepcopy(result)
+    for actor in actors:
+        image = result["images"][actor]
+        image["digest"] = changes.get("digest", image["digest"])
+        for one in image["platforms"].values():
+            one["digest"] = changes.get("manifest", one["digest"])
+    return result
+
+
+@pytest.mark.parametrize("actors", [("learner",), ("aggregator",), ("learner", "aggregator")])
+def test_what_stood_before_proves_nothing_for_who_builds_anew(world, actors):
+    """A forced project's builder dies with its leave: the tags that it was to move hold the images of an earlier one."""
+    project = running(world, force=True)
+    stands = world.images.add(world.now(project))
+    world.post(project, tagging(other_images(stands, actors, manifest="sha256:" + "3" * 64)))
+    world.orchestrator.lose(project, code=137)
+    world.settle()
+    check_ended(world, project)
+    assert (world.now(project).state, world.now(project).attempt) == (State.FAILED, 1)
+    assert world.now(project).error["code"] == "OOM_KILLED"
+
+
+def test_what_a_lost_builder_was_to_name_proves_it_also_in_an_index_that_has_grown(world):
+    project = running(world, force=True)
+    ours = result_of(world.now(project))
+    world.images.results[project.repository, ours["commit"], project.recipe] = other_images(
+        ours, digest="sha256:" + "9" * 64
+    )
+    world.post(project, tagging(ours))
+    world.restart()
+    world.orchestrator.lose(project, code=137)
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).state is State.IMAGES_READY
+    assert world.now(project).images["learner"]["digest"] == "sha256:" + "9" * 64
+
+
+def test_who_asks_again_is_judged_by_the_last_word(world):
+    project = running(world)
+    ours = world.images.add(world.now(project))
+    world.post(project, tagging(other_images(ours, manifest="sha256:" + "3" * 64)))
+    world.post(project, tagging(ours))
+    world.orchestrator.lose(project, code=137)
+    world.settle()
+    assert world.now(project).state is State.IMAGES_READY
 
 
 def test_lost_after_tagging_without_proof_is_lost_and_gets_no_second_attempt(world):

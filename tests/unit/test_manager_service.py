@@ -256,6 +256,8 @@ def test_events_are_stored_once_and_in_order_and_are_whole(world):
         {**event("push", "succeeded", "x"), "data": {"result": 1}},
         {**event("push", "succeeded", "x"), "data": {"result": {"images": {"learner": {}}}}},
         {**event("push", "failed", "x"), "data": {}},
+        {**tagging(), "data": {"tags": []}},
+        {**tagging(), "data": {"images": {"learner": {"platforms": {"linux/amd64": 1}}}}},
     ],
 )
 def test_events_that_are_none_are_refused_whole(world, wrong):
@@ -436,15 +438,23 @@ def test_directories_of_this_machine_need_the_operators_leave(world, tmp_path):
     world.restart(allow_local=True)
     first = world.submit(ml_repo_url=str(tmp_path / "digits"))
     second = world.submit(ml_repo_url=str(tmp_path / "digits"), ml_repo_ref="v1")
-    world.steps(2)
+    (tmp_path / "other").mkdir()
+    other = world.submit(ml_repo_url=str(tmp_path / "other"))
+    world.steps(3)
     assert world.sources.asked == []
-    assert [world.now(one).builder for one in (first, second)] == [BuilderState.DEPLOYING] * 2, "nobody waits"
+    builders = [world.now(one).builder for one in (first, second, other)]
+    assert builders == [BuilderState.RUNNING, BuilderState.NONE, BuilderState.RUNNING], "one builder for a directory"
+    assert world.now(second).leader == first.id
     assert world.images.asked == 0
     document = world.manager.job(first.id, 1, world.orchestrator.job_of(first).deployment.token)
     assert (document["source"], document["ref"]) == (str(tmp_path / "digits"), None)
-    assert world.manager.job(second.id, 1, world.orchestrator.job_of(second).deployment.token)["ref"] == "v1"
     world.post(first, succeeded(first))
     assert world.now(first).commit == COMMIT, "the result tells it"
+    assert not world.now(second).state.ended, "its files may be others meanwhile"
+    world.steps(4)
+    assert world.manager.job(second.id, 1, world.orchestrator.job_of(second).deployment.token)["ref"] == "v1"
+    world.post(second, succeeded(second))
+    assert world.now(second).state is State.IMAGES_READY
 
 
 # --- live events ---

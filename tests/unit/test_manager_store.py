@@ -12,7 +12,8 @@ import pytest
 
 from flops.errors import DiskFull, StoreError
 from flops.manager.project import Attempt, BuilderState, Project, State
-from flops.manager.schema import VERSION
+from flops.manager.rows import attempt_row, project_row
+from flops.manager.schema import MIGRATIONS, VERSION
 from flops.manager.store import Store
 from flops.manager.turns import Turns
 from flops_wire.events import event
@@ -65,9 +66,11 @@ def test_attempts_come_back_and_are_unique_by_job(store):
     one = Attempt(project=a_project().id, number=1, job="job1", tokens=("t",), created=1.0)
     with store.write() as tables:
         tables.add_attempt(one)
-        tables.save_attempt(replace(one, handle={"pid": 7}, closed=True, logs="words"))
+        tables.save_attempt(replace(one, handle={"pid": 7}, closed=True, logs="words", move={"tags": ["t"]}))
     with store.read() as tables:
-        assert tables.attempts(one.project) == [replace(one, handle={"pid": 7}, closed=True, logs="words")]
+        assert tables.attempts(one.project) == [
+            replace(one, handle={"pid": 7}, closed=True, logs="words", move={"tags": ["t"]})
+        ]
         assert tables.attempt(one.project, 2) is None
         assert tables.attempt(one.project, 2**70) is None
         assert tables.attempt("\ud800", 1) is None
@@ -254,6 +257,30 @@ def test_a_file_that_is_none_is_told(tmp_path):
         Store(tmp_path / "db").open()
     with pytest.raises(StoreError):
         Store(tmp_path / "db" / "below").open()
+
+
+@pytest.mark.parametrize("version", range(1, VERSION))
+def test_one_of_an_older_version_is_brought_up_to_date_with_all_that_is_in_it(tmp_path, version):
+    connection = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    for statement in (one for statements in MIGRATIONS[:version] for one in statements):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {version}")
+    project, attempt = a_project(), Attempt(project=a_project().id, number=1, job="job1", tokens=("t",), created=1.0)
+    rows = {"projects": project_row(project), "attempts": attempt_row(attempt)}
+    for table, row in rows.items():
+        known = {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}
+        kept = {name: value for name, value in row.items() if name in known}
+        marks = ", ".join(f":{name}" for name in kept)
+        connection.execute(f"INSERT INTO {table} ({', '.join(kept)}) VALUES ({marks})", kept)
+    connection.close()
+    with Store(tmp_path / "db") as store:
+        with store.read() as tables:
+            assert (tables.project(project.id), tables.attempt(project.id, 1)) == (project, attempt)
+        with store.write() as tables:
+            tables.save_attempt(replace(attempt, move={"images": {}}))
+            tables.add_attempt(replace(attempt, number=2, job="job2"))
+        with store.read() as tables:
+            assert [one.move for one in tables.attempts(project.id)] == [{"images": {}}, None]
 
 
 def test_one_of_a_newer_version_is_left_alone(tmp_path):

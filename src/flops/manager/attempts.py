@@ -89,7 +89,11 @@ class Attempts:
                 self._tallies.add("events")
                 self._finish(entry, project, one)
                 return True
-            if is_tagging(one) and not project.tagging:
+            granted = is_tagging(one) and not project.tagging
+            if is_tagging(one):
+                current = replace(current, move=one["data"] or None)
+                entry.tables.save_attempt(current)
+            if granted:
                 project = entry.put(replace(project, tagging=True))
             elif room <= 0:
                 self._tallies.add("events_dropped")

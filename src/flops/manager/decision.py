@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops.errors import BuilderLost, BuilderOom, DeadlineExceeded, DeployFailed, NoCapacity
 from flops.manager.orchestrators import Phase
 from flops.manager.project import BuilderState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flops.errors import FlopsError
     from flops.manager.orchestrators import Status
     from flops.manager.project import Project
@@ -29,7 +31,7 @@ class Verdict(Enum):
     """Give this attempt up, and queue another one."""
     FAIL = "fail"
     PROVE = "prove"
-    """The tags were moving: the registry knows whether both are there. If not, fail."""
+    """The tags were moving: the registry knows whether both are there, and for its images. If not, fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,21 @@ def decide(project: Project, status: Status | None, *, now: float, seconds: floa
     if status is not None and status.phase is Phase.RUNNING and project.builder is BuilderState.DEPLOYING:
         return Decision(verdict=Verdict.RUNNING)
     return STAY
+
+
+def proves(result: Mapping[str, Any], move: Mapping[str, Any] | None) -> bool:
+    """Whether images that stand are those that an attempt was moving tags for: an index may have gained other platforms since.
+
+    A builder that did not tell which these are (None) is believed to have moved whatever stands.
+    """
+    if move is None:
+        return True
+    told = {actor: image["platforms"] for actor, image in move["images"].items()}
+    return all(
+        told.get(actor, {}).get(platform) == one["digest"]
+        for actor, image in result["images"].items()
+        for platform, one in image["platforms"].items()
+    )
 
 
 def is_over(project: Project, *, now: float, seconds: float) -> bool:

@@ -42,7 +42,7 @@ def judge_events(posted: object, *, project: str, attempt: int) -> list[dict[str
 
 def is_tagging(event: Mapping[str, Any]) -> bool:
     """Whether this asks for the leave to move tags."""
-    return (event["code"], event["stage"], event["kind"]) == (TAGGING, "push", "started")
+    return (event.get("code"), event["stage"], event["kind"]) == (TAGGING, "push", "started")
 
 
 def _wrong(event: object) -> str:
@@ -56,7 +56,10 @@ def _wrong(event: object) -> str:
     for key, limit in (("message", TEXT_LIMIT), ("hint", TEXT_LIMIT), ("code", _NAME_LIMIT), ("platform", _NAME_LIMIT)):
         if not _is_text(event.get(key), limit):
             return f"has a {key} that is no text of at most {limit} characters"
-    return _wrong_data(event["kind"], event.get("data"))
+    wrong = _wrong_data(event["kind"], event.get("data"))
+    if not wrong and is_tagging(event) and event.get("data") and not _is_move(event["data"]):
+        return "asks to move tags and has no images with the digests of their platforms"
+    return wrong
 
 
 def _wrong_data(kind: str, data: object) -> str:
@@ -94,6 +97,16 @@ def _is_result(result: object) -> bool:
     images = result.get("images") if isinstance(result, dict) else None
     return isinstance(images, dict) and all(
         isinstance(image, dict) and isinstance(image.get("platforms"), dict) for image in images.values()
+    )
+
+
+def _is_move(data: Mapping[str, Any]) -> bool:
+    images = data.get("images")
+    return isinstance(images, dict) and all(
+        isinstance(image, dict)
+        and isinstance(image.get("platforms"), dict)
+        and all(isinstance(digest, str) for digest in image["platforms"].values())
+        for image in images.values()
     )
 
 

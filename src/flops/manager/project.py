@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -107,12 +108,14 @@ class Project:
 
     @property
     def key(self) -> str | None:
-        """A digest of repository, subdirectory, commit and recipe: projects with the same one need the same images, and
-        one builder at a time works for them. None for a directory, whose files may be others the next time.
+        """A digest of repository, subdirectory, commit and recipe: one builder at a time works for projects with the same one.
+
+        None before the commit is known. A directory's is known after its build, so all its builds of a recipe take turns.
         """
-        if self.commit is None or self.local:
+        if self.commit is None and not self.local:
             return None
-        text = json.dumps([self.repository, self.subdir, self.commit, self.recipe])
+        repository = posixpath.normpath(self.repository) if self.local else self.repository
+        text = json.dumps([repository, self.subdir, None if self.local else self.commit, self.recipe])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -127,12 +130,15 @@ class Project:
     def shares(self, leader: Project) -> bool:
         """Whether the leader's outcome is its own too: without force, with the same credentials, and of enough platforms.
 
-        A failure may be due to any of the leader's platforms, so only the very same ones share it.
+        A failure may be due to any of the leader's platforms, so only the very same ones share it. A directory's files may
+        be others the next time.
         """
         wanted, had = set(self.platforms), set(leader.platforms)
         enough = wanted <= had if leader.state is State.IMAGES_READY else wanted == had
         same = all(self.sla.get(name) == leader.sla.get(name) for name in ("git_credential", "registry_credential"))
-        return not self.force and same and enough and leader.state in (State.IMAGES_READY, State.FAILED)
+        return (
+            not self.force and not self.local and same and enough and leader.state in (State.IMAGES_READY, State.FAILED)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As the API shows it (ARCHITECTURE.md, "HTTP")."""
@@ -178,6 +184,8 @@ class Attempt:
     """Its token is void: every request of its builder is answered 410."""
     logs: str | None = None
     """The last of what its builder printed, kept before it was removed."""
+    move: Mapping[str, Any] | None = None
+    """What it got leave to name, as it told (`flops_wire.events`); None before that, and of builders that don't tell."""
 
 
 def move(project: Project, **changes: Any) -> Project:

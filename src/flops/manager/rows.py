@@ -16,7 +16,7 @@ COLUMNS = (
 CHANGING = (
     "state", "builder", "revision", "result", "error", "started", "ended", "leader", "attempt", "tagging", "shared_key",
 )  # fmt: skip
-ATTEMPT_COLUMNS = ("project", "number", "job", "tokens", "handle", "created", "closed", "logs")
+ATTEMPT_COLUMNS = ("project", "number", "job", "tokens", "handle", "created", "closed", "logs", "move")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,7 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "created": attempt.created,
         "closed": attempt.closed,
         "logs": attempt.logs,
+        "move": _dump(attempt.move),
     }
 
 
@@ -111,4 +112,5 @@ def to_attempt(row: tuple[Any, ...]) -> Attempt:
         created=found["created"],
         closed=bool(found["closed"]),
         logs=found["logs"],
+        move=json.loads(found["move"]) if found["move"] else None,
     )

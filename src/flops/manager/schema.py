@@ -69,5 +69,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     ),
+    ("ALTER TABLE attempts ADD COLUMN move TEXT",),
 )
 VERSION = len(MIGRATIONS)

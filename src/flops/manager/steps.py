@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flops.errors import DiskFull, FlopsError, OrchestratorUnreachable, StoreError
 from flops.manager import jobs
 from flops.manager import project as projects
-from flops.manager.decision import Verdict, decide, is_over
+from flops.manager.decision import Verdict, decide, is_over, proves
 from flops.manager.project import BuilderState, State
 from flops.manager.sla import recipe_of
 from flops.platforms import Platform
@@ -227,8 +227,7 @@ class Steps:
         result = None
         if decision.verdict is Verdict.PROVE:
             try:
-                place = self._sources.judge(project.repository, ref=project.ref, subdir=project.subdir)
-                result = self._ask_registry(project, place)
+                result = self._proof(project)
             except FlopsError as error:
                 _log.warning(
                     "the registry can't be asked for a lost builder's images: %s", error, extra=_about(project)
@@ -250,6 +249,15 @@ class Steps:
             elif decision.verdict is Verdict.RUNNING:
                 entry.runs(current)
         return Next.NOW
+
+    def _proof(self, project: Project) -> dict[str, Any] | None:
+        """What its lost builder made, where all of it stands under both exact tags."""
+        place = self._sources.judge(project.repository, ref=project.ref, subdir=project.subdir)
+        result = self._ask_registry(project, place)
+        if result is not None and not proves(result, self._attempt(project).move):
+            _log.warning("the registry holds other images than the lost builder's", extra=_about(project))
+            return None
+        return result
 
     def _keep_logs(self, attempt: Attempt, handle: Handle | None) -> None:
         try:

@@ -144,12 +144,12 @@ class Tables:
 
     # --- attempts ---
     def add_attempt(self, attempt: Attempt) -> None:
-        marks = ", ".join(f":{name}" for name in ATTEMPT_COLUMNS)
-        self._connection.execute(f"INSERT INTO attempts VALUES ({marks})", attempt_row(attempt))  # noqa: S608
+        names, marks = ", ".join(ATTEMPT_COLUMNS), ", ".join(f":{name}" for name in ATTEMPT_COLUMNS)
+        self._connection.execute(f"INSERT INTO attempts ({names}) VALUES ({marks})", attempt_row(attempt))  # noqa: S608
 
     def save_attempt(self, attempt: Attempt) -> None:
         self._connection.execute(
-            "UPDATE attempts SET tokens = :tokens, handle = :handle, closed = :closed, logs = :logs "
+            "UPDATE attempts SET tokens = :tokens, handle = :handle, closed = :closed, logs = :logs, move = :move "
             "WHERE project = :project AND number = :number",
             attempt_row(attempt),
         )
