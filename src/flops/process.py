@@ -1,4 +1,7 @@
-"""The only place that starts a program: a deadline, a scrubbed environment, its own process group, bounded output."""
+"""The only place that starts a program: a deadline, a scrubbed environment, its own process group, bounded output.
+
+Whatever `run` and `Running` start ends with us, even where we are killed (`lifeline`); what `detach` starts outlives us.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
+from flops import lifeline
 from flops.errors import Cancelled, ToolFailed, ToolMissing, ToolTimeout
 
 if TYPE_CHECKING:
@@ -111,6 +115,7 @@ def run(
             )
         except (FileNotFoundError, PermissionError) as error:
             raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
+        lifeline.add(child.pid)
         _running.add(child)
         try:
             check_cancelled()
@@ -147,6 +152,7 @@ class Running:
             env=environment(env),
             start_new_session=True,
         )
+        lifeline.add(self._child.pid)
         self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
         self._reader.start()
 
@@ -284,6 +290,7 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
     """Nothing that a program started outlives it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
+    lifeline.drop(child.pid)
     child.wait()
 
 

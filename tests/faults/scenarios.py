@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.faults.builders import is_fetch, is_tag
-from tests.faults.service import wait_until
+from tests.faults.service import descendants, processes, wait_until
+
+from flops.manager.orchestrators.processes import read
 
 #: Where a project is when its manager is killed.
 MOMENTS = ("accepted", "queued", "deploying", "building", "tagging", "removing")
@@ -61,6 +63,29 @@ def _reach(world, watch, number, moment):
         os.kill(pid, signal.SIGSTOP)  # it does not heed SIGTERM: some seconds pass until it is gone
         assert service.cancel(number) == 200
         wait_until(lambda: watch.last == ("remove", "started"), "its removal")
+
+
+def killed_between_its_children(world):
+    """A manager that is killed while it asks for a commit and has a builder: those that it had of each."""
+    service, everything = world.service, threading.Event()
+    world.git_gate.close(lambda method, path: everything.is_set() or is_fetch(method, path))
+    begun = world.begin()
+    with service.watch(begun) as watch:
+        job = watch.job()
+        world.git_gate.wait()
+        everything.set()
+        asked = world.begin("main")  # a commit by its hash is asked for by its builder alone
+        world.git_gate.wait(2)
+        builder = set(processes(job))
+        own = descendants(service.child.pid) - set().union(*map(descendants, builder)) - builder
+        service.kill()
+        wait_until(lambda: not any(map(read, own)), "the end of what the manager had started")
+        left = builder & set(processes(job))
+        world.git_gate.open()
+        service.start()
+        for number in (begun, asked):
+            assert world.audit(number)["state"] == "images_ready"
+    return own, builder, left
 
 
 def cancelled_in(world, stage):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from flops.manager.orchestrators.processes import scan
 from flops_wire.events import TERMINAL_KINDS
 from flops_wire.manager import ENDED, JOB_ID, PROJECTS
 
@@ -46,6 +47,15 @@ def processes(job):
             if any(word.startswith(mark) for word in place.read_bytes().split(b"\0")):
                 found.append(int(place.parent.name))
     return sorted(found)
+
+
+def descendants(pid):
+    """Numbers of all processes that a process has started, and that these have."""
+    found = [one for one in scan() if one.pid != pid]
+    pids = {pid}
+    while more := {one.pid for one in found if one.parent in pids} - pids:
+        pids |= more
+    return pids - {pid}
 
 
 class Service:

@@ -38,6 +38,13 @@ def test_a_manager_that_is_killed_goes_on_with_the_builder_that_it_had(world, mo
     assert (project["state"], project["attempt"]) == ("images_ready", 1)
 
 
+def test_a_manager_that_is_killed_takes_its_own_children_along_and_leaves_its_builders(world):
+    own, builders_before, left = scenarios.killed_between_its_children(world)
+    assert len(own) >= 3  # git, what git has started, and what ends them
+    assert builders_before
+    assert left == builders_before
+
+
 def test_cancelled_or_tagged_and_never_both(world):
     status, project = scenarios.cancelled_in(world, "clone")
     assert (status, project["state"]) == (200, "cancelled")

@@ -11,6 +11,8 @@ FOUNDATION = {
     "flops.platforms",
     "flops.recipe",
     "flops.process",
+    "flops.lifeline",
+    "flops.lifeline_child",
     "flops.progress",
     "flops.broker",
     "flops.settings",

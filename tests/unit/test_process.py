@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from flops import process
+from flops.builder.limits import limited
 from flops.errors import ToolFailed, ToolMissing, ToolTimeout
+
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(params=["pidfd", "without"])
@@ -46,3 +52,78 @@ def test_a_child_that_ended_by_a_signal_has_a_negative_code(waiting):
 def test_a_program_that_is_not_there_is_told():
     with pytest.raises(ToolMissing):
         process.run(["flops-has-no-such-program"], seconds=1)
+
+
+#: A parent with a child and a grandchild in one group, and a detached one; it tells their numbers, and the lifeline's.
+PARENT = """
+import os, pathlib, sys, threading
+from flops import lifeline, process
+def tell(*words):  # in one piece
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+program = "import subprocess, sys, time; c = subprocess.Popen(['sleep', '600']); print(c.pid, flush=True); time.sleep(600)"
+with process.Running([sys.executable, "-c", f"import os; print(os.getpid(), flush=True); {program}"], on_line=tell):
+    threading.Thread(target=process.run, args=(["sleep", "600"],), kwargs={"seconds": 600}, daemon=True).start()
+    while len(process._running) < 1:
+        pass
+    tell(next(iter(process._running)).pid)
+    detached = process.detach(["sleep", "600"], env={}, output=pathlib.Path(sys.argv[1]), cwd=pathlib.Path("/"))
+    tell("detached", detached.pid)
+    tell("lifeline", lifeline._child.pid)
+    sys.stdin.read()
+"""
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["", "its first lifeline was killed"])
+def test_what_was_started_ends_with_a_parent_that_is_killed_and_what_was_detached_does_not(tmp_path, replaced):
+    program = PARENT
+    if replaced:
+        program = program.replace(
+            "    detached =", "    lifeline._child.kill(); lifeline._child.wait(); lifeline.drop(0)\n    detached ="
+        )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(
+        [sys.executable, "-uc", program, tmp_path / "out"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        told = [parent.stdout.readline().split() for _ in range(5)]
+        named = {words[0]: int(words[1]) for words in told if len(words) > 1}
+        started = [int(words[0]) for words in told if len(words) == 1]
+        try:
+            assert len(started) == 3
+            assert all(map(runs, [*started, *named.values()]))
+            parent.kill()
+            until(lambda: not any(map(runs, [*started, named["lifeline"]])))
+            assert runs(named["detached"])
+        finally:
+            parent.kill()
+            os.kill(named["detached"], signal.SIGKILL)
+
+
+def test_a_program_whose_parent_was_killed_before_it_began_does_not_begin(tmp_path):
+    mark = tmp_path / "mark"
+    words = limited(["/usr/bin/touch", mark])
+    parent = f"import subprocess; subprocess.run({[str(word) for word in words]!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True
+    )  # not its own parent
+    assert "its parent is gone" in done.stderr
+    assert not mark.exists()
+    assert subprocess.run(words, check=True).returncode == 0
+    assert mark.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Limits hold for the process that sets them and for all that it starts, so they are set after the fork and before the exec.
+#: A parent that was killed meanwhile had no time to put this one on its lifeline.
 _LAUNCHER = """\
 import os, resource, sys
-for pair in sys.argv[1].split(","):
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("its parent is gone")
+for pair in sys.argv[2].split(","):
     name, _, value = pair.partition("=")
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (int(value), int(value)))
-os.execv(sys.argv[2], sys.argv[2:])
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
@@ -26,7 +30,7 @@ def limited(
     processor_seconds: int | None = None,
     file_bytes: int | None = None,
 ) -> list[str | Path]:
-    """The arguments that start `arguments` (the first an absolute path) under these limits; bytes of address space, seconds, bytes of any one file."""
+    """The arguments with which we start `arguments` (the first an absolute path) under these limits; bytes of address space, seconds, bytes of any one file."""
     limits = {"AS": memory, "CPU": processor_seconds, "FSIZE": file_bytes, "CORE": 0}
     text = ",".join(f"{name}={value}" for name, value in limits.items() if value is not None)
-    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, text, *arguments]
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), text, *arguments]
