@@ -389,10 +389,41 @@ def test_hostile_text_in_an_adjustment_a_finding_and_a_warning():
     lines.warning(Stage.CHECK, f"w{ESCAPE}", hint=ESCAPE)
     with lines.stage(Stage.CLONE, HOSTILE):
         pass
-    text = output.getvalue() + printed(adjustment_table([adjustment]))
+    text = output.getvalue() + printed(adjustment_table([adjustment], width=200))
     no_escapes(text)
     assert "\\x1b[31mred" in text
     assert not re.search(r"^error\[FORGED\]", text, re.MULTILINE)
+
+
+def adjusted(**values):
+    return Adjustment(
+        **{"code": "ADDED", "package": "wandb", "before": "", "after": "", "where": "requirements.txt:2"} | values,
+        reason="a learner's training is private, and the operator's word counts",
+    )
+
+
+def test_a_requirement_without_a_version_is_taken_out_not_added():
+    output = io.StringIO()
+    lines = Lines(Console(file=output, width=200, soft_wrap=True, highlight=False))
+    for code in ("REMOVED", "ADDED"):
+        lines.adjusted(adjusted(code=code))
+    removed, added = output.getvalue().splitlines()
+    assert removed.startswith("adjusted[REMOVED]: wandb taken out (requirements.txt:2): ")
+    assert added.startswith("adjusted[ADDED]: wandb added, any version (requirements.txt:2): ")
+    table = printed(adjustment_table([adjusted(code="REMOVED"), adjusted(code="ADDED")], width=200))
+    assert re.search(r"wandb +any +- +all", table)
+    assert re.search(r"wandb +- +any +all", table)
+
+
+@pytest.mark.parametrize(("width", "whole"), [(80, True), (60, False)])
+def test_reasons_are_folded_before_places_and_names(width, whole):
+    """Where the other columns leave room for a reason: a place is to be copied."""
+    table = adjustment_table([adjusted(after="==2.14.3,<3")], width=width)
+    output = io.StringIO()
+    Console(file=output, width=width, no_color=True).print(table)
+    assert ("requirements.txt:2  wandb " in output.getvalue()) is whole
+    assert max(map(len, output.getvalue().splitlines())) <= width
+    assert "".join(output.getvalue().split()).count("private") == 1
 
 
 def test_hostile_text_from_a_repository_through_the_whole_command(run, tmp_path):

@@ -221,6 +221,12 @@ class TestWithoutJavaScript:
         assert "psutil" in seen.text
         assert "the index is slow" in seen.text
 
+    @pytest.mark.parametrize(("code", "cells"), [("ADDED", ("\u2013", "any")), ("REMOVED", ("any", "\u2013"))])
+    def test_a_requirement_without_a_version_is_added_or_taken_out(self, code, cells):
+        changed = {**events.ADJUSTMENT, "code": code, "before": "", "after": ""}
+        html = pages(Kept(events.numbered(events.make("resolve", "adjusted", data=changed)))).get(PAGE).text
+        assert "".join(f"<td><code>{cell}</code></td>" for cell in cells) in html
+
     def test_afterwards_it_stands_still(self):
         html = page_of("success")
         assert "http-equiv" not in html

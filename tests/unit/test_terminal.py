@@ -60,12 +60,13 @@ def test_the_tree_while_it_runs():
 
 
 def test_adjustments_in_one_line():
-    def told(before, after):
-        made = {**events.ADJUSTMENT, "before": before, "after": after, "platform": None}
+    def told(before, after, code="PIN_RELAXED"):
+        made = {**events.ADJUSTMENT, "code": code, "before": before, "after": after, "platform": None}
         feed = Feed(events.numbered(events.make("resolve", "adjusted", data=made)))
         return terminal.change(feed.adjustments[0])
 
-    assert told("", "") == "psutil added, any version (conda.yaml:12): no wheel of 5.9.8"
+    assert told("", "", "ADDED") == "psutil added, any version (conda.yaml:12): no wheel of 5.9.8"
+    assert told("", "", "REMOVED") == "psutil taken out (conda.yaml:12): no wheel of 5.9.8"
     assert told("==1", "").startswith("psutil ==1 taken out (")
     assert told("==1", "==2").startswith("psutil ==1 -> ==2 (")
 

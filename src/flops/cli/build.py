@@ -115,7 +115,7 @@ def show(result: Result) -> None:
     """Images, platforms, layers, sizes and seconds, as tables on stdout."""
     console = Console(soft_wrap=True, highlight=False)
     if result.adjustments:
-        console.print(adjustment_table(result.adjustments))
+        console.print(adjustment_table(result.adjustments, width=console.width))
         console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("image", "platform", "layers", "compressed", "unpacked", "digest"):
@@ -137,7 +137,7 @@ def show(result: Result) -> None:
     used = f"Python {python.used} ({python.provider})" if python else "nothing to build: matching images exist"
     console.print(Text(plain(f"\ncommit {result.commit}, {used}, recipe {result.recipe[:19]}")))
     seconds = "  ".join(f"{stage} {count:.1f}" for stage, count in result.seconds.items())
-    console.print(Text(f"seconds (stages overlap): {seconds}"))
+    console.print(Text(f"seconds: {seconds}"))
     moved = result.bytes
     console.print(
         Text(

@@ -24,7 +24,7 @@ def show(report: Report) -> None:
     """On stdout, as everything that a command was asked for."""
     console = Console(soft_wrap=True, highlight=False)
     if report.adjustments:
-        console.print(adjustment_table(report.adjustments))
+        console.print(adjustment_table(report.adjustments, width=console.width))
         console.print()
     for platform, lock in report.locks.items():
         console.print(_packages(platform, lock))

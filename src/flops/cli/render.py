@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from flops.progress import Reporter, Stage
 
 MEGABYTE = 1e6
+#: The code of what was not asked for: nothing stood there before.
+ADDED = "ADDED"
+#: Characters of a reason that stand on a line at least, where no other column is folded for it.
+REASON = 12
 
 
 def plain(text: str) -> str:
@@ -113,6 +117,8 @@ def _hint(hint: str) -> Text:
 
 def _change(adjustment: Adjustment) -> str:
     match adjustment.before, adjustment.after:
+        case "", "" if adjustment.code != ADDED:  # a requirement without a version
+            return "taken out"
         case "", after:
             return f"added, {after or 'any version'}"
         case before, "":
@@ -121,15 +127,24 @@ def _change(adjustment: Adjustment) -> str:
             return f"{before} -> {after}"
 
 
-def adjustment_table(adjustments: Iterable[Adjustment]) -> Table:
-    """Before, after and why; one row per adjustment."""
+def adjustment_table(adjustments: Iterable[Adjustment], *, width: int) -> Table:
+    """Before, after and why; one row per adjustment. Within `width` columns the reasons are folded first."""
+    names = ("where", "package", "before", "after", "platform", "why")
+    rows = [tuple(Text(one_line(cell)) for cell in _cells(one)) for one in adjustments]
+    widths = [max([len(name), *(row[place].cell_len for row in rows)]) for place, name in enumerate(names[:-1])]
+    whole = sum(widths) + 2 * len(widths) + REASON <= width
     table = Table(title="adjustments", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("where", "package", "before", "after", "platform", "why"):
-        table.add_column(name, overflow="fold")
-    for one in adjustments:
-        cells = (one.where, one.package, one.before or "-", one.after or "-", one.platform or "all", one.reason)
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    for name in names:
+        table.add_column(name, no_wrap=whole and name != "why", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _cells(one: Adjustment) -> tuple[str, ...]:
+    added = one.code == ADDED
+    before, after = one.before or ("-" if added else "any"), one.after or ("any" if added else "-")
+    return one.where, one.package, before, after, one.platform or "all", one.reason
 
 
 class Lines:

@@ -169,6 +169,8 @@ def _progress(one: Progress) -> Text:
 def change(one: Adjustment) -> str:
     """An adjustment in one line."""
     match one.before, one.after:
+        case "", "" if one.code != "ADDED":  # a requirement without a version
+            what = "taken out"
         case "", after:
             what = f"added, {after or 'any version'}"
         case before, "":
@@ -215,7 +217,14 @@ def card_lines(card: Card) -> list[Text]:
 
 def _changes(feed: Feed) -> list[tuple[str, ...]]:
     return [
-        (one.where, one.package, one.before or "-", one.after or "-", one.platform or "all", one.reason)
+        (
+            one.where,
+            one.package,
+            one.before or ("-" if one.code == "ADDED" else "any"),
+            one.after or ("any" if one.code == "ADDED" else "-"),
+            one.platform or "all",
+            one.reason,
+        )
         for one in feed.adjustments
     ]
 
