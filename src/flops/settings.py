@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """The manager that client commands talk to; `http://127.0.0.1:5072` otherwise."""
     broker: str | None = None
     """FLOps' MQTT broker, `[mqtt[s]://][USER:PASSWORD@]HOST[:PORT]`: what happens is mirrored there."""
+    broker_backlog: int = Field(default=10_000, ge=1)
+    """Messages that may wait for the broker; beyond them those of the oldest projects are dropped, save their outcomes."""
     observer_host: str | None = None
     """Where `serve` takes the original's TCP messages; the manager's own host otherwise."""
     observer_port: int | None = Field(default=None, ge=0, le=65535)

@@ -241,6 +241,11 @@ class Outbox:
     def outbox_done(self, number) -> None:
         self.rows = [row for row in self.rows if row.number != number]
 
+    def outbox_trim(self, limit) -> int:
+        dropped = max(0, len(self.rows) - limit)
+        self.rows = self.rows[dropped:]
+        return dropped
+
 
 def test_the_mirror_sends_everything_in_order_through_every_outage(monkeypatch, caplog):
     monkeypatch.setattr(mirror_module, "FIRST", 0.01)
@@ -270,6 +275,28 @@ def test_the_mirror_of_a_broker_that_is_away_keeps_everything_and_ends_when_aske
         mirror.close()
     assert len(outbox.rows) == 3
     assert len(caplog.records) == 1
+
+
+def test_what_is_beyond_the_bound_is_dropped_counted_and_told_once_for_each_outage(monkeypatch, caplog):
+    monkeypatch.setattr(mirror_module, "FIRST", 0.01)
+    monkeypatch.setattr(mirror_module, "LONGEST", 0.01)
+    outbox, dropped = Outbox(5), []
+    with Broker() as broker, caplog.at_level(logging.WARNING, "flops.manager.mirror"):
+        away = BrokerAddress(host="127.0.0.1", port=unused())
+        publisher = Publisher(away, seconds=0.3)
+        mirror = Mirror(outbox, publisher, backlog=3, dropped=dropped.append)
+        mirror.start()
+        wait_until(lambda: not mirror.connected)
+        outbox.rows = [*outbox.rows, Row(5), Row(6)]
+        wait_until(lambda: sum(dropped) == 4)
+        told = [record.getMessage() for record in caplog.records if "wait for the broker" in record.getMessage()]
+        assert told == [
+            f"more than 3 messages wait for the broker at {away}: those of the oldest projects are dropped, save outcomes"
+        ]
+        publisher.address = broker.address
+        wait_until(lambda: not outbox.rows)
+        mirror.close()
+    assert [text for _, text, _ in broker.messages] == ["4", "5", "6"]
 
 
 # --- what a builder tells FLOps itself ---

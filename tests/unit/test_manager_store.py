@@ -322,6 +322,33 @@ def test_the_outbox_keeps_its_order_until_it_is_acknowledged(store):
     assert store.outbox_count() == 4
 
 
+def waiting(store):
+    return [(row.project, row.payload) for row in store.outbox_next(99)]
+
+
+def test_an_outbox_beyond_its_bound_loses_whole_projects_the_oldest_first_and_no_outcome_of_one_that_is_there(store):
+    one, two, three, gone = (f"{number:024x}" for number in range(1, 5))
+    insert(store, *map(a_project, (1, 2, 3)))
+    with store.write() as tables:
+        for project, texts in ((gone, "ab!"), (one, "abc"), (two, "ab"), (one, "d!"), (three, "ab!")):
+            for text in texts:
+                tables.put_out(project, "topic", text, retained=False, terminal=text == "!")
+    everything = waiting(store)
+    assert store.outbox_trim(13) == 0
+    assert waiting(store) == everything
+    assert store.outbox_trim(12) == 2  # the two of the oldest project
+    assert waiting(store) == [each for each in everything if each not in {(gone, "a"), (gone, "b")}]
+    assert store.outbox_trim(8) == 4  # one more would do; it is the whole of the next project
+    assert waiting(store) == [(gone, "!"), (two, "a"), (two, "b"), (one, "!"), (three, "a"), (three, "b"), (three, "!")]
+    assert store.outbox_trim(1) == 5  # all on the way, and the outcome of a project that nobody knows any more
+    assert waiting(store) == [(one, "!"), (three, "!")]
+    assert store.outbox_trim(1) == 0
+    with store.write() as tables:
+        tables.forget(before=0.0, beyond=0, limit=9)  # none has ended: none is forgotten
+    assert store.outbox_trim(1) == 0
+    assert store.outbox_count() == 2
+
+
 def ended(number, at, builder=BuilderState.REMOVED):
     return a_project(number, state=State.FAILED, builder=builder, ended=float(at))
 

@@ -158,7 +158,12 @@ class Service:
         settings = self._settings
         if settings.broker is not None:
             address = BrokerAddress.parse(settings.broker, port=BROKER_PORT)
-            mirror = Mirror(store, Publisher(address, ca_bundle=settings.ca_bundle))
+            mirror = Mirror(
+                store,
+                Publisher(address, ca_bundle=settings.ca_bundle),
+                backlog=settings.broker_backlog,
+                dropped=partial(self.manager.tallies.add, "mirror_dropped"),
+            )
             self._parts.callback(mirror.close)
             mirror.start()
         if settings.observer_port is None:

@@ -15,8 +15,8 @@ from flops.manager import project as projects
 from flops.manager.jobs import new_attempt
 from flops.manager.mirror_messages import mirror_messages
 from flops.manager.project import BuilderState, State
+from flops_wire.events import TERMINAL_KINDS, uuid7
 from flops_wire.events import event as new_event
-from flops_wire.events import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,8 +80,9 @@ class Entry:
             return False
         whole = {**whole, "sequence": sequence}
         if self._ledger.mirror:
+            terminal = whole["kind"] in TERMINAL_KINDS
             for topic, payload, retain in _messages(project, whole):
-                self.tables.put_out(project.id, topic, payload, retained=retain)
+                self.tables.put_out(project.id, topic, payload, retained=retain, terminal=terminal)
         self._ledger.store.afterwards(lambda: self._ledger.bus.publish(project, whole))
         return True
 

@@ -70,5 +70,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     ),
     ("ALTER TABLE attempts ADD COLUMN move TEXT",),
+    (  # whether a message tells a project's outcome; of those that lie there already, each may
+        "ALTER TABLE outbox ADD COLUMN terminal INTEGER NOT NULL DEFAULT 1",
+    ),
 )
 VERSION = len(MIGRATIONS)

@@ -141,6 +141,13 @@ class Store:
         with self.read() as tables:
             return tables.outbox_count()
 
+    def outbox_trim(self, limit: int) -> int:
+        """Drop the oldest messages beyond so many (`Tables.trim_outbox`); how many were dropped."""
+        if self.outbox_count() <= limit:
+            return 0
+        with self.write() as tables:
+            return tables.trim_outbox(limit=limit)
+
     def prefix(self) -> str:
         """Six hexadecimal digits, made once per database: every builder of this manager is named with them."""
         with self.write() as tables:

@@ -215,10 +215,11 @@ class Tables:
         return [json.loads(body) for (body,) in rows][::-1]
 
     # --- outbox ---
-    def put_out(self, project: str, topic: str, payload: str, *, retained: bool) -> None:
+    def put_out(self, project: str, topic: str, payload: str, *, retained: bool, terminal: bool = False) -> None:
+        """`terminal`: it tells the project's outcome."""
         self._connection.execute(
-            "INSERT INTO outbox (project, topic, payload, retained) VALUES (?, ?, ?, ?)",
-            (project, topic, payload, retained),
+            "INSERT INTO outbox (project, topic, payload, retained, terminal) VALUES (?, ?, ?, ?, ?)",
+            (project, topic, payload, retained, terminal),
         )
 
     def outbox(self, *, limit: int) -> list[OutboxRow]:
@@ -236,6 +237,26 @@ class Tables:
     def outbox_count(self) -> int:
         (count,) = self._connection.execute("SELECT count(*) FROM outbox").fetchone()
         return int(count)
+
+    def trim_outbox(self, *, limit: int) -> int:
+        """Drop what is beyond so many messages, whole projects at a time, the oldest first; how many. An outcome of a
+        project that is remembered stays, so more than `limit` may be left.
+        """
+        excess = self.outbox_count() - limit
+        if excess <= 0:
+            return 0
+        on_the_way = self._connection.execute(
+            "DELETE FROM outbox WHERE NOT terminal AND project IN (WITH sizes AS (SELECT project, min(number) AS first, "
+            "count(*) AS size FROM outbox WHERE NOT terminal GROUP BY project) SELECT project FROM "
+            "(SELECT project, sum(size) OVER (ORDER BY first) - size AS older FROM sizes) WHERE older < ?)",
+            (excess,),
+        ).rowcount
+        forgotten = self._connection.execute(
+            "DELETE FROM outbox WHERE number IN (SELECT number FROM outbox WHERE NOT EXISTS "
+            "(SELECT 1 FROM projects WHERE id = outbox.project) ORDER BY number LIMIT ?)",
+            (max(0, excess - on_the_way),),
+        ).rowcount
+        return on_the_way + forgotten
 
     # --- meta ---
     def meta(self, key: str) -> str | None:

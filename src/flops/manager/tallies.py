@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-NAMES = ("events", "events_dropped", "notes", "notes_dropped")
+NAMES = ("events", "events_dropped", "notes", "notes_dropped", "mirror_dropped")
 
 
 class Tallies:
@@ -15,9 +15,9 @@ class Tallies:
         self._guard = threading.Lock()
         self._counts = Counter(dict.fromkeys(NAMES, 0))
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, count: int = 1) -> None:
         with self._guard:
-            self._counts[name] += 1
+            self._counts[name] += count
 
     def counts(self) -> dict[str, int]:
         with self._guard:
