@@ -110,9 +110,11 @@ class ScriptedOrchestrator:
         """The newest builder of a project."""
         return [one for one in self.builders.values() if one.deployment.project == project.id][-1]
 
-    def lose(self, project, *, code=None, evicted=False, failed=False) -> None:
+    def lose(self, project, *, code=None, evicted=False, failed=False, memory_kills=None) -> None:
         """Its builder ends without a word."""
-        self.job_of(project).status = Status(phase=Phase.ENDED, exit_code=code, evicted=evicted, failed=failed)
+        self.job_of(project).status = Status(
+            phase=Phase.ENDED, exit_code=code, evicted=evicted, failed=failed, memory_kills=memory_kills
+        )
 
     def unreachable(self, verb: str, times: int = 1) -> None:
         self.faults += [(verb, OrchestratorUnreachable("the orchestrator does not answer"))] * times
@@ -158,6 +160,9 @@ class ScriptedImages:
         self.results: dict[tuple[str, str, str], dict] = {}
         self.failures: list[BaseException] = []
         self.asked = 0
+        self.commits: list[tuple[str, bool]] = []
+        """Commits whose own tags were looked after, and whether by force."""
+        self.refuses: BaseException | None = None
 
     def add(self, project, platforms=None) -> dict:
         result = result_of(project, platforms or project.platforms)
@@ -173,6 +178,12 @@ class ScriptedImages:
         if result is None or not all(wanted <= set(one["platforms"]) for one in result["images"].values()):
             return None
         return result
+
+    def move_commit(self, place, commit, recipe, platforms, credential=None, *, force=False):
+        if self.refuses is not None:
+            raise self.refuses
+        self.commits.append((commit, force))
+        return True
 
 
 class HandClock(SystemClock):

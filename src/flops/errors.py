@@ -499,7 +499,7 @@ class BuilderLost(OrchestratorError):
 
 
 class BuilderOom(BuilderLost):
-    """The builder was killed for its memory (exit 137)."""
+    """The builder was killed (exit 137) and it may be for its memory, or memory ran out within it."""
 
     code = "OOM_KILLED"
 

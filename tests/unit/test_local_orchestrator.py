@@ -18,7 +18,7 @@ from flops import process
 from flops.errors import BadSetting, DeployFailed, DiskFull, OrchestratorUnreachable
 from flops.manager.orchestrators import Deployment, Phase
 from flops.manager.orchestrators.local import SETTINGS, LocalOrchestrator
-from flops.manager.orchestrators.processes import Process, family, read, scan
+from flops.manager.orchestrators.processes import Process, family, memory_kills, read, scan
 
 #: Children as a builder has them: in sessions of their own, one of them with another environment, all deaf to SIGTERM.
 FAMILY = """
@@ -104,8 +104,34 @@ def test_a_killed_builder_ends_with_137_and_leaves_no_zombie(place):
     os.kill(handle["pid"], signal.SIGKILL)
     status = ended(place.orchestrator, deployment.job, handle)
     assert status.exit_code == 137
-    assert "memory" in status.reason
+    assert status.memory_kills == (None if memory_kills() is None else 0)
     assert not Path(f"/proc/{handle['pid']}").exists()
+
+
+def test_what_the_kernel_killed_for_lack_of_memory_since_a_builder_s_start_is_counted(place):
+    for before, after, told in ((7, 7, 0), (7, 9, 2), (None, 9, None), (7, None, None)):
+        orchestrator = place.made("import time; time.sleep(600)", kills=iter([before, after]).__next__)
+        deployment = place.deployment()
+        handle = orchestrator.deploy(deployment)
+        os.kill(handle["pid"], signal.SIGKILL)
+        assert ended(orchestrator, deployment.job, handle).memory_kills == told
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cgroup/a/b/memory.events": "low 0\noom 3\noom_kill 2\n", "proc/vmstat": "nr_free 1\noom_kill 9\n"}, 2),
+        ({"cgroup/memory.events": "oom_kill 1\n", "proc/vmstat": "oom_kill 9\n"}, 9),  # another cgroup's
+        ({"proc/vmstat": "oom_kill 9\n"}, 9),
+        ({"cgroup/a/b/memory.events": "oom 3\n", "proc/vmstat": "nr_free 1\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_kernel_s_count_is_that_of_our_cgroup_or_of_the_machine(tmp_path, files, expected):
+    for name, text in {"proc/self/cgroup": "4:memory:/x\n0::/a/b\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_kills(tmp_path / "proc", tmp_path / "cgroup") == expected
 
 
 def test_deploying_again_finds_the_one_that_runs(place):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.orchestrators import (
+    COMMIT,
     Killed,
     ScriptedImages,
     ScriptedOrchestrator,
@@ -29,6 +30,7 @@ from flops.errors import (
     DeployFailed,
     NoCapacity,
     ProjectDecided,
+    RegistryAuth,
     RegistryUnreachable,
 )
 from flops.manager.clock import SystemClock
@@ -169,17 +171,27 @@ def test_a_lost_builder_gets_a_second_attempt_after_the_first_is_gone(world):
     assert world.now(project).attempt == 2
 
 
-@pytest.mark.parametrize(("code", "expected"), [(1, "BUILDER_LOST"), (137, "OOM_KILLED"), (None, "BUILDER_LOST")])
-def test_who_is_lost_twice_is_lost(world, code, expected):
+@pytest.mark.parametrize(
+    ("code", "kills", "expected", "told"),
+    [
+        (1, 5, "BUILDER_LOST", "exit code 1"),
+        (137, None, "OOM_KILLED", "it was killed (signal 9): by the kernel for lack of memory, or by somebody"),
+        (137, 1, "OOM_KILLED", "most likely by the kernel"),
+        (137, 0, "BUILDER_LOST", "by somebody; the kernel killed nothing for lack of memory meanwhile"),
+        (None, None, "BUILDER_LOST", "it ended"),
+    ],
+)
+def test_who_is_lost_twice_is_lost(world, code, kills, expected, told):
     project = running(world)
     for _ in range(2):
-        world.orchestrator.lose(project, code=code)
+        world.orchestrator.lose(project, code=code, memory_kills=kills)
         for _ in range(4):
             world.clock.move(61)
             world.steps()
     world.settle()
     check_ended(world, project)
     assert world.now(project).error["code"] == expected
+    assert told in world.now(project).error["message"]
     assert world.now(project).attempt == 2
     assert ("deploy", "failed") in world.kinds(project), "told in the stage that it was lost in"
     assert "attempt 1" in world.manager.log_text(project.id)
@@ -242,6 +254,51 @@ def test_what_a_lost_builder_was_to_name_proves_it_also_in_an_index_that_has_gro
     check_ended(world, project)
     assert world.now(project).state is State.IMAGES_READY
     assert world.now(project).images["learner"]["digest"] == "sha256:" + "9" * 64
+
+
+@pytest.mark.parametrize(("force", "told"), [(False, True), (True, True), (True, False)])
+def test_commit_of_a_proved_project_is_looked_after(world, force, told):
+    """From another recipe by a forced builder that told what it moves, and by no other."""
+    project = running(world, force=force)
+    ours = world.images.add(world.now(project))
+    world.post(project, tagging(ours if told else None))
+    world.orchestrator.lose(project, code=137)
+    world.settle()
+    assert world.now(project).state is State.IMAGES_READY
+    assert world.images.commits == [(COMMIT, force and told)]
+
+
+def test_commit_is_left_alone_where_nothing_is_proved(world):
+    project = running(world)
+    ours = world.images.add(world.now(project))
+    world.post(project, tagging(other_images(ours, manifest="sha256:" + "3" * 64)))
+    world.orchestrator.lose(project, code=137)
+    world.settle()
+    assert world.now(project).state is State.FAILED
+    assert world.images.commits == []
+
+
+def test_a_registry_that_refuses_to_move_commit_costs_no_outcome(world):
+    lost = running(world)
+    world.post(lost, tagging(world.images.add(world.now(lost))))
+    world.images.refuses = RegistryAuth("pull only")
+    world.orchestrator.lose(lost, code=137)
+    world.settle()
+    again = world.submit()
+    world.settle()
+    assert [world.now(one).state for one in (lost, again)] == [State.IMAGES_READY] * 2
+
+
+def test_commit_of_images_that_are_taken_is_looked_after(world):
+    first = running(world)
+    world.images.add(world.now(first))
+    world.post(first, tagging(), succeeded(world.now(first)))
+    world.settle()
+    assert world.images.commits == []
+    again = world.submit()
+    world.settle()
+    assert world.now(again).state is State.IMAGES_READY
+    assert world.images.commits == [(COMMIT, False)]
 
 
 def test_who_asks_again_is_judged_by_the_last_word(world):

@@ -83,7 +83,7 @@ def is_over(project: Project, *, now: float, seconds: float) -> bool:
 
 
 def _gone(project: Project, status: Status, *, over: bool) -> Decision:
-    reason = status.reason or _ending(status)
+    reason = _killed(status) if status.exit_code == _KILLED else status.reason or _ending(status)
     if status.failed and project.builder is BuilderState.DEPLOYING:
         kind = NoCapacity if status.no_capacity else DeployFailed
         return Decision(
@@ -102,10 +102,10 @@ def _fail(project: Project, error: FlopsError) -> Decision:
 
 
 def _lost(status: Status, reason: str) -> FlopsError:
-    if status.exit_code == _KILLED:
+    if status.exit_code == _KILLED and status.memory_kills != 0:
         return BuilderOom(
-            f"the builder was killed, most likely for its memory: {reason}",
-            hint="give builders more memory (FLOPS_BUILDER_MEMORY), or run fewer at once (FLOPS_BUILDERS)",
+            f"the builder ended without a word: {reason}",
+            hint="if memory ran out: give builders more (FLOPS_BUILDER_MEMORY), or run fewer at once (FLOPS_BUILDERS)",
         )
     return BuilderLost(
         f"the builder ended without a word: {reason}",
@@ -119,6 +119,16 @@ def _ending(status: Status) -> str:
     if status.phase is Phase.GONE:
         return "nothing of it is there"
     return "it ended" if status.exit_code is None else f"it ended with exit code {status.exit_code}"
+
+
+def _killed(status: Status) -> str:
+    if status.memory_kills is None:
+        told = "it was killed (signal 9): by the kernel for lack of memory, or by somebody"
+    elif status.memory_kills:
+        told = "it was killed (signal 9), most likely by the kernel, which killed for lack of memory meanwhile"
+    else:
+        told = "it was killed (signal 9) by somebody; the kernel killed nothing for lack of memory meanwhile"
+    return f"{told} ({status.reason})" if status.reason else told
 
 
 def _too_late(seconds: float, trouble: str) -> FlopsError:

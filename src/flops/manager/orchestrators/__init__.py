@@ -27,6 +27,8 @@ class Status:
     phase: Phase
     exit_code: int | None = None
     """128 + signal where a signal ended it; None where the orchestrator can't tell."""
+    memory_kills: int | None = None
+    """How many processes the kernel killed for lack of memory where the builder ran, while it ran; None where nobody can tell."""
     reason: str = ""
     """The orchestrator's own words; shown to people, never interpreted by the manager."""
     evicted: bool = False

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from flops import process
 from flops.errors import BadSetting, DeployFailed, DiskFull, FlopsError, OrchestratorUnreachable, ToolMissing
 from flops.manager.orchestrators import Phase, Status
-from flops.manager.orchestrators.processes import Process, family, read, scan
+from flops.manager.orchestrators.processes import Process, family, memory_kills, read, scan
 from flops_wire.manager import JOB_ID, JOB_TOKEN, JOB_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from flops.manager.orchestrators import Deployment, Handle
@@ -71,6 +71,8 @@ class _Known:
     """What this manager itself knows of a builder that it started."""
 
     child: process.Detached
+    kills: int | None
+    """`memory_kills` before it was started."""
     seen: set[tuple[int, int]] = field(default_factory=set)
     """Its processes, as far as a removal has seen them."""
 
@@ -88,12 +90,14 @@ class LocalOrchestrator:
         settings: Mapping[str, str] | None = None,
         keep_days: float = 90,
         grace: float = _GRACE,
+        kills: Callable[[], int | None] = memory_kills,
     ) -> None:
         self._directory = directory
         self._command = tuple(command)
         self._settings = os.environ if settings is None else settings
         self._keep_seconds = keep_days * 86400
         self._grace = grace
+        self._kills = kills
         self._known: dict[str, _Known] = {}
 
     def prepare(self) -> None:
@@ -120,6 +124,7 @@ class LocalOrchestrator:
             return {"pid": known.child.pid} if known else {}
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            kills = self._kills()
             child = process.detach(
                 self._command, env=self._environment(deployment), output=log, cwd=self._directory, limits=limits
             )
@@ -129,7 +134,7 @@ class LocalOrchestrator:
         # it may have ended already; then nobody will find its number with this start
         started = read(child.pid)
         # a look in the very moment of its start sees no environment yet: its name alone would not do
-        self._known[deployment.job] = _Known(child=child, seen={started.identity} if started else set())
+        self._known[deployment.job] = _Known(child=child, kills=kills, seen={started.identity} if started else set())
         return _handle(started) | {"pid": child.pid}
 
     def status(self, job: str, handle: Handle) -> Status:
@@ -140,6 +145,10 @@ class LocalOrchestrator:
             code = known.child.poll()
             if code is None:
                 return Status(phase=Phase.RUNNING)
+            if code == _KILLED:  # by whom, the kernel's count may tell
+                now = self._kills()
+                since = None if now is None or known.kills is None else max(0, now - known.kills)
+                return Status(phase=Phase.ENDED, exit_code=code, memory_kills=since)
             return Status(phase=Phase.ENDED, exit_code=code, reason=_reason(code))
         found = read(int(handle.get("pid") or 0))
         if found is not None and found.job == job and found.start == handle.get("start"):
@@ -276,6 +285,4 @@ def _tail(path: Path) -> bytes:
 
 
 def _reason(code: int) -> str:
-    if code == _KILLED:
-        return "it was killed, most likely for its memory"
     return f"it was ended by signal {code - 128}" if code > 128 else f"it ended with exit code {code}"  # noqa: PLR2004

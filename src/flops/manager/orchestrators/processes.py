@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops_wire.manager import JOB_ID
@@ -67,6 +68,25 @@ def scan() -> list[Process]:
     """All that run now; some 50 us of processor time for each."""
     found = (read(int(name)) for name in os.listdir(PROC) if name.isdecimal())  # noqa: PTH208 - thousands of names
     return [one for one in found if one is not None]
+
+
+def memory_kills(proc: Path = Path(PROC), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """How many processes the kernel has killed so far for lack of memory: in our own cgroup (v2), which is our children's too,
+    else on the whole machine; None where it tells neither. It counts before it kills.
+    """
+    own = next((line[3:] for line in _lines(proc / "self/cgroup") if line.startswith("0::")), "/")
+    for line in _lines(cgroups / own.lstrip("/") / "memory.events") + _lines(proc / "vmstat"):
+        name, _, count = line.partition(" ")
+        if name == "oom_kill":
+            return int(count)
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def _stat(pid: int) -> tuple[int, int] | None:
