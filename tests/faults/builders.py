@@ -77,11 +77,11 @@ def in_stage(world, stage):
         return seen, world.audit(number)
 
 
-def after_tagging(world, moved):
+def after_tagging(world, moved, revision=None, **more):
     """A project whose builder is killed when so many of its four tags have moved (each actor's exact one first)."""
-    revision = world.commit()
+    revision = revision or world.commit()
     world.gate.close(is_tag, after=moved)
-    number = world.begin(revision)
+    number = world.begin(revision, **more)
     with world.service.watch(number) as watch:
         world.gate.wait()
         pid = watch.builder()
@@ -89,3 +89,11 @@ def after_tagging(world, moved):
         assert kill(pid)
         world.gate.drop()
         return world.audit(number)
+
+
+def forced(world, moved):
+    """The same of a forced project, where other images of its commit and recipe stand: their digests, and the project."""
+    revision = world.commit()
+    assert world.audit(world.begin(revision))["state"] == "images_ready"
+    before = {actor: world.put_older(actor, revision) for actor in ("learner", "aggregator")}
+    return before, after_tagging(world, moved, revision, force=True)

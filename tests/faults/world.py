@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import ssl
@@ -113,6 +114,21 @@ class World:
                 platforms.add(f"{entry['platform']['os']}/{entry['platform']['architecture']}")
             return digest, platforms
 
+    def put_older(self, actor, revision):
+        """Other images under all tags of a commit, as an earlier build of the same recipe would have left; their digest."""
+        with httpx.Client(base_url=f"{self.registry}/v2/{IMAGES}/{actor}", trust_env=False) as client:
+            document, _ = _manifest(client, revision, INDEX)
+            for entry in document["manifests"]:
+                manifest, _ = _manifest(client, entry["digest"], MANIFEST)
+                manifest["annotations"]["older"] = "yes"
+                content = json.dumps(manifest).encode()
+                entry |= {"digest": "sha256:" + hashlib.sha256(content).hexdigest(), "size": len(content)}
+                _put_manifest(client, entry["digest"], MANIFEST, content)
+            content = json.dumps(document).encode()
+            for tag in self.tags(actor, revision):
+                _put_manifest(client, tag, INDEX, content)
+            return "sha256:" + hashlib.sha256(content).hexdigest()
+
     # --- what must be true ---
     def audit(self, number, *, shared=False):
         """The project at its end: one outcome, nothing left of builders, tags whole or not there; the project.
@@ -142,6 +158,7 @@ class World:
             digest, platforms = wholes[actor, image["reference"].rpartition(":")[2]]
             assert digest == image["digest"]
             assert set(project["platforms"]) == set(image["platforms"]) <= platforms
+            assert wholes[actor, revision][0] == digest, "COMMIT names them too"
 
 
 def skip_without_parts(project):
@@ -165,6 +182,11 @@ def _manifest(client, reference, kind):
     digest = "sha256:" + hashlib.sha256(answer.content).hexdigest()
     assert answer.headers["docker-content-digest"] == digest
     return answer.json(), digest
+
+
+def _put_manifest(client, reference, kind, content):
+    answer = client.put(f"/manifests/{reference}", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == 201, answer.text
 
 
 @contextlib.contextmanager

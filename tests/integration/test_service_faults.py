@@ -32,6 +32,18 @@ def test_after_the_leave_to_tag_the_registry_decides(world, moved, state):
         assert project["error"]["code"] in ("BUILDER_LOST", "OOM_KILLED")
 
 
+@pytest.mark.parametrize(("moved", "state"), [(0, "failed"), (2, "images_ready")])
+def test_images_that_stood_before_prove_nothing_for_a_forced_project(world, moved, state):
+    before, project = builders.forced(world, moved)
+    assert (project["state"], project["attempt"]) == (state, 1)
+    tags = {
+        (actor, tag): world.whole(actor, tag)[0] for actor in before for tag in world.tags(actor, project["commit"])
+    }
+    assert len(tags) == 4
+    stands = [digest == before[actor] for (actor, _), digest in tags.items()]
+    assert stands == [state == "failed"] * 4, "all of the one or all of the other"
+
+
 @pytest.mark.parametrize("moment", ["accepted", "building", "tagging"])
 def test_a_manager_that_is_killed_goes_on_with_the_builder_that_it_had(world, moment):
     project = scenarios.manager_killed(world, moment)

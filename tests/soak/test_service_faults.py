@@ -45,6 +45,10 @@ def test_a_builder_killed_in_every_stage(world):
         project = builders.after_tagging(world, moved)
         kills[f"{moved} tags moved"] += 1
         assert project["state"] == ("failed" if moved < 2 else "images_ready")
+    for moved in range(4):
+        _, project = builders.forced(world, moved)
+        kills[f"{moved} tags moved by force"] += 1
+        assert project["state"] == ("failed" if moved < 2 else "images_ready")
     print(dict(kills))  # noqa: T201 - what `make soak` is for
     assert all(kills[stage] for stage in builders.STAGES)
 

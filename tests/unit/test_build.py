@@ -495,7 +495,6 @@ def test_the_callers_leave_is_asked_before_names_move(world, settings, repositor
     assert Layout(place.root).references() == {}
 
 
-# --- reuse through the registry ---------------------------------------------------------------------------------------
 @pytest.fixture
 def server(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
@@ -504,6 +503,54 @@ def server(tmp_path):
             yield running
 
 
+class Refusing(httpx.BaseTransport):
+    """A registry that takes no tag, or that is ended (Cancelled) at the request for one."""
+
+    def __init__(self, tag, error=None):
+        self.inner, self.tag, self.error = httpx.HTTPTransport(), tag, error
+        self.refused = 0
+
+    def handle_request(self, request):
+        if request.method == "PUT" and request.url.path.endswith(f"/manifests/{self.tag}"):
+            self.refused += 1
+            if self.error is not None:
+                raise self.error
+            return httpx.Response(403)
+        return self.inner.handle_request(request)
+
+    def close(self):
+        self.inner.close()
+
+
+def test_the_next_build_moves_the_tag_that_an_ended_one_did_not(world, settings, repository, server):
+    """With its caller's leave, and a registry that refuses costs a warning."""
+    words = ["git", "rev-parse", "HEAD"]
+    revision = subprocess.run(
+        words, cwd=repository, check=True, timeout=60, capture_output=True, text=True
+    ).stdout.strip()
+    transport = Refusing(revision, Cancelled("ended"))
+    with RegistryClient(server.registry, transport=transport) as client, pytest.raises(Cancelled):
+        build(request(repository), RegistryTarget(client), settings=settings)
+    transport = Refusing(revision)
+    with RegistryClient(server.registry, transport=transport) as client:
+        told = Told()
+        result = build(request(repository), RegistryTarget(client), settings=settings, reporter=told)
+        assert (result.python, transport.refused) == (None, 1)
+        ((stage, message),) = told.warnings
+        assert stage is Stage.PUSH
+        assert revision[:12] in message
+    asked = []
+    with RegistryClient(server.registry) as client:
+        for _ in range(2):
+            result = build(request(repository), RegistryTarget(client), settings=settings, before_tags=asked.append)
+            assert result.python is None
+            for actor in Actor:
+                found = client.get_manifest(f"local/digits/{actor.value}", revision)
+                assert found.digest == result.images[actor].digest
+    assert [move.tags for move in asked] == [(revision,)]
+
+
+# --- reuse through the registry ---------------------------------------------------------------------------------------
 def elsewhere(tmp_path, name, **more):
     """The settings of another machine: an empty cache."""
     return Settings(cache_dir=tmp_path / name / "cache", data_dir=tmp_path / name / "data", workers=2, **more)

@@ -93,7 +93,7 @@ def registry(server):
     return Registry.parse(f"{server.registry.host}/t{os.urandom(6).hex()}")
 
 
-def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor)):
+def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor), tags=None):
     """What a builder puts there for this commit."""
     identity = compose.Identity(
         source=source,
@@ -123,7 +123,7 @@ def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor)
                 images=images,
                 annotations=lambda actor, locks: compose.index_annotations(identity, actor, locks),
                 locks=dict.fromkeys(platforms, "sha256:" + "1" * 64),
-                tags=naming.tags(request(recipe), COMMIT),
+                tags=tags or naming.tags(request(recipe), COMMIT),
                 store=store,
             )
         )
@@ -174,6 +174,40 @@ def test_everything_must_match(registry, tmp_path):
     assert lookup.standing(SourceLookup().judge(URL, subdir="a"), COMMIT, recipe, (AMD64,)) is None
 
 
+def commits(registry):
+    """Digests under COMMIT and under the exact tag, by actor."""
+    with RegistryClient(registry) as client:
+        found = {}
+        for actor in Actor:
+            name = registry.repository("acme/digits", actor.value)
+            tags = [client.get_manifest(name, tag) for tag in naming.tags(request(Recipe()), COMMIT)]
+            found[actor] = [one.digest if one else None for one in tags]
+        return found
+
+
+def test_commit_follows_images_that_stand(registry, tmp_path):
+    place, lookup = SourceLookup().judge(URL), ImageLookup(registry=registry)
+    assert not lookup.move_commit(place, COMMIT, Recipe(), (AMD64,)), "nothing stands"
+    publish(registry, BlobStore(tmp_path), Recipe(), AMD64, tags=naming.tags(request(Recipe()), COMMIT)[1:])
+    assert not lookup.move_commit(place, COMMIT, Recipe(), (AMD64, ARM64)), "this does not stand"
+    assert all(commit is None for commit, _ in commits(registry).values())
+    assert lookup.move_commit(place, COMMIT, Recipe(), (AMD64,))
+    assert all(commit == exact for commit, exact in commits(registry).values())
+    assert not lookup.move_commit(place, COMMIT, Recipe(), (AMD64,))
+
+
+def test_commit_of_another_recipe_stays_without_force(registry, tmp_path):
+    place, lookup, store = SourceLookup().judge(URL), ImageLookup(registry=registry), BlobStore(tmp_path)
+    other = Recipe(compression=Compression.ZSTD)
+    publish(registry, store, other, AMD64)
+    publish(registry, store, Recipe(), AMD64, tags=naming.tags(request(Recipe()), COMMIT)[1:])
+    before = commits(registry)
+    assert not lookup.move_commit(place, COMMIT, Recipe(), (AMD64,))
+    assert commits(registry) == before
+    assert lookup.move_commit(place, COMMIT, Recipe(), (AMD64,), force=True)
+    assert all(commit == exact for commit, exact in commits(registry).values())
+
+
 def test_one_actor_alone_is_no_proof(registry, tmp_path):
     publish(registry, BlobStore(tmp_path), Recipe(), AMD64, actors=(Actor.LEARNER,))
     assert ImageLookup(registry=registry).standing(SourceLookup().judge(URL), COMMIT, Recipe(), (AMD64,)) is None
@@ -182,6 +216,7 @@ def test_one_actor_alone_is_no_proof(registry, tmp_path):
 def test_a_directory_proves_nothing(registry, tmp_path):
     place = SourceLookup(allow_local=True).judge(str(tmp_path))
     assert ImageLookup(registry=registry).standing(place, COMMIT, Recipe(), (AMD64,)) is None
+    assert not ImageLookup(registry=registry).move_commit(place, COMMIT, Recipe(), (AMD64,))
 
 
 def test_a_registry_that_is_not_there_is_told():

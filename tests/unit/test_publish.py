@@ -87,6 +87,7 @@ def identity(recipe):
 def delivery(store, *platforms, recipe=None, tags=None, content=b"", **more):
     """Both actors' images for these platforms: a layer that all share, one a platform, one an actor."""
     recipe = recipe or Recipe()
+    locks = more.get("locks", LOCKS)
     images = {}
     for actor in Actor:
         made = []
@@ -94,7 +95,7 @@ def delivery(store, *platforms, recipe=None, tags=None, content=b"", **more):
             layers = [
                 layer(store, text) for text in (b"shared" + content, str(platform).encode(), actor.value.encode())
             ]
-            labels = identity(recipe).labels(actor, LOCKS[platform])
+            labels = identity(recipe).labels(actor, locks[platform])
             config = ImageConfig(platform=platform, created=identity(recipe).time, labels=labels)
             made.append(compose_layers(config, layers, {**labels, UNPACKED: "4608"}))
         images[actor] = tuple(made)
@@ -102,7 +103,7 @@ def delivery(store, *platforms, recipe=None, tags=None, content=b"", **more):
         "repository": REPOSITORY,
         "images": images,
         "annotations": partial(index_annotations, identity(recipe)),
-        "locks": {platform: LOCKS[platform] for platform in platforms},
+        "locks": {platform: locks[platform] for platform in platforms},
         "tags": tags or (COMMIT, f"{COMMIT}-{recipe.short}"),
         "store": store,
     }
@@ -417,6 +418,24 @@ def test_what_does_not_match_does_not_stand(target, store, changed):
     assert naming.standing(one, one, target()) == {}
 
 
+def test_one_actors_new_image_beside_the_others_old_one_does_not_stand(target, store):
+    """A builder was killed between their exact tags; for a platform that both have from one build, they stand."""
+    one, both = Wanted(), Wanted(platforms=(AMD64, ARM64))
+    exact = naming.tags(one, COMMIT)[1]
+    target().publish(delivery(store, AMD64, ARM64))
+    locked = {AMD64: "sha256:" + "7" * 64}
+    later = target().publish(delivery(store, AMD64, tags=("later",), locks=locked))
+    target().name(REPOSITORY, Actor.LEARNER, later[Actor.LEARNER].digest, exact)
+    assert naming.standing(one, one, target()) == {}
+    assert naming.standing(both, both, target()) == {}
+    gained = target().publish(
+        delivery(store, AMD64, ARM64, tags=("gained",), locks=LOCKS | {ARM64: "sha256:" + "8" * 64})
+    )
+    target().name(REPOSITORY, Actor.LEARNER, gained[Actor.LEARNER].digest, exact)
+    assert naming.standing(one, one, target())
+    assert naming.standing(both, both, target()) == {}
+
+
 def test_another_recipe_does_not_move_the_commits_tag_without_force(target, store):
     target().publish(delivery(store, AMD64))
     other = Recipe(compression=Compression.ZSTD)
@@ -430,6 +449,99 @@ def test_another_recipe_does_not_move_the_commits_tag_without_force(target, stor
     assert naming.free_tags(forced, forced, target(), told) == (COMMIT, f"{COMMIT}-{other.short}")
     same = Wanted()
     assert naming.free_tags(same, same, target(), told) == (COMMIT, f"{COMMIT}-{same.recipe.short}")
+
+
+def tagged(place, tag):
+    """What both actors' tags stand for, by digest."""
+    found = {actor: place.existing(REPOSITORY, actor, tag) for actor in Actor}
+    return {actor: one.digest if one else None for actor, one in found.items()}
+
+
+def moved(place, one, **options):
+    return naming.move_commit(one, one, place, naming.standing(one, one, place), **options)
+
+
+@pytest.mark.parametrize("before", ["nothing", "one platform", "one actor"])
+def test_commit_is_moved_to_what_stands_where_its_builder_was_ended_before(target, store, before):
+    one = Wanted(platforms=(AMD64, ARM64))
+    if before == "one platform":
+        target().publish(delivery(store, AMD64))
+    exact = delivery(store, AMD64, ARM64, tags=naming.tags(one, COMMIT)[1:])
+    published = target().publish(exact)
+    if before == "one actor":
+        target().name(REPOSITORY, Actor.LEARNER, published[Actor.LEARNER].digest, COMMIT)
+    asked = []
+    place = target()
+    assert moved(place, one, before_tags=lambda move: asked.append((move.to_json(), tagged(place, COMMIT))))
+    digests = {actor: whole.digest for actor, whole in published.items()}
+    assert tagged(place, COMMIT) == digests
+    ((move, before_it),) = asked
+    assert before_it != digests, "the leave comes first"
+    assert move["tags"] == [COMMIT]
+    assert {actor: image["digest"] for actor, image in move["images"].items()} == {
+        actor.value: digest for actor, digest in digests.items()
+    }
+    assert set(move["images"]["learner"]["platforms"]) == {"linux/amd64", "linux/arm64"}
+    assert not moved(place, one, before_tags=asked.append)
+    assert len(asked) == 1, "there is nothing left to do"
+
+
+def test_commit_of_another_recipe_is_moved_by_force_alone(target, store):
+    before = target().publish(delivery(store, AMD64))
+    recipe = Recipe(compression=Compression.ZSTD)
+    one = Wanted(recipe=recipe)
+    after = target().publish(delivery(store, AMD64, recipe=recipe, tags=naming.tags(one, COMMIT)[1:]))
+    assert not moved(target(), one)
+    assert tagged(target(), COMMIT) == {actor: whole.digest for actor, whole in before.items()}
+    assert moved(target(), Wanted(recipe=recipe, force=True))
+    assert tagged(target(), COMMIT) == {actor: whole.digest for actor, whole in after.items()}
+
+
+def test_commit_is_never_moved_half(target, store):
+    """One actor's holds another recipe's images, or one exact tag has gained a platform and not the other: then neither is."""
+    recipe = Recipe(compression=Compression.ZSTD)
+    one = Wanted(recipe=recipe)
+    theirs = target().publish(delivery(store, AMD64, tags=("other",)))
+    target().name(REPOSITORY, Actor.AGGREGATOR, theirs[Actor.AGGREGATOR].digest, COMMIT)
+    exact = naming.tags(one, COMMIT)[1]
+    target().publish(delivery(store, AMD64, recipe=recipe, tags=(exact,)))
+    assert not moved(target(), one)
+    assert tagged(target(), COMMIT)[Actor.LEARNER] is None
+
+    one = Wanted()
+    exact = naming.tags(one, COMMIT)[1]
+    first = target().publish(delivery(store, AMD64))
+    second = target().publish(delivery(store, AMD64, ARM64, tags=("later",)))
+    target().name(REPOSITORY, Actor.LEARNER, second[Actor.LEARNER].digest, exact)
+    assert naming.standing(one, one, target())
+    assert not moved(target(), one)
+    assert tagged(target(), COMMIT) == {actor: whole.digest for actor, whole in first.items()}
+
+
+def test_commit_keeps_a_platform_that_the_exact_tag_lacks(target, store):
+    target().publish(delivery(store, AMD64, ARM64, tags=(COMMIT,)))
+    before = tagged(target(), COMMIT)
+    one = Wanted()
+    target().publish(delivery(store, AMD64, tags=naming.tags(one, COMMIT)[1:]))
+    assert not moved(target(), one)
+    assert tagged(target(), COMMIT) == before
+
+
+def test_a_platform_that_is_named_while_commit_is_moved_is_not_lost(client, store):
+    """What is moved was read before: it is read again after."""
+    one = Wanted()
+    exact = naming.tags(one, COMMIT)[1]
+    RegistryTarget(client).publish(delivery(store, AMD64, tags=(exact,)))
+    place = RegistryTarget(client)
+
+    def meanwhile(_move):
+        with RegistryClient(client.registry) as other:
+            RegistryTarget(other).publish(delivery(store, ARM64))
+
+    assert moved(place, one, before_tags=meanwhile)
+    for actor in Actor:
+        assert set(place.existing(REPOSITORY, actor, COMMIT).manifests) == {AMD64, ARM64}
+    assert tagged(place, COMMIT) == tagged(place, exact)
 
 
 def test_lock_names_agree():

@@ -45,7 +45,7 @@ from flops.builder.result import PythonUsed, Result, actor_images, existing_imag
 from flops.builder.wheels.provides import Provides
 from flops.builder.wheels.wheel_cache import WheelCache
 from flops.builder.wheels.wheel_layer import WheelLayer
-from flops.errors import InternalError, RecordUnusable
+from flops.errors import DiskFull, InternalError, OutputError, RecordUnusable, RegistryError
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Silent, Stage
 
@@ -118,6 +118,11 @@ def _build(
         if standing:
             if key is not None:
                 sign_standing(target, seen.checkout.repository, standing, key)
+            try:
+                naming.move_commit(request, seen.checkout, target, standing, before_tags=before_tags)
+            except (RegistryError, OutputError, DiskFull) as error:
+                commit = seen.checkout.commit[:12]
+                reporter.warning(Stage.PUSH, f"the tag {commit}... can't be moved to the images that stand: {error}")
             return job.reused(seen, standing, target)
         allowed.result()
         assembly = stack.enter_context(Assembly(job.workshop(target, seen)))

@@ -1,4 +1,4 @@
-"""The two questions that a manager asks of the builder's world: which commit is meant, and which images stand already.
+"""What a manager asks of the builder's world: which commit is meant, and which images stand already; and the one tag that it moves.
 
 Nothing else of this room is known to the manager, which starts `flops job` for everything further.
 """
@@ -97,6 +97,11 @@ class _Standing:
     commit: str
     repository: str
 
+    @classmethod
+    def of(cls, place: Place, commit: str) -> _Standing | None:
+        """None for a directory."""
+        return cls(source=place.text, commit=commit, repository=place.repository) if place.repository else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLookup:
@@ -119,9 +124,9 @@ class ImageLookup:
         """What `flops build --json` would print for images that are there: both actors', with this source, commit, recipe
         and all platforms under COMMIT-RECIPE12; else None. RegistryError and its kinds.
         """
-        if place.repository is None:
+        subject = _Standing.of(place, commit)
+        if subject is None:
             return None
-        subject = _Standing(source=place.text, commit=commit, repository=place.repository)
         request = Request(source=place.source, platforms=platforms, recipe=recipe)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)
@@ -131,6 +136,28 @@ class ImageLookup:
             tag = naming.tags(request, commit)[1]
             images = existing_images(found, platforms, lambda actor: target.reference(subject.repository, actor, tag))
             return Result.of_existing(images, subject.source, commit, recipe.digest, target.registry).to_json()
+
+    def move_commit(
+        self,
+        place: Place,
+        commit: str,
+        recipe: Recipe,
+        platforms: tuple[Platform, ...],
+        credential: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
+    ) -> bool:
+        """Move COMMIT to images that stand, where their builder was ended before it did; whether it was to be moved.
+
+        With `force`, also from another recipe's images. RegistryError and its kinds.
+        """
+        subject = _Standing.of(place, commit)
+        if subject is None:
+            return False
+        request = Request(source=place.source, platforms=platforms, recipe=recipe, force=force)
+        with self._client(credential) as client:
+            target = RegistryTarget(client, pull_name=self.pull_name)
+            return naming.move_commit(request, subject, target, naming.standing(request, subject, target))
 
     def ping(self) -> None:
         """See that the registry answers; RegistryError and its kinds."""

@@ -30,3 +30,15 @@ class Images(Protocol):
         credential: Mapping[str, str] | None = None,
     ) -> dict[str, Any] | None:
         """The result that a build would tell, where all its images are there. RegistryError and its kinds."""
+
+    def move_commit(
+        self,
+        place: Place,
+        commit: str,
+        recipe: Recipe,
+        platforms: tuple[Platform, ...],
+        credential: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
+    ) -> bool:
+        """Move COMMIT to images that stand, where their builder was ended before it did. RegistryError and its kinds."""

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from flops.errors import DiskFull, FlopsError, OrchestratorUnreachable, StoreError
 from flops.manager import jobs
 from flops.manager import project as projects
-from flops.manager.decision import Verdict, decide, is_over, proves
+from flops.manager.decision import Verdict, decide, is_over
 from flops.manager.project import BuilderState, State
-from flops.manager.sla import recipe_of
-from flops.platforms import Platform
+from flops.manager.standing import StandingImages
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -59,7 +58,7 @@ class Steps:
         self._ledger = ledger
         self._orchestrator = orchestrator
         self._sources = sources
-        self._images = images
+        self._images = StandingImages(images, settings)
         self._settings = settings
         self._tokens: dict[str, str] = {}  # of builders that are being deployed, by job
 
@@ -76,7 +75,7 @@ class Steps:
                 if (current := _unmoved(entry, project)) is not None:
                     entry.fail(current, error, stage="queue")
             return Next.NOW
-        result = None if project.force or self._is_led(project) else self._standing(project, place)
+        result = None if project.force or self._is_led(project) else self._images.found(project, place)
         with self._ledger.entry() as entry:
             current = _unmoved(entry, project)
             if current is None:
@@ -185,20 +184,6 @@ class Steps:
             leader = tables.leader(project)
         return leader is not None and not leader.state.ended  # else its images stand, or it is no longer of use
 
-    def _standing(self, project: Project, place: Place) -> dict[str, Any] | None:
-        try:
-            return self._ask_registry(project, place)
-        except FlopsError as error:  # whether it is needed at all, the builder will find out
-            _log.warning("the registry was not asked: %s", error, extra=_about(project))
-            return None
-
-    def _ask_registry(self, project: Project, place: Place) -> dict[str, Any] | None:
-        if project.commit is None:
-            return None
-        platforms = Platform.parse_list(project.platforms)
-        login = jobs.registry_login(project, self._settings)
-        return self._images.standing(place, project.commit, recipe_of(project.sla), platforms, login)
-
     def _attempt(self, project: Project) -> Attempt:
         with self._ledger.store.read() as tables:
             found = tables.attempt(project.id, project.attempt)
@@ -227,7 +212,8 @@ class Steps:
         result = None
         if decision.verdict is Verdict.PROVE:
             try:
-                result = self._proof(project)
+                place = self._sources.judge(project.repository, ref=project.ref, subdir=project.subdir)
+                result = self._images.proof(project, place, self._attempt(project))
             except FlopsError as error:
                 _log.warning(
                     "the registry can't be asked for a lost builder's images: %s", error, extra=_about(project)
@@ -249,15 +235,6 @@ class Steps:
             elif decision.verdict is Verdict.RUNNING:
                 entry.runs(current)
         return Next.NOW
-
-    def _proof(self, project: Project) -> dict[str, Any] | None:
-        """What its lost builder made, where all of it stands under both exact tags."""
-        place = self._sources.judge(project.repository, ref=project.ref, subdir=project.subdir)
-        result = self._ask_registry(project, place)
-        if result is not None and not proves(result, self._attempt(project).move):
-            _log.warning("the registry holds other images than the lost builder's", extra=_about(project))
-            return None
-        return result
 
     def _keep_logs(self, attempt: Attempt, handle: Handle | None) -> None:
         try:

@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from flops.builder.images import compose
 from flops.builder.images.actors import Actor
+from flops.builder.publishing.delivery import Move, Named
 from flops.progress import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from flops.builder.publishing.delivery import Existing
     from flops.builder.publishing.publish import Target
     from flops.builder.repository.checkout import Checkout
     from flops.builder.request import Request
     from flops.progress import Reporter
+
+#: Times that COMMIT is moved, where somebody else moves the exact tag meanwhile.
+ROUNDS = 4
 
 
 class Subject(Protocol):
@@ -35,7 +41,10 @@ def tags(request: Request, commit: str) -> tuple[str, str]:
 
 
 def standing(request: Request, files: Subject, target: Target) -> dict[Actor, Existing]:
-    """Both actors' images as they stand, if they match: same source, commit, recipe, and all requested platforms."""
+    """Both actors' images as they stand, if they match: same source, commit, recipe, and all requested platforms.
+
+    For each platform both have one lock: a builder that was killed between the two may have left one of its own beside an older one.
+    """
     wanted = {
         compose.SOURCE: files.source,
         compose.REVISION: files.commit,
@@ -49,7 +58,8 @@ def standing(request: Request, files: Subject, target: Target) -> dict[Actor, Ex
         if not set(request.platforms) <= one.summaries.keys():
             return {}
         found[actor] = one
-    return found
+    locks = {platform: {one.locks[platform] for one in found.values()} for platform in request.platforms}
+    return found if all(len(of_platform) == 1 for of_platform in locks.values()) else {}
 
 
 def free_tags(request: Request, files: Checkout, target: Target, reporter: Reporter) -> tuple[str, ...]:
@@ -67,3 +77,52 @@ def free_tags(request: Request, files: Checkout, target: Target, reporter: Repor
             )
             return both[1:]
     return both
+
+
+def move_commit(
+    request: Request,
+    files: Subject,
+    target: Target,
+    found: Mapping[Actor, Existing],
+    *,
+    before_tags: Callable[[Move], None] = lambda _move: None,
+) -> bool:
+    """Move COMMIT to images that stand, where whoever made them was ended before he did; whether it was to be moved.
+
+    `found` is what `standing` gave; `before_tags` is called before the first name moves. The rule is that of `free_tags`.
+    """
+    commit, _ = tags(request, files.commit)
+    moved = False
+    for _ in range(ROUNDS):
+        if not found or not _is_behind(request, files, target, found):
+            break
+        if not moved:
+            before_tags(Move(tags=(commit,), images={actor: _named(request, one) for actor, one in found.items()}))
+        for actor, one in found.items():
+            target.name(files.repository, actor, one.digest, commit)
+        moved = True
+        found = standing(request, files, target)  # the exact tags may have gained a platform before COMMIT was written
+    return moved
+
+
+def _is_behind(request: Request, files: Subject, target: Target, found: Mapping[Actor, Existing]) -> bool:
+    """Whether COMMIT may name these images, both actors', and does not."""
+    if len({one.annotations.get(compose.LOCK) for one in found.values()}) != 1:
+        return False  # the exact tags were moved half: these are no build's images
+    commit, _ = tags(request, files.commit)
+    stands = {actor: target.existing(files.repository, actor, commit) for actor in found}
+    for actor, one in stands.items():
+        if one is None:
+            continue
+        if one.annotations.get(compose.RECIPE) != request.recipe.digest:
+            if not request.force:
+                return False
+        elif not one.manifests.keys() <= found[actor].manifests.keys():
+            return False  # it would lose a platform
+    return any(one is None or one.digest != found[actor].digest for actor, one in stands.items())
+
+
+def _named(request: Request, one: Existing) -> Named:
+    return Named(
+        digest=one.digest, platforms={platform: one.summaries[platform].digest for platform in request.platforms}
+    )

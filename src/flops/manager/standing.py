@@ -1,0 +1,71 @@
+"""What the registry holds for a project: images that were there already, and what a lost builder made."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from flops.errors import FlopsError
+from flops.manager import jobs
+from flops.manager.decision import proves
+from flops.manager.sla import recipe_of
+from flops.platforms import Platform
+
+if TYPE_CHECKING:
+    from flops.builder.lookup import Place
+    from flops.manager.lookups import Images
+    from flops.manager.project import Attempt, Project
+    from flops.manager.settings import ManagerSettings
+
+_log = logging.getLogger("flops.manager")
+
+
+class StandingImages:
+    """Asks with the project's own login. The one thing that it writes is COMMIT, to images that stand."""
+
+    def __init__(self, images: Images, settings: ManagerSettings) -> None:
+        self._images = images
+        self._settings = settings
+
+    def found(self, project: Project, place: Place) -> dict[str, Any] | None:
+        """Images that a build would take. A registry that does not answer is no reason not to build: the builder will find out."""
+        try:
+            result = self._ask(project, place)
+        except FlopsError as error:
+            _log.warning("the registry was not asked: %s", error, extra=_about(project))
+            return None
+        if result is not None:
+            self._move_commit(project, place, force=False)
+        return result
+
+    def proof(self, project: Project, place: Place, attempt: Attempt) -> dict[str, Any] | None:
+        """What this attempt made, where all of it stands under both exact tags; RegistryError and its kinds."""
+        result = self._ask(project, place)
+        if result is None:
+            return None
+        if not proves(result, attempt.move):
+            _log.warning("the registry holds other images than the lost builder's", extra=_about(project))
+            return None
+        self._move_commit(project, place, force=project.force and attempt.move is not None)
+        return result
+
+    def _ask(self, project: Project, place: Place) -> dict[str, Any] | None:
+        if project.commit is None:
+            return None
+        return self._images.standing(place, project.commit, *self._wanted(project))
+
+    def _move_commit(self, project: Project, place: Place, *, force: bool) -> None:
+        """A builder that was killed may have moved the exact tags alone."""
+        try:
+            if self._images.move_commit(place, project.commit or "", *self._wanted(project), force=force):
+                _log.info("COMMIT was moved to images that stand", extra=_about(project))
+        except FlopsError as error:  # whoever finds them next tries again
+            _log.warning("COMMIT can't be moved to images that stand: %s", error, extra=_about(project))
+
+    def _wanted(self, project: Project) -> tuple[Any, ...]:
+        platforms = Platform.parse_list(project.platforms)
+        return recipe_of(project.sla), platforms, jobs.registry_login(project, self._settings)
+
+
+def _about(project: Project) -> dict[str, Any]:
+    return {"project": project.id, "attempt": project.attempt}
