@@ -16,6 +16,9 @@ from tests.unit.test_publish import AMD64, ARM64, COMMIT, REPOSITORY, client, de
 from flops.builder.images.actors import Actor
 from flops.builder.images.compose import index_annotations
 from flops.builder.publishing.publish import RegistryTarget
+from flops.builder.records import LOCKS, PLATFORMS, Part, Record
+from flops.builder.records.attach import Attachments
+from flops.oci.artifacts import parse_artifact
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_index
 from flops.recipe import Recipe
@@ -203,3 +206,29 @@ def test_one_alone_reads_and_writes_as_often_as_it_must(client, store):
     read = ["GET exact", "GET COMMIT"]
     assert alone == [*read, *read, "PUT exact", *read, "PUT COMMIT", *read]
     assert len(alone) == STEPS
+
+
+def recorded(*platforms):
+    """A record of what these platforms are made of."""
+    parts = [
+        Part(title=f"{one}.toml", data=f"# {one}".encode(), media_type="application/toml", platforms=(one,))
+        for one in platforms
+    ]
+    record = Record(artifact_type=LOCKS, parts=tuple(parts))
+    return Attachments(make=lambda _subjects: iter([record]), created="2026-01-01T00:00:00Z", refused=pytest.fail)
+
+
+@pytest.mark.parametrize("step", range(STEPS + 1))
+def test_records_of_both_lie_beside_what_stands_in_the_end(client, store, step):
+    one = delivery(store, AMD64, attachments=recorded(AMD64))
+    other = delivery(store, ARM64, attachments=recorded(ARM64))
+    together(client.registry, pause(step), {"a": one, "b": other})
+    check_whole(client, one, other)
+    for actor in Actor:
+        digest, _ = tagged(client, actor, EXACT)
+        name = client.registry.repository(REPOSITORY, actor.value)
+        told = set()
+        for referrer in client.referrers(name, digest, LOCKS):
+            blobs = parse_artifact(client.get_manifest(name, referrer.digest).document).blobs
+            told |= {blob.annotations[PLATFORMS] for blob in blobs}
+        assert told == {AMD64.value, ARM64.value}
