@@ -28,6 +28,7 @@ from flops.errors import (
     RefNotFound,
     RepositoryLimit,
     RepositoryLink,
+    SecretFound,
     SourceError,
     SubdirNotFound,
 )
@@ -445,6 +446,20 @@ def test_a_source_that_is_no_url_has_no_remote_commit(tmp_path):
 def writer(tmp_path):
     (tmp_path / "tree").mkdir()
     return TreeWriter(tmp_path / "tree", limits=Limits(), allow_secrets=())
+
+
+def test_secrets_are_told_with_a_setting_that_holds_for_all_of_them(writer, tmp_path):
+    for path in ("my keys/.env", "id_rsa"):
+        writer.file(path, [b"x"], size=1, executable=False)
+    with pytest.raises(SecretFound, match="2 likely secrets would") as caught:
+        writer.close()
+    assert caught.value.hint.endswith("set FLOPS_ALLOW_SECRETS='id_rsa,my keys/.env'")
+    assert caught.value.findings[1].hint == "remove it, or set FLOPS_ALLOW_SECRETS='my keys/.env'"
+    alone = TreeWriter(tmp_path / "other", limits=Limits(), allow_secrets=["id_rsa"])
+    alone.file("my keys/.env", [b"x"], size=1, executable=False)
+    with pytest.raises(SecretFound, match=r"^a likely secret would end up in the images: my keys/\.env$") as caught:
+        alone.close()
+    assert caught.value.hint == caught.value.findings[0].hint
 
 
 @pytest.mark.parametrize(

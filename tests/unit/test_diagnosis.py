@@ -44,7 +44,12 @@ def entry(specifier="", line=3):
         (None, "==1.0", PackageNotFound, "no package plain"),
         ([], "", VersionNotFound, "nothing was published under the name plain"),
         (["plain-1.0-py3-none-any.whl"], "==2.0", VersionNotFound, "plain 2.0 was never published"),
-        (["plain-1.0-py3-none-any.whl"], ">=2", VersionNotFound, "that >=2 allows was never published"),
+        (
+            ["plain-1.0-py3-none-any.whl"],
+            ">=2",
+            VersionNotFound,
+            "no version of plain that >=2 allows was ever published",
+        ),
         ([("plain-1.0-py3-none-any.whl", "", True)], "", Yanked, "withdrawn"),
         (["plain-1.0.tar.gz"], "==1.0", SdistOnly, "plain 1.0 was published as source only"),
         (["plain-1.0.zip", ("plain-1.0-py3-none-any.whl", "", True)], "", SdistOnly, "source only"),

@@ -287,6 +287,33 @@ def test_the_first_file_counts():
         requirements.read({"sub/requirements.txt": b"", "setup.py": b""})
 
 
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [("", False), ("\ufeff# none yet\r\n\r\n", False), ("-r more.txt", True), ("# x\nscipy", True), ("\0", True)],
+)
+def test_requirements_that_say_nothing_leave_the_word_to_pyproject(text, counts):
+    files = {"requirements.txt": text.encode(), "more.txt": b"scipy"}
+    project = {"pyproject.toml": b"[project]\nname = 'it'\ndependencies = ['numpy']"}
+    if text == "\0":
+        with pytest.raises(RequirementSyntax):
+            requirements.read(files | project)
+        return
+    found = requirements.read(files | project)
+    assert (found.path, entries(found)) == (
+        ("requirements.txt", ["scipy"]) if counts else ("pyproject.toml", ["numpy"])
+    )
+    assert requirements.read(files).path == "requirements.txt", "alone it counts: the code may need nothing"
+
+
+def test_one_line_that_is_wrong_is_told_as_one():
+    with pytest.raises(RequirementSyntax, match=r"^requirements.txt:2: this is not a requirement$"):
+        read("numpy\nscipy ==\n")
+    with pytest.raises(
+        RequirementSyntax, match=r"^requirements.txt holds 2 lines .*; the first is requirements.txt:1: "
+    ):
+        read("numpy ==\nscipy ==\n")
+
+
 def test_encodings():
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         assert entries(read("numpy==1.26.4\r\n".encode(encoding))) == ["numpy==1.26.4"]

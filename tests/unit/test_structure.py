@@ -55,6 +55,19 @@ def test_a_repository_that_keeps_the_contract(check):
     structure.require(found)
 
 
+def test_a_place_in_the_repository_is_named_as_a_shell_takes_it(check):
+    files = {f"my models/{name}": text for name, text in GOOD.items()}
+    found = check(files, good=False)
+    assert lines(found.findings) == ["data_manager.py DATA_MANAGER_MISSING", "model_manager.py MODEL_MANAGER_MISSING"]
+    assert all(finding.hint.endswith("use --subdir 'my models'") for finding in found.findings)
+
+
+def test_one_argument_is_told_as_one(check):
+    found = check({"model_manager.py": MODEL.replace("def fit_model(self)", "def fit_model(self, epochs)")})
+    (message,) = [finding.message for finding in found.findings]
+    assert message == "ModelManager.fit_model takes 1 argument beside self, and is called with 0"
+
+
 def test_all_findings_stand_in_the_error(check):
     found = check({"model_manager.py": "", "data_manager.py": "class DataManager: pass\n"})
     with pytest.raises(StructureError) as caught:

@@ -177,7 +177,8 @@ def _arguments(definition: Method, own: int, given: int) -> tuple[str, str] | No
     if least <= given and (given <= most or definition.star):
         return None
     takes = f"{least}" if least == most else f"{least} to {most}"
-    return "METHOD_ARGUMENTS", f"takes {takes} arguments beside self, and is called with {given}"
+    noun = "argument" if takes == "1" else "arguments"
+    return "METHOD_ARGUMENTS", f"takes {takes} {noun} beside self, and is called with {given}"
 
 
 def _check_init(found: Definition, lineage: _Lineage) -> list[Finding]:

@@ -17,6 +17,7 @@ module named as one of Python's), SYNTAX_UNUSED (a broken file that nothing impo
 from __future__ import annotations
 
 import posixpath
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -128,7 +129,7 @@ def _missing_file(contract: ContractClass, files: Sequence[RepositoryFile]) -> F
     hint = f"write {contract.file} with class {contract.name}({contract.template}):"
     if elsewhere:
         place = posixpath.dirname(min(elsewhere, key=lambda path: (path.count("/"), path)))
-        hint = f"it lies in {place}: move it to the root, or use --subdir {place}"
+        hint = f"it lies in {place}: move it to the root, or use --subdir {shlex.quote(place)}"
     message = f"{contract.file} is missing at the repository's root"
     return Finding(path=contract.file, line=0, code=contract.missing, message=message, hint=hint)
 

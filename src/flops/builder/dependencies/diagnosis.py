@@ -102,8 +102,9 @@ def _never(project: Project, entry: Requirement) -> str:
     if not project.versions:
         return f"nothing was published under the name {entry.name}"
     version = pinned(entry)
-    subject = f"{entry.name} {version}" if version else f"a version of {entry.name} that {entry.specifier} allows"
-    return f"{subject} was never published"
+    if version is None:
+        return f"no version of {entry.name} that {entry.specifier} allows was ever published"
+    return f"{entry.name} {version} was never published"
 
 
 def _near(project: Project, entry: Requirement) -> str:

@@ -223,8 +223,11 @@ class Reading:
         findings = sorted(set(self.problems))
         codes = {finding.code for finding in findings}
         first = findings[0]
+        told = f"{first.where}: {first.message}"
+        if len(findings) > 1:
+            told = f"{path} holds {len(findings)} lines that can't be used; the first is {told}"
         raise next(kind for kind in (RequirementForbidden, NeedsBuild, RequirementSyntax) if kind.code in codes)(
-            f"{path} holds {len(findings)} lines that can't be used; the first is {first.where}: {first.message}",
+            told,
             hint=first.hint,
             findings=findings,
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from flops.builder.formats.requirement import Reading
 
+FILE = "requirements.txt"
 #: Files that `-r` may lead through.
 FILES = 50
 #: One space, not all of them: a search for `\s+#` in a line of spaces takes the square of their number.
@@ -37,6 +38,11 @@ HINTS = {
     "--pre": "name the pre-release itself: NAME==VERSION",
     "--no-binary": "remove the line: only wheels are installed",
 }
+
+
+def speaks(data: bytes) -> bool:
+    """Whether a file holds more than blank lines and comments; what is none of our text is told by who reads it."""
+    return any(True for _ in _logical_lines(data.decode("utf-8-sig", "replace")))
 
 
 @dataclass(frozen=True, kw_only=True)

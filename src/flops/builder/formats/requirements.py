@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from flops.builder.formats import bounds, pep751, pyproject, python_env, uv_lock
+from flops.builder.formats import bounds, pep751, pyproject, python_env, requirement_lines, uv_lock
 from flops.builder.formats.environment import read_environment
 from flops.builder.formats.requirement import PythonRequest, Reading, Requirement
-from flops.builder.formats.requirement_lines import Lines
 from flops.errors import Adjustment, Finding, RequirementsMissing, UsageError
 from flops.platforms import Platform
 
@@ -56,7 +55,7 @@ FILES = (
     python_env.FILE,
     pep751.FILE,
     uv_lock.FILE,
-    "requirements.txt",
+    requirement_lines.FILE,
     pyproject.FILE,
 )
 #: Those that have groups to ask for.
@@ -96,6 +95,8 @@ def read(
     present = [
         name for name in FILES if name in files and (name != pyproject.FILE or pyproject.speaks(files[name], groups))
     ]
+    if requirement_lines.FILE in present[:-1] and not requirement_lines.speaks(files[requirement_lines.FILE]):
+        present.remove(requirement_lines.FILE)
     if not present:
         raise RequirementsMissing(
             f"the repository has no dependency file ({', '.join(FILES)})",
@@ -137,8 +138,8 @@ def _read(
             return uv_lock.read_uv_lock(path, files, groups, platforms, reading)
         case python_env.FILE:
             python_env.read_python_env(path, files[path], files, reading)
-        case "requirements.txt":
-            Lines(reading=reading, files=files).read_file(path, files[path])
+        case requirement_lines.FILE:
+            requirement_lines.Lines(reading=reading, files=files).read_file(path, files[path])
         case _:
             read_environment(path, files[path], files, reading)
     return False

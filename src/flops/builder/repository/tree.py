@@ -10,6 +10,7 @@ import errno
 import hashlib
 import posixpath
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from flops.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
 #: Files that the ML repository contract and the requirements read, which must be files of their own.
@@ -155,12 +156,7 @@ class TreeWriter:
                 hint="take code and dependency files out of Git LFS: git lfs untrack NAME, git add --renormalize NAME",
             )
         if self._secrets:
-            raise SecretFound(
-                f"{len(self._secrets)} likely secrets would end up in the images: "
-                + ", ".join(finding.path for finding in self._secrets[:5]),
-                hint="remove them from the repository, or name them in FLOPS_ALLOW_SECRETS where they are none",
-                findings=sorted(self._secrets),
-            )
+            raise _secret_found(sorted(self._secrets))
         for file in self._files:
             if file.link is not None:
                 place = self._destination / file.path
@@ -195,7 +191,7 @@ class TreeWriter:
                     line=0,
                     code="SECRET_FOUND",
                     message="looks like a secret",
-                    hint=f"remove it, or set FLOPS_ALLOW_SECRETS={path}",
+                    hint=f"remove it, or set FLOPS_ALLOW_SECRETS={shlex.quote(path)}",
                 )
             )
 
@@ -204,6 +200,22 @@ class TreeWriter:
         self._files.append(file)
         self._bytes += size
         return file
+
+
+def _secret_found(findings: Sequence[Finding]) -> SecretFound:
+    """One error for all of them: the setting takes their names together, and the last one that is set counts."""
+    first, *others = findings
+    if not others:
+        return SecretFound(
+            f"a likely secret would end up in the images: {first.path}", hint=first.hint, findings=findings
+        )
+    names = ",".join(finding.path for finding in findings)
+    return SecretFound(
+        f"{len(findings)} likely secrets would end up in the images: "
+        + ", ".join(finding.path for finding in findings[:5]),
+        hint=f"remove them from the repository, or, where they are none, set FLOPS_ALLOW_SECRETS={shlex.quote(names)}",
+        findings=findings,
+    )
 
 
 def check_path(path: str, *, depth: int) -> None:
