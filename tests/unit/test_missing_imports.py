@@ -130,6 +130,24 @@ def test_advice(module, roots, begins):
 
 
 @pytest.mark.parametrize(
+    ("module", "place"),
+    [
+        ("net", "src"),
+        ("pkg", "src"),
+        ("pkg.layers", "src"),
+        ("pkg.more.deep", "lib/inner"),
+        ("top", None),
+        ("pkg.absent", None),
+        ("layer", None),
+        ("data", None),
+    ],
+)
+def test_modules_that_lie_below_the_root_are_seen(module, place):
+    paths = ["top.py", "top/x.py", "src/net.py", "src/pkg/__init__.py", "src/pkg/layers/one.py", "old/src/net.py"]
+    assert imports.lies_in(module, [*paths, "lib/inner/pkg/more/deep.py", "src/data/x.csv"]) == place
+
+
+@pytest.mark.parametrize(
     ("module", "package"),
     [("some_thing.x", "some-thing"), ("_private", None), ("flwr.client", None), ("ünder", None)],
 )

@@ -217,6 +217,17 @@ def test_what_nobody_surely_provides_is_a_finding_and_never_added(index, setting
     assert all("ourtools" not in lock.versions and "sklearm" not in lock.versions for lock in report.locks.values())
 
 
+def test_a_module_of_the_repository_is_not_looked_for_on_the_index(index, settings, repository, tmp_path):
+    """In a `src/` layout: whoever published a package of that name is not to be proposed."""
+    index.add("helpers", "2.0")
+    request = repository("numpy\n", "import helpers.metrics")
+    (tmp_path / "digits/src/helpers").mkdir(parents=True)
+    (tmp_path / "digits/src/helpers/metrics.py").touch()
+    (found,) = [one for one in check(request, settings=settings).findings if one.code == "IMPORT_MISSING"]
+    assert found.where == "model_manager.py:1"
+    assert found.hint == "helpers lies in src: move it to the root, which alone is imported from"
+
+
 def test_a_package_of_the_name_without_the_module_is_not_proposed(index, settings, repository):
     index.add("thing", "1.0", modules=("another",))
     report = check(repository("numpy\n", "import numpy, thing"), settings=settings)

@@ -45,6 +45,7 @@ class Additions:
         self._path = seen.requirements.path
         self._fixed = seen.requirements.complete
         self._imports = seen.structure.imports
+        self._files = [file.path for file in seen.checkout.files if file.link is None]
         self._platforms = platforms
         self._policy = policy
         self._solve = solve
@@ -152,7 +153,10 @@ class Additions:
             wheels = [wheel for lock in chosen.resolution.locks.values() for wheel in lock.wheels]
             roots = roots.union(*self._provides.modules(wheels).values())
         hints = {one: self._advice(one, roots) for one in left}
-        unknown = [one for one in left if not imports.known().requirement(one.item.module)]
+        inside = {one: place for one in left if (place := imports.lies_in(one.item.module, self._files))}
+        for one, place in inside.items():
+            hints[one] = f"{one.item.name} lies in {place}: move it to the root, which alone is imported from"
+        unknown = [one for one in left if one not in inside and not imports.known().requirement(one.item.module)]
         for one in [one for one in unknown if imports.near(one.item.module, roots) is None][:TRIED]:
             if pin := self._same_name(chosen, one):
                 hints[one] = f"add {pin} if that is meant (its wheel has this module, and it locks), or {GUARD}"

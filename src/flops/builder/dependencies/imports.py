@@ -143,6 +143,17 @@ def advice(module: str, roots: Iterable[str]) -> str:
     return f"{guess}add the package that provides {name}, or guard the import with try/except ImportError"
 
 
+def lies_in(module: str, paths: Iterable[str]) -> str | None:
+    """The directory of the repository, below its root, that a dotted module lies in; the shallowest. None where there is none.
+
+    Only the root is imported from, so a `src/` layout is not found.
+    """
+    inner = module.replace(".", "/")
+    below = re.compile(rf"(?P<place>.+?)/{re.escape(inner)}(\.py|/.*\.py)")
+    found = {match["place"] for path in paths if (match := below.fullmatch(path))}
+    return min(found, key=lambda place: (place.count("/"), place), default=None)
+
+
 def same_name(module: str) -> str | None:
     """The name of the package that might provide a module; None where there can be none."""
     name = module.partition(".")[0]
