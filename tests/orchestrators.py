@@ -347,7 +347,7 @@ class World:
         """As the project's newest builder would."""
         deployment = self.orchestrator.job_of(project).deployment
         number = attempt or int(deployment.url.rpartition("/")[2])
-        return self.manager.post_events(project.id, number, token or deployment.token, list(events))
+        return self.manager.post_events(self.manager.admit(project.id, number, token or deployment.token), list(events))
 
     def kinds(self, project) -> list[tuple[str, str]]:
         return [(one["stage"], one["kind"]) for one in self.manager.events(project.id)]

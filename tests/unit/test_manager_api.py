@@ -262,6 +262,25 @@ class TestBuilders:
         assert web.post(_events(project), content=b" " * (BODY_LIMIT + 1), headers=headers).status_code == 413
         assert web.post(_events(project), content=b" " * BODY_LIMIT, headers=headers).status_code == 400
 
+    def test_who_may_not_is_refused_before_the_body_is_read(self, web, world):
+        project = started(world)
+
+        async def body():
+            pytest.fail("the body was read")
+            yield b""
+
+        for headers in ({}, {"Authorization": "Bearer x"}):
+            assert web.post(_events(project), content=body(), headers=headers).status_code == 401
+
+    def test_a_post_asks_the_database_once_before_it_writes(self, web, world, monkeypatch):
+        project = started(world)
+        asked, read = [], world.store.read
+        monkeypatch.setattr(world.store, "read", lambda: asked.append(1) or read())
+        for one in (event("check", "started", ""), event("check", "progress", "")):
+            assert web.post(_events(project), json=posting(one), headers=bearer(world, project)).status_code == 200
+            assert len(asked) == 1
+            asked.clear()
+
 
 class TestEveryAnswer:
     @pytest.mark.parametrize("path", [PROJECTS, "/healthz", "/nothing", "/docs", "/metrics", "/openapi.json", "/"])

@@ -138,7 +138,7 @@ def test_places_are_given_in_the_order_of_acceptance(world):
             project = builder.deployment.project
             if project not in order:
                 order.append(project)
-                world.manager.post_events(project, 1, builder.deployment.token, [failed()])
+                world.manager.post_events(world.manager.admit(project, 1, builder.deployment.token), [failed()])
     assert order == [project.id for project in made]
     check_ended(world, *made)
 
@@ -620,7 +620,9 @@ class Story:
         project = self.world.manager.project(builder.deployment.project)
         one = self.said.setdefault((job, at), posts[at](project))
         try:
-            self.world.manager.post_events(project.id, number, builder.deployment.token, [one])
+            self.world.manager.post_events(
+                self.world.manager.admit(project.id, number, builder.deployment.token), [one]
+            )
             self.done[job] = at + 1
         except (AttemptOver, AccessDenied):
             builder.status = Status(phase=Phase.ENDED, exit_code=0)
@@ -825,7 +827,7 @@ def speak(world, builder, name):
         "fail": failed,
     }[name]()
     try:
-        world.manager.post_events(project.id, number, builder.deployment.token, [said])
+        world.manager.post_events(world.manager.admit(project.id, number, builder.deployment.token), [said])
     except AttemptOver:
         builder.status = Status(phase=Phase.ENDED, exit_code=0)
 
@@ -839,7 +841,7 @@ def test_a_burst_ends_in_order_by_itself(tmp_path):
     def builder(deployment, stop):
         started.append(deployment.project)
         project = world.manager.project(deployment.project)
-        world.manager.post_events(project.id, 1, deployment.token, [tagging(), succeeded(project)])
+        world.manager.post_events(world.manager.admit(project.id, 1, deployment.token), [tagging(), succeeded(project)])
 
     world = World(
         tmp_path / "manager.db",
@@ -877,7 +879,7 @@ def test_one_that_hangs_delays_no_other(tmp_path):
 
     def builder(deployment, stop):
         with contextlib.suppress(AttemptOver):  # of the cancelled one
-            world.manager.post_events(deployment.project, 1, deployment.token, [failed()])
+            world.manager.post_events(world.manager.admit(deployment.project, 1, deployment.token), [failed()])
 
     world = World(tmp_path / "manager.db", orchestrator=Hanging(builder), clock=SystemClock())
     stuck = world.submit(ml_repo_url=OTHER)

@@ -215,10 +215,21 @@ def test_only_its_own_token_opens_an_attempt(world):
         with pytest.raises(AccessDenied):
             world.manager.job(project.id, 1, wrong)
         with pytest.raises(AccessDenied):
-            world.manager.post_events(project.id, 1, wrong, [tagging()])
+            world.manager.post_events(world.manager.admit(project.id, 1, wrong), [tagging()])
     for number in (0, 2, -1, 2**80):
         with pytest.raises(AccessDenied):
             world.manager.job(project.id, number, token)
+
+
+def test_an_attempt_that_ended_after_its_builder_was_admitted_takes_nothing_more(world):
+    project = building(world)
+    admitted = world.manager.admit(project.id, 1, world.orchestrator.job_of(project).deployment.token)
+    world.manager.cancel(project.id)
+    before = world.manager.events(project.id)
+    for one in (event("clone", "started", "x"), tagging(), failed()):
+        with pytest.raises(AttemptOver):
+            world.manager.post_events(admitted, [one])
+    assert world.manager.events(project.id) == before
 
 
 def test_events_are_stored_once_and_in_order_and_are_whole(world):

@@ -35,7 +35,7 @@ class Place:
         for one in self.script(project):
             if stop.is_set():
                 return
-            self.world.manager.post_events(project.id, attempt, deployment.token, [one])
+            self.world.manager.post_events(self.world.manager.admit(project.id, attempt, deployment.token), [one])
         stop.wait(30)
 
     def close(self):

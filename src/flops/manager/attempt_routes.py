@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.responses import Response
 
+    from flops.manager.project import Attempt
     from flops.manager.service import Manager
 
 ProjectId = Annotated[str, Path(description="24 hexadecimal digits.", max_length=64)]
@@ -57,12 +58,13 @@ class AttemptRoutes:
         that came before is kept once. The first terminal event is the project's outcome.
         """
         token = _token(request)
-        await run_in_threadpool(self._manager.admit, project_id, attempt, token)  # who may not is not read from
+        # who may not is not read from
+        admitted = await run_in_threadpool(self._manager.admit, project_id, attempt, token)
         data = await raw_body(request)
-        return await run_in_threadpool(self._post, project_id, attempt, token, data)
+        return await run_in_threadpool(self._post, admitted, data)
 
-    def _post(self, project_id: str, attempt: int, token: str, data: bytes) -> Response:
-        return JSONResponse(self._manager.post_events(project_id, attempt, token, _events(parse_body(data))))
+    def _post(self, admitted: Attempt, data: bytes) -> Response:
+        return JSONResponse(self._manager.post_events(admitted, _events(parse_body(data))))
 
 
 def _events(document: object) -> list[dict[str, Any]]:

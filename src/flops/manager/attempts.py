@@ -38,7 +38,7 @@ class Attempts:
         now = self._ledger.clock.now()
         return jobs.job_document(found, attempt, recipe_of(found.sla), self._settings, now=now)
 
-    def check(self, project: str, attempt: int, token: str) -> Attempt:
+    def admit(self, project: str, attempt: int, token: str) -> Attempt:
         """AccessDenied where this token is not the attempt's, whether that is over or not."""
         with self._ledger.store.read() as tables:
             found = tables.attempt(project, attempt)
@@ -46,12 +46,13 @@ class Attempts:
             raise _denied()
         return found
 
-    def post(self, project: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:
+    def post(self, admitted: Attempt, events: list[dict[str, Any]]) -> dict[str, int]:
         """Commit events; those that are known by their ids are passed over, and progress is told and not kept.
 
-        The answer to the event TAGGING is the leave to move tags. AccessDenied, AttemptOver, UsageError; DiskFull.
+        `admitted` by `admit`, whose token stays good: what may have changed since, its end, is looked at with the commit.
+        The answer to the event TAGGING is the leave to move tags. AttemptOver, UsageError; DiskFull.
         """
-        found = self.check(project, attempt, token)
+        project, attempt = admitted.project, admitted.number
         judged = judge_events(events, project=project, attempt=attempt)
         stored = [one for one in judged if one["kind"] != "progress"]
         if stored:
@@ -59,7 +60,7 @@ class Attempts:
                 over = self._take(entry, project, attempt, stored)
             if over:
                 self._wake()
-        elif found.closed:
+        elif admitted.closed:
             raise _over(project, attempt)
         for one in judged:
             if one["kind"] == "progress":

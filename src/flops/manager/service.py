@@ -194,13 +194,13 @@ class Manager:
         """The attempt's work, with credentials. AccessDenied, AttemptOver."""
         return self._attempts.job(id, attempt, token)
 
-    def admit(self, id: str, attempt: int, token: str) -> None:  # noqa: A002
+    def admit(self, id: str, attempt: int, token: str) -> Attempt:  # noqa: A002
         """AccessDenied where this token is not the attempt's, whether that is over or not: asked before a body is read."""
-        self._attempts.check(id, attempt, token)
+        return self._attempts.admit(id, attempt, token)
 
-    def post_events(self, id: str, attempt: int, token: str, events: list[dict[str, Any]]) -> dict[str, int]:  # noqa: A002
-        """Commit a builder's events; AccessDenied, AttemptOver, UsageError; DiskFull (see `Attempts.post`)."""
-        return self._attempts.post(id, attempt, token, events)
+    def post_events(self, admitted: Attempt, events: list[dict[str, Any]]) -> dict[str, int]:
+        """Commit a builder's events; AttemptOver, UsageError; DiskFull (see `Attempts.post`)."""
+        return self._attempts.post(admitted, events)
 
     # --- for FLOps' components ---
     def note(self, id: str, text: str) -> None:  # noqa: A002
