@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from flops.builder.housekeeping import cache_bound
-from flops.builder.housekeeping.cache_bound import DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
+from flops.builder.housekeeping.cache_bound import ABANDONED, DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
 from flops.builder.images.layer_cache import LayerCache
 from flops.builder.locking.lock import LockedWheel
 from flops.builder.rootfs import BasePackage
@@ -330,6 +330,21 @@ def test_old_documents_go_whatever_room_there_is(cache):
         for name in ("locks/a.json", "layers/b.json", "provides/modules/aa/c.json", "bases/sets/d.json")
     ]
     young = [cache.file(name, age=DOCUMENTS - 1000) for name in ("locks/e.json", "layers/f.json")]
+    cache.bound(1000).keep()
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in young)
+
+
+def test_what_killed_builders_were_writing_goes_whatever_room_there_is(cache):
+    names = ("bases/apt-x/lists/a", "bases/sources-x/b", "bases/interpreters/.partial-x/c", "pythons/.new-x/d")
+    old = [
+        cache.file(name, age=0)
+        for name in (*names, "bases/sets/e.partial", "provides/modules/aa/.new-f", "locks/.new-g")
+    ]
+    young = [cache.file(name.replace("-x", "-y"), age=0) for name in names]
+    for path in old:
+        whole = path.parent if path.name in "cbd" else path.parent.parent if path.name == "a" else path
+        os.utime(whole, (time.time() - ABANDONED - 1000,) * 2)
     cache.bound(1000).keep()
     assert not any(path.exists() for path in old)
     assert all(path.exists() for path in young)

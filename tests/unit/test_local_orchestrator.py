@@ -210,6 +210,35 @@ def test_removal_after_a_restart_takes_what_the_builder_left_behind(place):
         os.kill(other, signal.SIGKILL)
 
 
+def test_what_a_killed_builder_had_written_goes_with_it(place, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    program = "import tempfile, time; print(tempfile.mkdtemp(prefix='clone-'), flush=True); time.sleep(600)"
+    orchestrator = place.made(program, settings={"TMPDIR": str(tmp_path / "temporary")})
+    deployment = place.deployment()
+    handle = orchestrator.deploy(deployment)
+    clone = Path(until(lambda: orchestrator.logs(deployment.job, handle).strip()))
+    assert clone.is_dir()
+    assert clone.parent == tmp_path / "temporary" / f"flops-{deployment.job}"
+    assert clone.parent.stat().st_mode & 0o777 == 0o700
+    os.kill(handle["pid"], signal.SIGKILL)
+    later = place.made("", settings={"TMPDIR": str(tmp_path / "temporary")})  # a manager that comes after
+    assert later.remove(deployment.job, handle)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_place_for_temporary_files_that_somebody_else_has_taken_is_not_used(place, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "theirs").touch()
+    orchestrator = place.made("import time; time.sleep(600)", settings={"TMPDIR": str(tmp_path)})
+    deployment = place.deployment()
+    taken = tmp_path / f"flops-{deployment.job}"
+    taken.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeployFailed, match="can't be started"):
+        orchestrator.deploy(deployment)
+    assert (tmp_path / "elsewhere" / "theirs").exists()
+    taken.unlink()
+
+
 def test_removal_at_once_after_the_start(place):
     for number in range(20):
         deployment = place.deployment(number)

@@ -50,6 +50,19 @@ _DOCUMENTS = (
 )
 
 
+#: What a killed builder was writing, of all that does not clear up after itself; and seconds after which it is nobody's.
+_LEFT = (
+    "bases/apt-*",
+    "bases/sources-*",
+    "bases/interpreters/.partial-*",
+    "bases/*/*.partial",
+    "pythons/.new-*",
+    "locks/.new-*",
+    "provides/**/.new-*",
+)
+ABANDONED = 24 * 3600
+
+
 class Writer(Protocol):
     """Something that puts bytes into the cache."""
 
@@ -168,6 +181,9 @@ class CacheBound:
         shutil.rmtree(trash, ignore_errors=True)  # of a process that was killed
         trash.mkdir()
         began = self._began()
+        for item in self._found(_LEFT, files=False):
+            if item.used < min(began, time.time() - ABANDONED):
+                _remove(item, trash)
         items = [*self._files(), *self._trees()]
         total, removed = sum(item.size for item in items), 0
         low = int(limit * LOW_WATER) if total > limit else total

@@ -10,10 +10,13 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops import process
@@ -24,7 +27,6 @@ from flops_wire.manager import JOB_ID, JOB_TOKEN, JOB_URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from pathlib import Path
 
     from flops.manager.orchestrators import Deployment, Handle
 
@@ -78,7 +80,10 @@ class _Known:
 
 
 class LocalOrchestrator:
-    """An Orchestrator. Logs lie in `directory`, each at most some megabytes, and go `keep_days` after they were last written."""
+    """An Orchestrator. Logs lie in `directory`, each at most some megabytes, and go `keep_days` after they were last written.
+
+    A builder's temporary files lie in a directory of its own, where temporary files lie here, and go with it.
+    """
 
     name = "local"
 
@@ -124,12 +129,16 @@ class LocalOrchestrator:
             return {"pid": known.child.pid} if known else {}
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            room = self._room(deployment.job)
+            shutil.rmtree(room, ignore_errors=True)
+            room.mkdir(mode=0o700)
             kills = self._kills()
             child = process.detach(
                 self._command, env=self._environment(deployment), output=log, cwd=self._directory, limits=limits
             )
         except (ToolMissing, OSError) as error:
             log.unlink(missing_ok=True)
+            shutil.rmtree(self._room(deployment.job), ignore_errors=True)
             raise _not_started(error) from error
         # it may have ended already; then nobody will find its number with this start
         started = read(child.pid)
@@ -156,12 +165,13 @@ class LocalOrchestrator:
         return Status(phase=Phase.GONE, reason="its process is gone")
 
     def remove(self, job: str, handle: Handle | None) -> bool:  # noqa: ARG002 - /proc knows better
-        """SIGTERM, which a builder heeds, and after a short grace SIGKILL for all that is left."""
+        """SIGTERM, which a builder heeds, and after a short grace SIGKILL for all that is left; then its temporary files."""
         known = self._known.get(job)
         seen = known.seen if known else set()
         ended = self._ended(job, seen, signal.SIGTERM, self._grace) or self._ended(job, seen, signal.SIGKILL, _VANISH)
         if not ended:
             return False  # in an uninterruptible call, perhaps
+        shutil.rmtree(self._room(job), ignore_errors=True)
         if known is not None:
             known.child.poll()
             del self._known[job]
@@ -226,12 +236,17 @@ class LocalOrchestrator:
         """By allow-list: neither the manager's tokens and credentials nor what happens to stand in its environment."""
         kept = {name: self._settings[name] for name in SETTINGS if name in self._settings}
         job = {JOB_ID: deployment.job, JOB_URL: deployment.url, JOB_TOKEN: deployment.token}
-        return process.environment({**kept, "PYTHONUNBUFFERED": "1", **job})
+        return process.environment({**kept, "PYTHONUNBUFFERED": "1", "TMPDIR": str(self._room(deployment.job)), **job})
 
     def _log(self, job: str) -> Path:
         if not _JOB.fullmatch(job):
             raise DeployFailed(f"{job!r} is no name of a builder", hint="1 to 30 of a-z and 0-9")
         return self._directory / f"{job}.log"
+
+    def _room(self, job: str) -> Path:
+        """Where its temporary files lie; a name that somebody else has taken there is not used."""
+        self._log(job)
+        return Path(self._settings.get("TMPDIR") or tempfile.gettempdir(), f"flops-{job}")
 
     def _shorten(self, job: str) -> None:
         """A builder writes little; one that does not must not fill the disk."""
