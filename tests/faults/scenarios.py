@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.faults.builders import is_fetch, is_tag
@@ -15,6 +19,9 @@ from tests.faults.service import descendants, processes, wait_until
 
 from flops.manager.orchestrators.processes import read
 
+#: A tmpfs of 64 MB in containers, unless they were given another one.
+SHARED = Path("/dev/shm")
+SMALL = 128 * 1024 * 1024
 #: Where a project is when its manager is killed.
 MOMENTS = ("accepted", "queued", "deploying", "building", "tagging", "removing")
 
@@ -153,21 +160,45 @@ def registry_away(world, seconds):
 
 @contextlib.contextmanager
 def small_disk(place, megabytes):
-    """A file system of that size; skips where this account may not mount one."""
+    """A file system of that size, or the small one that containers have; skips where this account may mount none and has none."""
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
-    if subprocess.run(words, check=False, capture_output=True).returncode:
-        pytest.skip("this account can't mount a small file system")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+    mounted = subprocess.run(words, check=False, capture_output=True, text=True)
+    if mounted.returncode == 0:
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+    elif SHARED.is_dir() and shutil.disk_usage(SHARED).total <= SMALL:
+        with tempfile.TemporaryDirectory(dir=SHARED) as name:
+            yield Path(name)
+    else:
+        pytest.skip(f"no small file system: {mounted.stderr.strip()}; and {SHARED} is none")
 
 
-def fill(place):
-    """A file that takes all that is left there."""
+def cache_full(world, disk, spare):
+    """A project whose builder finds so many bytes on its cache directory's disk, and one of the same commit that has room again."""
+    revision = world.commit()
+    filler = fill(disk, spare=spare)
+    failed = world.audit(world.begin(revision))
+    filler.unlink()
+    return failed, world.audit(world.begin(revision))
+
+
+def check_disk_full(project, disk):
+    """It failed at once, with directory and bytes; nothing that was begun is left on the disk."""
+    error = project["error"]
+    assert (project["state"], error["code"], project["attempt"]) == ("failed", "DISK_FULL", 1), error
+    assert re.search(rf"{re.escape(str(disk))}\S*: \d+ of \d+ bytes are free", error["message"]), error
+    left = [path for path in disk.rglob("*") if path.name.startswith((".new-", "apt-", "sources-"))]
+    assert not left
+
+
+def fill(place, *, spare=0):
+    """A file that takes all that is left there, or all but so many bytes."""
     path = place / "filler"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(b"\0" * 4096):
             pass
+    os.truncate(path, max(0, path.stat().st_size - spare))
     return path

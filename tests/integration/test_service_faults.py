@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from tests.faults import builders, scenarios
 from tests.faults.world import world as made
@@ -72,6 +74,24 @@ def test_twenty_at_once_have_one_builder(world):
     assert scenarios.builders_seen(world, numbers) == 1
     (number,) = set(scenarios.at_once(world, ["one-key"] * 20))
     assert world.audit(number)["state"] == "images_ready"
+
+
+def test_a_builder_s_full_cache_directory_ends_its_project_and_room_makes_it_go(world, tmp_path):
+    service, revision = world.service, world.commit()
+    before = dict(service.environment)
+    with scenarios.small_disk(tmp_path / "small", 12) as disk:
+        scenarios.fill(disk)
+        service.environment["FLOPS_CACHE_DIR"] = str(disk)
+        try:
+            service.end(signal.SIGTERM)
+            service.start()
+            scenarios.check_disk_full(world.audit(world.begin(revision)), disk)
+        finally:
+            service.environment = before
+            service.end(signal.SIGTERM)
+            service.start()
+    done = world.audit(world.begin(revision))
+    assert (done["state"], done["attempt"]) == ("images_ready", 1), done["error"]
 
 
 def test_a_registry_that_is_away_for_a_moment_is_waited_for(world):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections import Counter
 
@@ -175,6 +176,27 @@ def test_a_full_disk_is_waited_for(tmp_path):
         filler.unlink()
         assert world.audit(during)["state"] == "images_ready"
         assert world.audit(world.begin())["state"] == "images_ready"
+
+
+@pytest.mark.timeout(1800)
+def test_a_full_disk_under_the_builders_cache(tmp_path):
+    """From one that holds nothing to one on which all but the images themselves has its place."""
+    spares = (0, *(number * 1024 * 1024 for number in (4, 16, 40, 90, 140)))
+    variables = {"FLOPS_REUSE": "local"}  # with layers from the registry, an empty cache needs 4 MB
+    with (
+        scenarios.small_disk(tmp_path / "small", 1000) as disk,
+        made(tmp_path, FLOPS_CACHE_DIR=str(disk), **variables) as world,
+    ):
+        for spare in spares:
+            failed, done = scenarios.cache_full(world, disk, spare)
+            scenarios.check_disk_full(failed, disk)
+            assert (done["state"], done["attempt"]) == ("images_ready", 1), done["error"]
+            for path in disk.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert world.audit(world.begin())["state"] == "images_ready"
+        failed, done = scenarios.cache_full(world, disk, 0)  # where all but its own files is there
+        scenarios.check_disk_full(failed, disk)
+        assert (done["state"], done["attempt"]) == ("images_ready", 1), done["error"]
 
 
 def test_nothing_is_left(world):

@@ -23,7 +23,7 @@ from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
 from flops.builder.rootfs.debian_tree import Package, merged, write_tree
 from flops.builder.rootfs.package_store import FRESH_SECONDS
 from flops.builder.shared_cache import SharedCache
-from flops.errors import BaseUnavailable, LayerConflict
+from flops.errors import BaseUnavailable, DiskFull, LayerConflict
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.layer import LayerWriter
@@ -88,6 +88,19 @@ def test_a_mirror_that_smuggles_lines_is_refused(tmp_path):
     mirror = Mirror(main="http://m.example/\nTrusted: yes")
     with pytest.raises(BaseUnavailable, match="not a URI"):
         apt.AptRoot(tmp_path, mirror=mirror, suite="bookworm", platform=AMD64).update()
+
+
+def test_a_full_disk_is_told_as_one_with_directory_and_bytes(monkeypatch, tmp_path):
+    program = tmp_path / "bin" / "apt-get"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'E: Write error - write (28: No space left on device)' >&2\nexit 100\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    root = apt.AptRoot(
+        tmp_path / "bases" / "apt-1", mirror=Mirror(main="http://m.example"), suite="trixie", platform=AMD64
+    )
+    with pytest.raises(DiskFull, match=rf"{tmp_path}/bases: \d+ of \d+ bytes are free"):
+        root.update()
 
 
 def test_a_machine_without_apt_says_what_to_use_instead(monkeypatch, tmp_path):

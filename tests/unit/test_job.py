@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import re
@@ -554,6 +555,18 @@ def test_a_memory_limit_is_told_as_one(tmp_path, monkeypatch):
     with ScriptedManager(job=job_document()) as manager:
         assert attempt_of(manager, tmp_path) == 0
         assert told(manager) == [("clone", "failed", "OOM_KILLED")]
+
+
+def test_a_full_disk_is_told_with_its_directory_and_bytes_whoever_met_it(tmp_path, monkeypatch):
+    def work(job, reporter, events):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "some" / "file"))
+
+    scripted_build(monkeypatch, work)
+    with ScriptedManager(job=job_document()) as manager:
+        assert attempt_of(manager, tmp_path) == 0
+        assert told(manager) == [("clone", "failed", "DISK_FULL")]
+        message = manager.events[-1]["data"]["error"]["message"]
+    assert re.fullmatch(rf"no space left in {tmp_path}/some/file: \d+ of \d+ bytes are free now", message)
 
 
 def test_tags_move_only_after_the_leave(tmp_path, monkeypatch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 import threading
 import traceback
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops import process
@@ -20,6 +23,7 @@ from flops.errors import (
 )
 from flops.job.both import Both
 from flops.job.events import Events
+from flops.oci.blobs import disk_full
 from flops.progress import Stage
 
 if TYPE_CHECKING:
@@ -145,6 +149,10 @@ def failure(error: Exception) -> FlopsError:
     if isinstance(error, MemoryError):  # a limit of the orchestrator's, met before the kernel had to act
         return BuilderOom(
             "the builder needs more memory than it may use", hint="the operator raises FLOPS_BUILDER_MEMORY"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(
+            Path(error.filename or tempfile.gettempdir()), hint="free space there, or move FLOPS_CACHE_DIR and TMPDIR"
         )
     traceback.print_exception(error, file=sys.stderr)
     return InternalError(

@@ -46,8 +46,19 @@ def disk_errors(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFull(f"no space left in {place}", hint="free space there, or name another directory") from error
+            raise disk_full(place, hint="free space there, or name another directory") from error
         raise
+
+
+def disk_full(place: Path, *, hint: str = "free space there, or set FLOPS_CACHE_DIR") -> DiskFull:
+    """The error that names a directory (or one that was to be made) and the bytes of its disk."""
+    there = next((one for one in (place, *place.parents) if one.exists()), place)
+    try:
+        disk = os.statvfs(there)
+    except OSError:
+        return DiskFull(f"no space left in {place}", hint=hint)
+    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    return DiskFull(f"no space left in {place}: {free} of {size} bytes are free now", hint=hint)
 
 
 def used(path: Path) -> int | None:

@@ -22,7 +22,8 @@ from packaging.utils import canonicalize_name
 from flops import process
 from flops.builder.locking import pylock
 from flops.builder.locking.index import Index, without_credentials
-from flops.errors import DiskFull, IndexUnreachable, LockTimeout, ToolFailed, ToolMissing, ToolTimeout, Unresolvable
+from flops.errors import IndexUnreachable, LockTimeout, ToolFailed, ToolMissing, ToolTimeout, Unresolvable
+from flops.oci.blobs import disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,7 +188,7 @@ class Compiler:
         """What went wrong, told by uv's exit code and by asking the index, not by uv's prose."""
         said = without_credentials(done.stderr).strip()
         if "No space left on device" in said:
-            return DiskFull("the disk is full: uv could not write its cache", hint="free space or set FLOPS_CACHE_DIR")
+            return disk_full(self.cache)
         if done.code == NO_SOLUTION and self.offline:
             return IndexUnreachable("offline, and the cache does not hold what these requirements need")
         if done.code == NO_SOLUTION:

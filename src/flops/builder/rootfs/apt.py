@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from flops.builder.rootfs import BasePackage
 from flops.errors import BaseUnavailable, ToolFailed, ToolMissing, ToolTimeout
+from flops.oci.blobs import disk_full
 from flops.process import Completed, find, run
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class AptRoot:
             )
         except (ToolMissing, ToolTimeout) as error:
             raise BaseUnavailable(f"can't {what} Debian's archive: {error.message}", hint=HINT) from error
+        if done.code != 0 and "No space left on device" in done.stderr:
+            raise disk_full(self._directory.parent)
         if done.code != 0:
             raise explain(done.stderr, doing=f"can't {what} Debian's archive for {self._suite}, {self._platform}")
         return done
@@ -209,6 +212,8 @@ class AptRoot:
             "Acquire::PDiffs": "0",
             "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "0",
             "Acquire::Retries": "2",
+            # with pauses between them, apt waits for ever once its disk was full
+            "Acquire::Retries::Delay": "false",
             "Acquire::http::Timeout": "20",
             "Acquire::https::Timeout": "20",
         }

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
 from flops.builder.locking.index import tls, without_credentials
-from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
-from flops.oci.blobs import used
+from flops.errors import BuildError, IndexUnreachable, WheelHash
+from flops.oci.blobs import disk_full, used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -259,7 +259,7 @@ def _write(descriptor: int, piece: bytes) -> None:
 
 def _no_room(root: Path, error: OSError) -> BuildError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFull(f"the disk that holds {root} is full", hint="free space, or set FLOPS_CACHE_DIR")
+        return disk_full(root)
     return BuildError(f"{root} can't be written: {error.strerror}", hint="set FLOPS_CACHE_DIR to a place of your own")
 
 
