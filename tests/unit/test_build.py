@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flops.builder import build as main_job
-from flops.builder import preflight
+from flops.builder import preflight, provision
 from flops.builder.build import build
 from flops.builder.dependencies.accelerator import Chosen
 from flops.builder.dependencies.decision import Settlement
@@ -207,15 +206,15 @@ class Bases:
 @pytest.fixture
 def world(monkeypatch):
     one = World()
-    monkeypatch.setattr(main_job, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
-    monkeypatch.setattr(preflight, "Foundation", main_job.Foundation)
-    for room in (main_job, preflight):
+    monkeypatch.setattr(provision, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
+    monkeypatch.setattr(preflight, "Foundation", provision.Foundation)
+    for room in (provision, preflight):
         monkeypatch.setattr(
             room, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
         )
         monkeypatch.setattr(room, "settle", one.settle)
     monkeypatch.setattr(
-        main_job.runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python)
+        provision.runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python)
     )
     return one
 

@@ -36,7 +36,7 @@ BUILDER = [
     *("repository", "request", "contract", "locking", "formats", "wheels", "layer_records", "dependencies"),
     *("rootfs", "foundation", "runtime", "images", "records", "publishing", "housekeeping"),
 ]
-JOBS = {"build", "preflight", "result", "lookup", "base_images", "builder_image"}
+JOBS = {"build", "provision", "preflight", "result", "lookup", "base_images", "builder_image"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
