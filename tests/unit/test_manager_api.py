@@ -275,7 +275,7 @@ class TestBuilders:
     def test_a_post_asks_the_database_once_before_it_writes(self, web, world, monkeypatch):
         project = started(world)
         asked, read = [], world.store.read
-        monkeypatch.setattr(world.store, "read", lambda: asked.append(1) or read())
+        monkeypatch.setattr(world.store, "read", lambda **more: asked.append(1) or read(**more))
         for one in (event("check", "started", ""), event("check", "progress", "")):
             assert web.post(_events(project), json=posting(one), headers=bearer(world, project)).status_code == 200
             assert len(asked) == 1

@@ -40,7 +40,7 @@ class Attempts:
 
     def admit(self, project: str, attempt: int, token: str) -> Attempt:
         """AccessDenied where this token is not the attempt's, whether that is over or not."""
-        with self._ledger.store.read() as tables:
+        with self._ledger.store.read(once=True) as tables:
             found = tables.attempt(project, attempt)
         if found is None or not jobs.opens(found, token):
             raise _denied()

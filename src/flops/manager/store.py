@@ -107,8 +107,8 @@ class Store:
         self._after.append(call)
 
     @contextmanager
-    def read(self) -> Iterator[Tables]:
-        """A view that doesn't change meanwhile and waits for nobody."""
+    def read(self, *, once: bool = False) -> Iterator[Tables]:
+        """A view that doesn't change meanwhile and waits for nobody; `once`: for a single question, which needs no transaction."""
         try:
             kept = self._readers.get(timeout=BUSY_SECONDS if self._writer is not None else 0)
         except queue.Empty:
@@ -116,7 +116,8 @@ class Store:
         try:
             with _translated(self.path):
                 kept = kept or self._connect()
-                kept.execute("BEGIN")
+                if not once:
+                    kept.execute("BEGIN")
                 yield Tables(kept)
         finally:
             if kept is not None and kept.in_transaction:
