@@ -215,6 +215,22 @@ def test_list(run, manager, monkeypatch):
     assert run("project", "list")[1:] == ("", "no projects\n")
 
 
+def test_a_list_fits_a_narrow_terminal(run, manager, monkeypatch):
+    """As much of the ids as tells projects apart, and each on one line; wide terminals have all of it."""
+    manager.projects.clear()
+    for identity in ("0" * 9 + "1" * 15, "0" * 10 + "2" * 14):
+        error = {"code": "PACKAGE_NOT_FOUND", "message": "m", "hint": "", "findings": []}
+        manager.projects[identity] = project(identity, "failed", error=error, repository="https://h.example/a/b")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    head, *rows = re.sub(r"\x1b\[[0-9;]*m", "", run("project", "list")[1]).splitlines()
+    assert head.split() == ["id", "state", "created", "repository"]
+    assert sorted(row.split()[0] for row in rows) == ["0" * 10, "0" * 9 + "1"]
+    assert all(row.split()[-1] == "https://h.example/a/b" and len(row) <= 80 for row in rows)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "linux/amd64,linux/arm64" in run("project", "list")[1]
+
+
 def test_a_list_longer_than_a_page(run, manager):
     manager.projects.update({f"{number:024x}": project(f"{number:024x}") for number in range(450)})
     assert len(json.loads(run("project", "list", "--limit", "430", "--json")[1])["projects"]) == 430
@@ -232,6 +248,21 @@ def test_show(run, manager):
     _, out, _ = run("project", "show", OTHER)
     assert "--> model_manager.py:7" in out
     assert "error[STRUCTURE]: broken" in out
+
+
+def test_what_is_piped_has_whole_lines(run, manager, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    reason = "a reason that is longer than a narrow terminal, " * 3
+    told = {**events.result(), "adjustments": [{**events.ADJUSTMENT, "reason": reason + "and its end"}]}
+    manager.projects[OTHER] = project(OTHER, "images_ready", result=told)
+    manager.events[OTHER] = events.numbered(
+        events.make("resolve", "adjusted", data=told["adjustments"][0]),
+        events.make("push", "succeeded", data={"result": told}),
+    )
+    for words in (("show", OTHER), ("watch", OTHER)):
+        (line,) = [line for line in run("project", *words)[1].splitlines() if line.rstrip().endswith("and its end")]
+        assert line.startswith("conda.yaml:12")
+        assert reason in line
 
 
 def test_a_prefix_must_be_of_one_project(run, manager):

@@ -118,6 +118,13 @@ def test_the_summary_of_failure():
     )
 
 
+def test_a_hint_is_told_once():
+    (finding,) = findings = [events.FINDING]
+    error = {"code": "STRUCTURE", "message": finding["message"], "hint": finding["hint"], "findings": findings}
+    told = events.numbered(events.make("check", "failed", "x", data={"error": error}))
+    assert shown(terminal.summary(Feed(told))).count("hint: add it") == 1
+
+
 def test_images_without_a_registry_have_no_pull_command():
     result = events.result(registry="local")
     told = events.numbered(events.make("push", "succeeded", data={"result": result}))

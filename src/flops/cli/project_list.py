@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flops.cli.render import one_line, print_json
-from flops.cli.watching import Json, Manager, connected, say
+from flops.cli.watching import WIDE, Json, Manager, connected, data_console, say
 from flops.errors import UsageError
+from flops.observer.words import ago, revision
 from flops_wire.manager import STATES
 
 _STYLES = {"images_ready": "green", "failed": "bold red", "cancelled": "red", "building": "cyan"}
-_PAGE, _WIDE = 200, 4096
+_PAGE = 200
+#: Characters of an id: where a terminal is narrow, and in all.
+_ID, _ID_WHOLE = 8, 24
 
 
 def command(
@@ -40,10 +43,12 @@ def command(
         print_json({"projects": found, "total": total})
         return
     if found:
-        console = Console(highlight=False)
-        if not console.is_terminal:  # whoever reads a file wants whole lines
-            console = Console(highlight=False, width=_WIDE)
-        console.print(_table(found))
+        console = data_console()
+        table = _table(found)
+        wanted = console.measure(table, options=console.options.update(width=WIDE)).maximum
+        if console.is_terminal and wanted > console.width:
+            table = _short(found, now=time.time())
+        console.print(table)
     if len(found) < total:
         say(f"{len(found)} of {total}; --limit shows more")
     elif not found:
@@ -51,22 +56,45 @@ def command(
 
 
 def _table(projects: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("id", "state", "created", "repository", "commit", "platforms"):
-        table.add_column(name, no_wrap=name in ("id", "state"), overflow="fold")
+    table = _empty("id", "state", "created", "repository", "commit", "platforms")
     for one in projects:
-        state, error = str(one.get("state")), one.get("error")
-        told = f"{state} ({error.get('code')})" if isinstance(error, dict) else state
-        where = "/".join(filter(None, (str(one.get("repository")), str(one.get("subdir") or ""))))
         table.add_row(
             _cell(one.get("id")),
-            Text(one_line(told), _STYLES.get(state, "")),
+            _state(one),
             _cell(str(one.get("created"))[:19].replace("T", " ")),
-            _cell(where),
-            _cell(str(one.get("commit") or "")[:12]),
+            _cell(_where(one)),
+            _cell(revision(str(one.get("commit") or ""))),
             _cell(",".join(map(str, one.get("platforms") or ()))),
         )
     return table
+
+
+def _short(projects: list[dict[str, Any]], *, now: float) -> Table:
+    """For a terminal that is too narrow: as much of the ids as tells them apart, and the age."""
+    ids = [str(one.get("id")) for one in projects]
+    length = next((n for n in range(_ID, _ID_WHOLE) if len({one[:n] for one in ids}) == len(ids)), _ID_WHOLE)
+    table = _empty("id", "state", "created", "repository")
+    for one, identity in zip(projects, ids, strict=True):
+        created = ago(str(one.get("created")), now)
+        table.add_row(_cell(identity[:length]), _state(one), _cell(created), _cell(_where(one)))
+    return table
+
+
+def _empty(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=name in ("id", "state", "created"), overflow="fold")
+    return table
+
+
+def _state(project: dict[str, Any]) -> Text:
+    state, error = str(project.get("state")), project.get("error")
+    told = f"{state} ({error.get('code')})" if isinstance(error, dict) else state
+    return Text(one_line(told), _STYLES.get(state, ""))
+
+
+def _where(project: dict[str, Any]) -> str:
+    return "/".join(filter(None, (str(project.get("repository")), str(project.get("subdir") or ""))))
 
 
 def _cell(value: Any) -> Text:

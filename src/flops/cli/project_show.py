@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from flops.cli.render import one_line, print_json
-from flops.cli.watching import Identity, Json, Manager, connected
+from flops.cli.watching import Identity, Json, Manager, connected, data_console
 from flops.observer.feed import Feed
 from flops.observer.terminal import summary
 from flops_wire.events import event
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SHOWN = (
     "id", "state", "builder", "repository", "subdir", "ref", "commit", "recipe", "flavor", "platforms", "attempt", "waits_for",
@@ -26,7 +28,7 @@ def command(project: Identity, manager: Manager = None, as_json: Json = False) -
     if as_json:
         print_json(found)
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = data_console()
     for name in _SHOWN:
         value = found.get(name)
         told = ", ".join(map(str, value)) if isinstance(value, list) else value

@@ -14,6 +14,7 @@ from flops.cli.refusal import failure_from
 from flops.cli.render import one_line
 from flops.observer import terminal
 from flops.observer.feed import Feed
+from flops.observer.words import revision
 from flops.settings import Settings
 from flops_wire.manager import EXIT_CODES
 
@@ -32,6 +33,16 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Print events as JSON, o
 def connected(manager: str | None) -> ManagerClient:
     """The manager that the option, the settings or the default name."""
     return ManagerClient.of(manager, Settings.read())
+
+
+#: Columns where nothing folds.
+WIDE = 4096
+
+
+def data_console() -> Console:
+    """Folds at a terminal's edge only: whoever reads a file or a pipe wants whole lines."""
+    console = Console(soft_wrap=True, highlight=False)
+    return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=WIDE)
 
 
 def say(message: str) -> None:
@@ -67,7 +78,7 @@ def _stream(events: Iterator[dict[str, Any]]) -> None:
 
 def _show(events: Iterator[dict[str, Any]], title: str) -> None:
     feed = Feed()
-    console = Console(soft_wrap=True, highlight=False)
+    console = data_console()
     with terminal.view(console, title) as shown:
         for event in events:
             shown.show(feed, feed.add([event]))
@@ -81,7 +92,7 @@ def _lost(url: str) -> Callable[[str], None]:
 
 
 def title_of(project: Mapping[str, Any]) -> str:
-    commit = str(project.get("commit") or "")[:12]
+    commit = revision(str(project.get("commit") or ""))
     return f"project {project.get('id')}: {project.get('repository')}{f' at {commit}' if commit else ''}"
 
 

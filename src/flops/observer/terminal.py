@@ -5,6 +5,7 @@ Text from repositories and programs is written out as text: no escapes, no marku
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -186,8 +187,10 @@ def summary(feed: Feed) -> RenderableType:
     parts: list[RenderableType] = []
     if feed.adjustments:
         parts += [_table("adjustments", ("where", "package", "before", "after", "platform", "why"), _changes(feed)), ""]
+    told: set[str] = set()
     for card in feed.outcome.cards if feed.outcome else ():
-        parts += card_lines(card)
+        parts += card_lines(replace(card, hint="") if card.path == "" and card.hint in told else card)
+        told.add(card.hint)
     if feed.images:
         columns = ("actor", "platform", "pulled", "unpacked", "layers")
         parts += [_table("images", columns, _images(feed.images))]

@@ -47,6 +47,14 @@ def ago(moment: str | None, now: float) -> str:
     return "just now"
 
 
+def revision(commit: str | None, length: int = 12) -> str:
+    """A commit's beginning; of files that are no commit's (`COMMIT-dirty-HASH`), so much that they are told apart."""
+    head, dirty, files = (commit or "").partition("-dirty-")
+    if not dirty:
+        return head[:length]
+    return f"dirty {files[:length]}" if not head.strip("0") else f"{head[:length]}, dirty {files[:length]}"
+
+
 def clock(moment: str | None) -> str:
     """Hours, minutes, seconds in UTC."""
     then = epoch(moment)
