@@ -13,10 +13,16 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from tests import project_events as events
 from tests.integration.test_serve import serve
+from tests.unit.test_observer_page import Kept
+from tests.web import serving
 
 from flops.manager.project import BuilderState, Project, State
 from flops.manager.store import Store
+from flops.observer.view import LINES
+from flops.observer.web import ObserverPages
 from flops.settings import Settings
 from flops_wire.manager import PROJECTS
 
@@ -235,6 +241,7 @@ def test_a_killed_manager_loses_no_line_and_the_failure_tells_its_place(service,
     assert "class ModelManager" in card.locator(".quote").inner_text()
     assert "get_model_parameters" in card.inner_text()
     assert viewer.page.title().startswith("✕ acme, failed")
+    assert viewer.page.locator('link[rel="icon"]').get_attribute("href").endswith("failed.svg")
     check_for_everybody(viewer, "failed", tmp_path)
     # whoever has no JavaScript came to the same end: the page renews itself while a manager answers
     plain.open(project)
@@ -294,6 +301,53 @@ def test_a_build_live_to_its_images(service, viewers, tmp_path):
     new = page.url.rpartition("/")[2]
     assert service.project(new)["force"]
     httpx.post(f"{service.url}{PROJECTS}/{new}/cancel", trust_env=False)
+
+
+class Told(Kept):
+    """Its progress comes with the rest."""
+
+    def events(self, project, *, after, limit):
+        del project
+        return [one for one in self.told if (one["sequence"] or 1) > after][:limit]
+
+
+@contextlib.contextmanager
+def showing(told):
+    app = Starlette(routes=list(ObserverPages(Told(told)).routes()))
+    app.state.streams = contextlib.ExitStack()
+    with serving(app) as url:
+        yield url
+
+
+def test_the_page_does_not_jump_while_stages_go_on(browser):
+    """Below the stages one reads; with each stage that begins, counts bytes or ends, that place stays where it is."""
+    told = events.success()
+    heights = {}
+    for until, one in enumerate(told, 1):
+        if one["stage"] in ("fetch", "push") and one["kind"] != "succeeded":
+            with showing(told[:until]) as url, contextlib.closing(Viewer(browser, url).context) as context:
+                (page,) = context.pages
+                page.goto(f"{url}/projects/{events.PROJECT}")
+                bars = page.locator("progress").count()
+                heights.setdefault(bars, set()).add(page.locator(".stages").bounding_box()["height"])
+    heights.pop(2)  # a second platform has a line of its own
+    assert heights[0] == heights[1], heights
+    assert len(heights[0]) == 1, heights
+
+
+def test_a_link_to_a_line_leads_to_it_however_long_the_log(browser):
+    told = events.numbered(*(events.make("queue", "warning", f"told {number}") for number in range(LINES + 20)))
+    with showing(told) as url:
+        for line in (5, LINES):  # one that a page leaves out at first, and one that it has
+            with contextlib.closing(Viewer(browser, url).context) as context:
+                (page,) = context.pages
+                page.goto(f"{url}/projects/{events.PROJECT}#line-{line}")
+                target = page.locator(".log li:target")
+                target.wait_for()
+                assert f"told {line - 1}" in target.inner_text()
+                log, place = page.locator(".log").bounding_box(), target.bounding_box()
+                assert log["y"] <= place["y"] + 1
+                assert place["y"] + place["height"] <= log["y"] + log["height"] + 1
 
 
 def test_five_hundred_projects_in_a_second(service, viewers, tmp_path):

@@ -281,6 +281,23 @@ class TestWithoutJavaScript:
         assert "20 earlier lines are left out" in html
         assert web.get(f"{PAGE}?log=all").text.count("data-sequence=") == LINES + 20
 
+    def test_each_line_of_the_log_can_be_linked_to(self):
+        seen = Seen(page_of("success"))
+        lines = {one["id"] for one in seen.all("li") if "data-sequence" in one}
+        links = {one["href"] for one in seen.all("a") if one["href"].startswith("#line-")}
+        assert len(lines) > 20
+        assert links == {f"#{line}" for line in lines}
+
+    def test_the_tabs_icon_tells_the_state(self):
+        icons = set()
+        for story in ("success", "failure"):
+            web = pages(Kept(STORIES[story], state=STATES[story]))
+            seen = Seen(web.get(PAGE).text)
+            (icon,) = seen.all("link", rel="icon")
+            assert seen.all("div", data_icon=icon["href"]), "what a page that is open changes to"
+            icons.add(web.get(icon["href"]).text)
+        assert len(icons) == 2
+
 
 class TestParts:
     def test_only_lines_that_are_new(self):
@@ -488,6 +505,18 @@ class TestTimeline:
         (lane,) = timeline(Feed(events.numbered(*events.stage("clone"))).attempts, now=NOW).lanes
         assert next(row for row in lane.rows if row.stage == "start").state == "waiting"
 
+    def test_what_runs_has_its_seconds_without_javascript_too(self):
+        for until, name in ((1, "queue"), (5, "clone")):
+            told = STORIES["success"][:until]
+            (lane,) = timeline(Feed(told).attempts, now=words.epoch(told[-1]["time"]) + 7).lanes
+            assert next(row for row in lane.rows if row.stage == name).seconds == 7
+
+    def test_a_further_attempt_does_not_wait_for_its_turn(self):
+        until = next(at for at, one in enumerate(STORIES["second"]) if one["attempt"] == 2)
+        _, second = timeline(Feed(STORIES["second"][: until + 1]).attempts, now=NOW).lanes
+        states = {row.stage: row.state for row in second.rows}
+        assert (states["queue"], states["deploy"], states["clone"]) == ("skipped", "running", "waiting")
+
     def test_a_lost_attempt_ends_where_its_removal_began(self):
         first, second = timeline(Feed(STORIES["second"]).attempts, now=NOW).lanes
         resolve = next(row for row in first.rows if row.stage == "resolve")
@@ -540,6 +569,33 @@ class TestWords:
         assert advice("as a patch:\nof something") == advice("as a patch:\nof something")
         assert advice("as a patch:\nof something").patch == ""
 
+    @pytest.mark.parametrize(
+        ("words", "code"),
+        [
+            ("write def fit_model(self) -> int: (or rename fit_modl)", "def fit_model(self) -> int:"),
+            ("write def f(self, x: dict[str, int]):", "def f(self, x: dict[str, int]):"),
+            ("write middle==0.2.4 (requirements.txt:1)", "middle==0.2.4"),
+            ("write torch[cuda]>=2.1,<3 instead of torch (conda.yaml:4)", "torch[cuda]>=2.1,<3"),
+            ("write flower instead of lower (a.txt:5)", None),
+            ("write a==1; write b==2", None),
+            ("write it relative to its root", None),
+        ],
+    )
+    def test_code_is_copied_without_the_words_around_it(self, words, code):
+        assert advice(words).code == (code or words)
+
+    @pytest.mark.parametrize(
+        ("commit", "told"),
+        [
+            (events.COMMIT, "0123456789ab"),
+            (f"{events.COMMIT}-dirty-e3fac89f4193", "0123456789ab, dirty e3fac89f4193"),
+            (f"{'0' * 40}-dirty-e3fac89f4193", "dirty e3fac89f4193"),
+            (None, ""),
+        ],
+    )
+    def test_files_of_no_commit_are_told_apart(self, commit, told):
+        assert words.revision(commit) == told
+
     def test_numbers(self):
         assert [words.amount(n) for n in (0, 999, 1500, 2.5e9, None)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", ""]
         assert [words.span(n) for n in (0.44, 200, 7500)] == ["0.4 s", "3 min 20 s", "2 h 5 min"]
@@ -556,16 +612,30 @@ class TestSizes:
         result["images"]["learner"]["platforms"] = {"linux/amd64": image(("base", 400), ("numpy", 100), ("actor", 1))}
         result["images"]["aggregator"]["platforms"] = {"linux/amd64": image(("base", 400), ("other", 2))}
         learner, aggregator = layers(result)
-        assert [(bar.title, bar.length, bar.shared) for bar in learner.bars] == [
-            ("base", WIDTH, 2),
-            ("numpy", 250, 1),
-            ("actor", 2, 1),
+        assert [(bar.title, bar.length, bar.others) for bar in learner.bars] == [
+            ("base", WIDTH, ("aggregator",)),
+            ("numpy", 250, ()),
+            ("actor", 2, ()),
         ]
         assert (learner.bytes, learner.shared_bytes, aggregator.shared_bytes) == (501, 400, 400)
         told = events.numbered(events.make("push", "succeeded", data={"result": result}))
         html = pages(Kept(told, state="images_ready")).get(PAGE).text
         assert html.count('<details class="layers">') == 2
-        assert "3 layers, 501 B, 400 B of it in other images too" in html
+        assert "3 layers, 501 B, 400 B of it in the aggregator too" in html
+
+    def test_what_platforms_share_is_not_shared_by_actors(self):
+        """A node has one platform: of its images, only another actor's can have brought a layer."""
+        result = events.result()
+        for actor, image in result["images"].items():
+            for one in image["platforms"].values():
+                one["layer_sizes"] = [{"digest": digest, "bytes": 8, "title": digest} for digest in ("base", actor)]
+        learner = layers(result)[0]
+        assert [bar.others for bar in learner.bars] == [("aggregator",), ()]
+        assert (learner.bytes, learner.shared_bytes) == (16, 8)
+        told = events.numbered(events.make("push", "succeeded", data={"result": result}))
+        html = pages(Kept(told, state="images_ready")).get(PAGE).text
+        assert html.count('class="shared"') == html.count('class="own"') == 4
+        assert Seen(html).all("button", data_copy=learner.digest), "each platform's digest can be copied"
 
     @pytest.mark.parametrize(
         "odd",

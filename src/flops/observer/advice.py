@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 #: What builders put before a unified diff of the user's file.
 _MARK = "as a patch:\n"
+#: A definition or a requirement that is to be written, with what stands there and remarks beside it.
+_CODE = re.compile(r"write (def .+?:|[\w.,\[\]-]+[<>=!~]=?[^\s;()]+)(?: instead of [^\s;()]+)?(?: \([^()]*\))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,12 @@ class Advice:
     words: str
     patch: str = ""
     """A unified diff; empty where there is none."""
+
+    @property
+    def code(self) -> str:
+        """What is copied: the code alone where the words are about one piece of it, else all of them."""
+        found = _CODE.fullmatch(self.words)
+        return found[1] if found else self.words
 
     @property
     def lines(self) -> tuple[PatchLine, ...]:

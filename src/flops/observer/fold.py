@@ -89,7 +89,10 @@ class Fold:
         if stage is None:
             newest = attempt >= max(self._attempts, default=1)
             to_be_removed = name == "remove" and newest and "deploy" in self._attempts.get(attempt, {})
-            over = not newest or (self.outcome is not None and not to_be_removed)
+            passed = name == "queue" and bool(
+                self._attempts.get(attempt)
+            )  # a further attempt does not wait for its turn
+            over = not newest or passed or (self.outcome is not None and not to_be_removed)
             return Stage(name=name, state=StageState.SKIPPED if over else StageState.WAITING)
         return replace(stage, progress=progress(attempt, name)) if stage.state is StageState.RUNNING else stage
 

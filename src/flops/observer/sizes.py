@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,16 @@ class LayerBar:
     bytes: float
     length: int
     """Of WIDTH, which the largest layer has."""
-    shared: int
-    """How many of the project's images hold it."""
+    others: tuple[str, ...]
+    """The other actors that hold it: a node that has their image has it already."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
     actor: str
     platform: str
+    digest: str
+    """Of the platform's manifest."""
     bars: tuple[LayerBar, ...]
     """Bottom to top."""
 
@@ -38,31 +39,37 @@ class Layers:
 
     @property
     def shared_bytes(self) -> float:
-        """Of layers that another one of the project's images holds too."""
-        return sum(bar.bytes for bar in self.bars if bar.shared > 1)
+        """Of layers that another actor's images hold too."""
+        return sum(bar.bytes for bar in self.bars if bar.others)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return tuple(sorted({actor for bar in self.bars for actor in bar.others}))
 
 
 def layers(result: Mapping[str, Any] | None) -> tuple[Layers, ...]:
     """Of every image of a result (`flops build --json`); none where it does not tell them."""
-    found = [(actor, platform, list(_layers(one))) for actor, platform, one in _images(result)]
-    holders = Counter(digest for _, _, entries in found for digest in {entry[0] for entry in entries})
-    largest = max((size for _, _, entries in found for _, _, size in entries), default=0) or 1
+    found = [(actor, platform, text(one.get("digest")), list(_layers(one))) for actor, platform, one in _images(result)]
+    actors = {(digest, actor) for actor, *_, entries in found for digest, _, _ in entries}
+    names = sorted({actor for actor, *_ in found})
+    largest = max((size for *_, entries in found for _, _, size in entries), default=0) or 1
     return tuple(
         Layers(
             actor=actor,
             platform=platform,
+            digest=manifest,
             bars=tuple(
                 LayerBar(
                     digest=digest,
                     title=title,
                     bytes=size,
                     length=max(2, round(size / largest * WIDTH)),
-                    shared=holders[digest],
+                    others=tuple(name for name in names if name != actor and (digest, name) in actors),
                 )
                 for digest, title, size in entries
             ),
         )
-        for actor, platform, entries in found
+        for actor, platform, manifest, entries in found
         if entries
     )
 

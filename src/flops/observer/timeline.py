@@ -33,6 +33,7 @@ class Row:
     started: str | None
     """RFC 3339."""
     seconds: float | None
+    """Up to now, while it runs."""
     progress: tuple[Progress, ...]
     begin: float | None = None
     """Seconds from the scale's start; None where there is no bar."""
@@ -69,18 +70,21 @@ def timeline(attempts: Sequence[Attempt], *, now: float) -> Timeline:
     spans = {(number, stage.name): _span(stage, stages) for number, stages in lanes for stage in stages}
     known = [span for span in spans.values() if span]
     if not known:
-        return Timeline(lanes=tuple(Lane(attempt=n, rows=tuple(map(_row, stages))) for n, stages in lanes), first=None)
+        return Timeline(
+            lanes=tuple(Lane(attempt=n, rows=tuple(_row(one, now) for one in stages)) for n, stages in lanes),
+            first=None,
+        )
     first = min(begun for begun, _ in known)
     whole = max(max(now if ended is None else ended for _, ended in known) - first, 0.001)
 
     def drawn(number: int, stage: Stage) -> Row:
         span = spans[number, stage.name]
         if span is None:
-            return _row(stage)
+            return _row(stage, now)
         begin, end = span[0] - first, None if span[1] is None else span[1] - first
         until = max(begin, now - first) if end is None else end
         return replace(
-            _row(stage),
+            _row(stage, now),
             begin=round(begin, 3),
             end=None if end is None else round(end, 3),
             start=min(round(begin / whole * WIDTH), WIDTH - _LEAST),
@@ -129,12 +133,14 @@ def _span(stage: Stage, stages: Sequence[Stage]) -> tuple[float, float | None] |
     return begun, max(begun, ended)
 
 
-def _row(stage: Stage) -> Row:
+def _row(stage: Stage, now: float) -> Row:
+    running = stage.state is StageState.RUNNING
+    begun = epoch(stage.started) if running else None
     return Row(
         stage=stage.name,
         state=stage.state.value,
         message=stage.message,
-        started=stage.started if stage.state is StageState.RUNNING else None,
-        seconds=stage.seconds,
+        started=stage.started if running else None,
+        seconds=stage.seconds if begun is None else max(0.0, now - begun),
         progress=stage.progress,
     )

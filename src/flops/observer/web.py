@@ -44,7 +44,14 @@ _REFUSALS: dict[type[FlopsError], HTTPStatus] = {
     TooMany: HTTPStatus.TOO_MANY_REQUESTS,
 }
 _FOREVER = "public, max-age=31536000, immutable"
-_KINDS = {"observer.css": "text/css", "observer.js": "text/javascript", "favicon.svg": "image/svg+xml"}
+#: The tab's icon tells the state, by the colours of the page.
+_ICONS = {"accepted": "#55606e", "building": "#0b5cad", "images_ready": "#17703a", "failed": "#b3261e", "cancelled": "#55606e"}  # fmt: skip
+_KINDS = {
+    "observer.css": "text/css",
+    "observer.js": "text/javascript",
+    "favicon.svg": "image/svg+xml",
+    **{f"{state}.svg": "image/svg+xml" for state in _ICONS},
+}
 
 
 class ObserverPages:
@@ -173,6 +180,9 @@ def address(name: str) -> str:
 
 @cache
 def _resource(name: str) -> str:
+    colour = _ICONS.get(name.removesuffix(".svg"))
+    if colour:
+        return _resource("favicon.svg").replace(_ICONS["building"], colour)
     return (resources.files("flops.observer") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -185,7 +195,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         loader=FunctionLoader(_resource),
     )
-    for filtering in (words.amount, words.span, words.clock, words.plain, words.line, words.short, words.ago, advice):
+    for filtering in (
+        words.amount,
+        words.span,
+        words.clock,
+        words.plain,
+        words.line,
+        words.short,
+        words.ago,
+        words.revision,
+        advice,
+    ):
         made.filters[filtering.__name__] = filtering
     made.filters |= {"name": places.name, "home": places.home}
     made.globals |= {"address": address, "commit_page": places.commit_page, "line_page": places.line_page}

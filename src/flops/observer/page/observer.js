@@ -126,6 +126,9 @@ function replaceParts(fresh) {
   }
   const title = page.querySelector("[data-title]")?.dataset.title;
   if (title) document.title = document.title.replace(/^.*(?= - )/s, () => title);
+  const icon = page.querySelector("[data-icon]")?.dataset.icon;
+  const shown = document.querySelector('link[rel="icon"]');
+  if (icon && shown.getAttribute("href") !== icon) shown.href = icon;
   if (finished()) seen.clear();
   for (const event of seen.values()) drawProgress(event);
   showCopies();
@@ -307,7 +310,10 @@ for (const part of document.querySelectorAll("[data-part]")) drawn.set(part.data
 showCopies();
 if (page) {
   const log = page.querySelector("[data-lines]");
-  log.scrollTop = log.scrollHeight;
+  const line = location.hash.startsWith("#line-");
+  if (line && !page.querySelector(":target")) { // an earlier one
+    if (page.querySelector("[data-whole]")) location.replace(`?log=all${location.hash}`);
+  } else if (!line) log.scrollTop = log.scrollHeight;
   document.addEventListener("visibilitychange", looked);
   addEventListener("pagehide", leave);
   addEventListener("pageshow", (event) => { if (event.persisted) looked(); });
