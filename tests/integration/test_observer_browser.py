@@ -224,6 +224,9 @@ def test_a_killed_manager_loses_no_line_and_the_failure_tells_its_place(service,
         check_for_everybody(viewer, "running", tmp_path)
         service.kill()
         viewer.wait_for("#connection:text('reconnecting')", state="visible")
+        viewer.page.locator(".id .copy").click()
+        viewer.wait_for("#connection:text('cop')", state="visible")  # for a moment only
+        viewer.wait_for("#connection:text('reconnecting')", state="visible")
         assert viewer.page.locator('[data-state="building"]').count(), "a lost connection is no failure"
         assert [one for one in viewer.troubles if not AWAY.search(one)] == []
         service.start()

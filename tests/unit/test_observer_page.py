@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -17,6 +18,7 @@ from flops.cli.observing import ManagerProjects
 from flops.errors import ProjectDecided, ProjectNotFound, TooMany
 from flops.manager.api import create_app
 from flops.manager.credentials import NamedCredentials, Names
+from flops.manager.sla import parse_sla
 from flops.observer import places, words
 from flops.observer.advice import advice
 from flops.observer.feed import Feed
@@ -425,7 +427,11 @@ class TestList:
     def test_none(self):
         kept = Kept()
         kept.documents = []
-        assert "No project yet" in pages(kept).get("/projects").text
+        html = pages(kept).get("/projects").text
+        assert "No project yet" in html
+        example = unescape(re.search(r"<pre[^>]*>(.*?)</pre>", html, re.DOTALL)[1])
+        found = parse_sla(json.loads(example), names=Names())
+        assert not found.warnings
 
 
 class TestChanging:
@@ -516,6 +522,14 @@ class TestTimeline:
         _, second = timeline(Feed(STORIES["second"][: until + 1]).attempts, now=NOW).lanes
         states = {row.stage: row.state for row in second.rows}
         assert (states["queue"], states["deploy"], states["clone"]) == ("skipped", "running", "waiting")
+
+    def test_what_a_cancelled_build_was_at_shows_its_time(self):
+        (lane,) = timeline(Feed(STORIES["cancelled"]).attempts, now=NOW).lanes
+        states = {row.stage: row.state for row in lane.rows}
+        assert (states["clone"], states["check"]) == ("stopped", "skipped")
+        clone = next(row for row in lane.rows if row.stage == "clone")
+        assert (clone.seconds, clone.end - clone.begin) == (1.0, 1.0)
+        assert '<li class="stopped"' in page_of("cancelled")
 
     def test_a_lost_attempt_ends_where_its_removal_began(self):
         first, second = timeline(Feed(STORIES["second"]).attempts, now=NOW).lanes

@@ -21,6 +21,8 @@ _LEAST = 4
 _AROUND = ("queue", "remove")
 #: A row of its own between deploy and the first stage: no event tells it, and it takes seconds.
 START = "start"
+#: What a cancelled build was at.
+_STOPPED = "stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def _start(deploy: Stage, later: Sequence[Stage], *, newest: bool) -> Stage:
 def _span(stage: Stage, stages: Sequence[Stage]) -> tuple[float, float | None] | None:
     """From when to when (None: it runs); what a lost builder had begun ended when its removal began."""
     begun = epoch(stage.started)
-    if begun is None or stage.name in _AROUND or stage.state is StageState.SKIPPED:
+    if begun is None or stage.name in _AROUND:
         return None
     if stage.state is StageState.RUNNING:
         return begun, None
@@ -138,7 +140,7 @@ def _row(stage: Stage, now: float) -> Row:
     begun = epoch(stage.started) if running else None
     return Row(
         stage=stage.name,
-        state=stage.state.value,
+        state=_STOPPED if stage.state is StageState.SKIPPED and stage.started else stage.state.value,
         message=stage.message,
         started=stage.started if running else None,
         seconds=stage.seconds if begun is None else max(0.0, now - begun),

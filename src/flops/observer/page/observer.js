@@ -70,12 +70,14 @@ function grow(moment) {
 }
 
 let telling = null;
+let standing = ""; // comes back after what is told for a moment
 
 function tell(text, milliseconds = 0) {
   clearTimeout(telling);
+  if (!milliseconds) standing = text;
   write(connection, text);
   connection.hidden = !text;
-  if (milliseconds) telling = setTimeout(() => tell(""), milliseconds);
+  if (milliseconds) telling = setTimeout(() => tell(standing), milliseconds);
 }
 
 // --- parts ---
@@ -301,6 +303,7 @@ async function renew() {
     if (!answer.ok) return;
     const fresh = readable(await answer.text());
     for (const part of fresh.querySelectorAll("[data-part]")) replacePart(part, document);
+    showCopies();
     tick();
   } catch { /* the next time, perhaps */ }
 }
