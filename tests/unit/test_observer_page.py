@@ -398,6 +398,7 @@ class TestList:
             address = following[0]["href"] if following else None
         assert found == [f"{n:024x}" for n in range(500)]
         assert "page 1 of 10" in web.get("/projects").text
+        assert "<title>Projects, page 2 - " in web.get("/projects?page=2").text
         assert web.get("/projects").text.count("<tr>") == PER_PAGE + 1
 
     def test_filters_stay_through_the_pages(self):

@@ -76,7 +76,9 @@ def _short(projects: list[dict[str, Any]], *, now: float) -> Table:
     table = _empty("id", "state", "created", "repository")
     for one, identity in zip(projects, ids, strict=True):
         created = ago(str(one.get("created")), now)
-        table.add_row(_cell(identity[:length]), _state(one), _cell(created), _cell(_where(one)))
+        table.add_row(
+            _cell(identity[:length]), _state(one), _cell(created), _cell(_where(one).removeprefix("https://"))
+        )
     return table
 
 
