@@ -76,6 +76,30 @@ def test_both_attempts_are_in_the_tree():
     assert text.index("attempt 1") < text.index("✗ resolve") < text.index("attempt 2") < text.index("✓ resolve")
 
 
+def test_a_second_attempt_fits_a_small_terminal():
+    """What runs stands at the bottom; a terminal cuts off what it has no room for there."""
+    told = events.second_attempt()
+    more = [{**one, "sequence": 1000 + n} for n in range(8) for one in told if one["kind"] == "adjusted"]
+    at = [number for number, one in enumerate(told) if one["stage"] == "fetch" and one["kind"] == "progress"][-1]
+    feed = Feed([*told[: at + 1], *({**one, "attempt": 2} for one in more)])
+    lines = shown(terminal.tree(feed, "x", now=NOW)).splitlines()
+    assert len(lines) <= 23
+    assert [line for line in lines if "● fetch" in line]
+    assert lines[-1].split()[1] == "psutil"
+
+
+def test_a_line_that_does_not_fit_says_so():
+    told = events.numbered(events.make("clone", "started", "https://git.example.org/" + "a" * 200))
+    out = io.StringIO()
+    console = Console(file=out, width=80, soft_wrap=True, force_terminal=True, legacy_windows=False)
+    with terminal.view(console, "project x: " + "b" * 200) as view:
+        feed = Feed()
+        view.show(feed, feed.add(told))
+    rows = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).splitlines()
+    (title,), (clone,) = ({row for row in rows if part in row} for part in ("project x: bb", "● clone"))
+    assert all(len(row) <= 80 and row.endswith("…") for row in (title, clone))
+
+
 def test_the_live_tree_stays_on_a_terminal():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)

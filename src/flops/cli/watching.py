@@ -93,7 +93,7 @@ def _lost(url: str) -> Callable[[str], None]:
 
 def title_of(project: Mapping[str, Any]) -> str:
     commit = revision(str(project.get("commit") or ""))
-    return f"project {project.get('id')}: {project.get('repository')}{f' at {commit}' if commit else ''}"
+    return f"project {str(project.get('id'))[:12]}: {project.get('repository')}{f' at {commit}' if commit else ''}"
 
 
 def outcome_code(project: Mapping[str, Any]) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flops.errors import Adjustment
     from flops.observer.broker_feed import Told
     from flops.observer.feed import Feed
-    from flops.observer.state import Attempt, Card, Image, Line, Progress
+    from flops.observer.state import Card, Image, Line, Progress, Stage
 
 _MARKS = {
     StageState.WAITING: ("·", "dim"),
@@ -132,29 +132,38 @@ def told_lines(told: Told) -> list[Text]:
 
 
 def tree(feed: Feed, title: str, *, now: str) -> RenderableType:
-    """All attempts with their stages, and the newest adjustments; `now` (RFC 3339) times what still runs."""
-    root = Tree(text(title, "bold"), guide_style="dim")
+    """The newest attempt's stages, where others were lost, and the newest adjustments; `now` (RFC 3339) times what still
+    runs. It fits 24 lines: what a terminal has no room for is cut off at the bottom, where things happen.
+    """
+    root = Tree(_cut(text(title, "bold")), guide_style="dim")
     attempts = feed.attempts
     for attempt in attempts:
         branch = root if len(attempts) == 1 else root.add(Text(f"attempt {attempt.number}", "bold"))
-        _stages(branch, attempt, now)
+        newest = attempt is attempts[-1]
+        _stages(branch, [one for one in attempt.stages if newest or one.state is StageState.FAILED], now)
     if feed.adjustments and feed.outcome is None:  # the end tells them all
         branch = root.add(Text(f"adjustments ({len(feed.adjustments)})", "bold"))
         for one in feed.adjustments[-_RECENT:]:
-            branch.add(text(change(one)))
+            branch.add(_cut(text(change(one))))
     return root
 
 
-def _stages(branch: Tree, attempt: Attempt, now: str) -> None:
-    for stage in attempt.stages:
+def _stages(branch: Tree, stages: Iterable[Stage], now: str) -> None:
+    for stage in stages:
         mark, style = _MARKS[stage.state]
         seconds = stage.seconds if stage.state is not StageState.RUNNING else between(stage.started, now)
         told = Text.assemble((f"{mark} {stage.name:<9}", style), Text("" if seconds is None else f"{seconds:>7.1f} s"))
         if stage.message and stage.state in (StageState.RUNNING, StageState.FAILED):
             told = Text.assemble(told, "  ", text(stage.message, "dim"))
-        node = branch.add(told)
+        node = branch.add(_cut(told))
         for one in stage.progress:
-            node.add(_progress(one))
+            node.add(_cut(_progress(one)))
+
+
+def _cut(line: Text) -> Text:
+    """One line of the tree; where it does not fit, that is seen."""
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _progress(one: Progress) -> Text:
