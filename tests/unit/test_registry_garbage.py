@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flops.errors import ManifestIncomplete, RegistryError
+from flops.oci import registry_garbage
 from flops.oci.artifacts import Content
 from flops.oci.blobs import sha256
 from flops.oci.client import RegistryClient
@@ -148,6 +149,22 @@ def test_a_push_whose_blob_was_collected_is_told_and_pushes_it_again(tmp_path):
         assert RegistryStore(tmp_path).collect(3600).blobs == 1
         client.put_artifact("a", "t", "text/x", Content(data=b"content"))
         assert client.get_artifact("a", "t").content == b"content"
+
+
+def test_an_upload_that_was_long_under_way_is_used_when_it_ends(store, monkeypatch):
+    """It ends after the collector read what is held, and its last byte came hours ago."""
+    upload, held = store.begin("a"), registry_garbage._held
+    upload.append(b"slow")
+    age(store)
+
+    def read_and_then_finished(one):
+        found = held(one)
+        store.finish(upload)
+        return found
+
+    monkeypatch.setattr(registry_garbage, "_held", read_and_then_finished)
+    assert store.collect(3600).blobs == 0
+    assert store.has_blob("a", sha256(b"slow"))
 
 
 def test_beside_pushes_that_go_on(tmp_path):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,12 +39,19 @@ def collect(store: RegistryStore, grace: float) -> Collected:
 
     Safe beside pushes through a registry over the same directory, also of another process.
     """
-    before = time.time() - grace
+    before = _now(store) - grace
     links, _ = _remove(store, _loose_links(store), before)
     held = _held(store)
     blobs, size = _remove(store, (path for path in _files(store.blob_directory) if path.name not in held), before)
     _remove_empty(store)
     return Collected(links=links, blobs=blobs, bytes=size)
+
+
+def _now(store: RegistryStore) -> float:
+    """By the clock that stamps the files: it may lag behind ours by a tick, or be another machine's."""
+    lock = store.root / "lock"
+    lock.touch()
+    return lock.stat().st_mtime
 
 
 def _loose_links(store: RegistryStore) -> Iterator[Path]:

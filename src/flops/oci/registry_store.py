@@ -107,6 +107,7 @@ class RegistryStore:
             with upload.path.open("ab") as file:
                 os.fsync(file.fileno())
             with self.locked():
+                os.utime(upload.path)  # pushed now, whenever its last byte came: a collector may have noted these bytes
                 upload.path.rename(target)
                 _sync_directory(target.parent)
                 self._link(upload.repository, upload.digest)
