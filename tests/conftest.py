@@ -1,4 +1,4 @@
-"""What tests of the unit suite and of the mutation run share: a package index on loopback."""
+"""What all tests share: how hypothesis tries, and a package index on loopback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flops.builder.locking.lock import Locker
+
+# A machine that is busy with something else is no failure of ours.
+settings.register_profile("flops", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("flops")
 
 
 class Shelf:

@@ -79,6 +79,11 @@ def place(tmp_path):
     place.clean()
 
 
+def said(orchestrator, deployment, handle):
+    """The log, once it ends with a whole line."""
+    return until(lambda: (text := orchestrator.logs(deployment.job, handle)).endswith("\n") and text)
+
+
 def ended(orchestrator, job, handle):
     return until(lambda: (s := orchestrator.status(job, handle)).phase is not Phase.RUNNING and s)
 
@@ -187,7 +192,7 @@ def test_removal_takes_all_that_a_builder_started(place):
     orchestrator = place.made(FAMILY)
     deployment, beside = place.deployment(), place.deployment(2)
     handle, kept = orchestrator.deploy(deployment), place.orchestrator.deploy(beside)
-    pids = [int(word) for word in until(lambda: orchestrator.logs(deployment.job, handle)).split()[1:]]
+    pids = [int(word) for word in said(orchestrator, deployment, handle).split()[1:]]
     assert all(map(read, pids))
     assert orchestrator.remove(deployment.job, handle)
     assert not any(map(read, [handle["pid"], *pids]))
@@ -198,7 +203,7 @@ def test_removal_after_a_restart_takes_what_the_builder_left_behind(place):
     orchestrator = place.made(FAMILY)
     deployment = place.deployment()
     handle = orchestrator.deploy(deployment)
-    one, other = (int(word) for word in until(lambda: orchestrator.logs(deployment.job, handle)).split()[1:])
+    one, other = (int(word) for word in said(orchestrator, deployment, handle).split()[1:])
     try:
         os.kill(handle["pid"], signal.SIGKILL)
         later = place.made("")
@@ -266,7 +271,7 @@ def test_a_builder_ends_its_own_children(place):
     orchestrator._grace = 20
     deployment = place.deployment()
     handle = orchestrator.deploy(deployment)
-    until(lambda: orchestrator.logs(deployment.job, handle))
+    said(orchestrator, deployment, handle)
     assert orchestrator.remove(deployment.job, handle)
     assert orchestrator.logs(deployment.job, None).split() == ["ready", "None"]
 
@@ -281,7 +286,7 @@ def test_a_builder_that_heeds_sigterm_is_not_killed(place):
     orchestrator._grace = 20
     deployment = place.deployment()
     handle = orchestrator.deploy(deployment)
-    until(lambda: orchestrator.logs(deployment.job, handle))
+    said(orchestrator, deployment, handle)
     assert orchestrator.remove(deployment.job, handle)
     assert orchestrator.logs(deployment.job, None).split() == ["ready", "told"]
 
