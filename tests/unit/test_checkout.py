@@ -5,7 +5,7 @@ import subprocess
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flops.builder.repository import git as git_program
@@ -193,6 +193,7 @@ def test_a_service_takes_public_hosts():
 
 
 @given(st.text(max_size=60))
+@example("~nobody-of-this-name/repository")
 def test_any_text_is_a_source_or_a_clear_error(text):
     for trusted in (True, False):
         try:

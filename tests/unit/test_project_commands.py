@@ -164,6 +164,7 @@ def test_directories_are_meant_from_the_files_place(tmp_path):
     place = tmp_path / "deep"
     (place / "repo").mkdir(parents=True)
     assert resolved("repo", place) == str(place / "repo")
+    assert resolved("~nobody-of-this-name/x", place) == str(place / "~nobody-of-this-name/x")
     assert resolved("./repo", place) == str(place / "repo")
     assert resolved("../deep/repo", place) == str(place / "repo")
     assert resolved("./missing", place) == str(place / "missing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,7 +83,7 @@ def command(
         "broker": broker,
         "advertise": advertise,
         "observer_port": observer_port,
-        "data_dir": data.expanduser().absolute() if data else None,
+        "data_dir": Path(os.path.expanduser(data)).absolute() if data else None,  # noqa: PTH111 - as in sla_file
         "allow_local": allow_local,
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -59,6 +60,6 @@ def resolved(source: str, place: Path) -> str:
     """A source as the manager understands it: URLs as they are, directories absolute."""
     if "://" in source or re.match(r"[A-Za-z0-9+.-]+::|[^/]*@", source) or not source.strip() or "\0" in source:
         return source
-    path = place / Path(source).expanduser() if source.startswith("~") else place / source
+    path = place / os.path.expanduser(source)  # noqa: PTH111 - leaves the name of a user that is none; pathlib fails
     looks_like_one = source in (".", "..") or source.startswith(("/", "./", "../", "~"))
     return str(path.resolve()) if looks_like_one or path.is_dir() else source

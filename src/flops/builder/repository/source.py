@@ -8,6 +8,7 @@ where the connection is made (`route`), not here.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -82,7 +83,7 @@ def parse_source(
             "the source of a project is neither an https nor an ssh URL", hint="write https://HOST/OWNER/REPOSITORY"
         )
     scp = SCP_FORM.fullmatch(text)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - leaves the name of a user that is none; pathlib fails
     if path.is_dir():
         return Source(text=text, kind=SourceKind.DIRECTORY, directory=path.resolve())
     if "@" in (scp["path"] if scp else text).partition("/")[0]:
