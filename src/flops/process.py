@@ -255,9 +255,10 @@ def detach(
 def confine(pid: int, limits: Limits) -> None:
     """Hold a running process of ours to its limits, and what it starts from now on; one that has just ended is none."""
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        os.setpriority(os.PRIO_PROCESS, pid, limits.niceness)
+        os.setpriority(os.PRIO_PROCESS, pid, max(limits.niceness, os.getpriority(os.PRIO_PROCESS, pid)))
         score = Path(f"/proc/{pid}/oom_score_adj")
-        score.write_text(str(max(limits.oom_score, int(score.read_text()))))
+        with contextlib.suppress(PermissionError):  # it has just ended: what is left of it in /proc is root's (proc(5))
+            score.write_text(str(max(limits.oom_score, int(score.read_text()))))
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
         _lower(pid, resource.RLIMIT_NOFILE, limits.files)
         if limits.memory is not None:
