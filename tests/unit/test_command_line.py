@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from flops.cli.main import COMMANDS, main
+from flops.cli.main import COMMANDS, GROUPS, main
 
 
 def test_help_lists_every_command(capsys):
@@ -40,3 +43,45 @@ def test_a_check_imports_nothing_that_only_builds_or_talks():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+def test_a_group_without_a_command_shows_its_help(group, capsys):
+    assert main([group]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"Usage: flops {group} ")
+    assert all(f"\n  {name} " in out for name in GROUPS[group][1])
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--version"], 6, "error[OUTPUT]: can't write to standard output: "),
+        (["check", "--help"], 6, "error[OUTPUT]: can't write to standard output: "),
+        (["check", "nowhere", "--json"], 3, "error[BAD_URL]: "),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_no_bug_of_ours(words, code, told):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flops.cli.main", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == code
+    assert done.stderr.startswith(told)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_table_that_can_not_be_written_is_told(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main([]) == 6
+    assert "error[OUTPUT]: can't write to standard output: No space left on device" in capsys.readouterr().err

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -14,10 +15,10 @@ from rich.console import Console
 import flops
 from flops import process
 from flops.cli.render import error_lines, print_json
-from flops.errors import Cancelled, FlopsError, InternalError, UsageError
+from flops.errors import Cancelled, FlopsError, InternalError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
 #: The module of each command; its function is `command`.
@@ -53,8 +54,12 @@ def _options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Without a command the help is what is wanted."""
     del version  # its callback has answered
+    _help(context)
+
+
+def _help(context: typer.Context) -> None:
+    """Without a command the help is what is wanted."""
     if context.invoked_subcommand is None:
         sys.stdout.write(context.get_help() + "\n")
 
@@ -75,7 +80,8 @@ def _application(words: Sequence[str]) -> typer.Typer:
         _add(app, COMMANDS, first)
     for name in [first] if first in GROUPS else [] if first in COMMANDS else GROUPS:
         told, commands = GROUPS[name]
-        group = typer.Typer(help=told, no_args_is_help=True, rich_markup_mode=None)
+        group = typer.Typer(help=told, invoke_without_command=True, rich_markup_mode=None)
+        group.callback()(_help)
         _add(group, commands, second)
         app.add_typer(group, name=name)
     return app
@@ -95,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, _interrupted)
     failure: FlopsError
     try:
-        code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
+        with _output():
+            code = _application(words)(args=words, prog_name="flops", standalone_mode=False)
         if code == Cancelled.exit_code:  # typer answers an interrupt with this code and without a word
             raise KeyboardInterrupt  # noqa: TRY301
     except (SystemExit, BrokenPipeError) as ended:  # a command that has told everything itself; nobody who reads it
@@ -116,6 +123,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _fail(failure, as_json="--json" in words)
 
 
+class _Output:
+    """Standard output; what can't be written there (a disk that is full) is an OutputError, a reader that left is not."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with self._told():
+            return self._file.write(text)
+
+    def flush(self) -> None:
+        with self._told():
+            self._file.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            message = f"can't write to standard output: {error.strerror}"
+            raise OutputError(message, hint="see where it leads to, and whether that is full") from error
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """Whoever prints meanwhile prints through `_Output`, to the last byte."""
+    before = sys.stdout
+    sys.stdout = cast("TextIO", _Output(before))
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout = before
+
+
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
     """Whoever waits for a program or makes a layer, in whatever thread, ends now too."""
     process.cancel()
@@ -131,7 +178,8 @@ def _usage(error: typer.TyperException) -> UsageError:
 
 def _fail(error: FlopsError, *, as_json: bool) -> int:
     if as_json:
-        print_json({"error": error.to_json()})
+        with suppress(OutputError, BrokenPipeError):  # then stderr alone has it
+            print_json({"error": error.to_json()})
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in error_lines(error):
         console.print(line)
