@@ -355,18 +355,20 @@ def test_progress_is_told_at_most_twice_a_second_and_only_within_its_stage():
         with Events(attempt.post) as events:
             events.progress(Stage.FETCH, done=1, total=9)  # early: not told before the stage begins
             with events.stage(Stage.FETCH, "wheels"):
-                end = time.monotonic() + 1.3
+                begun = time.monotonic()
+                end = begun + 1.3
                 done = 1
                 while time.monotonic() < end:
                     done += 1
                     events.progress(Stage.FETCH, done=done, total=done)
                     time.sleep(0.001)
+            lasted = time.monotonic() - begun
             events.progress(Stage.FETCH, done=done + 1, total=done + 1)  # late: the stage is over
             time.sleep(0.6)
             events.warning(Stage.PUSH, "last")
         assert told(manager) == [("fetch", "started", None), ("fetch", "finished", None), ("push", "warning", None)]
         numbers = [event["data"]["done"] for event in manager.live]
-        assert 1 <= len(numbers) <= 4
+        assert 1 <= len(numbers) <= 2 * lasted + 2
         assert numbers == sorted(set(numbers))
         assert numbers[-1] <= done
         assert all(event["data"]["unit"] == "bytes" for event in manager.live)
@@ -374,16 +376,16 @@ def test_progress_is_told_at_most_twice_a_second_and_only_within_its_stage():
 
 def test_a_slow_manager_gets_less_progress_and_the_build_does_not_wait():
     def script(method, body, nth):
-        return 0.7 if nth < 4 else None
+        return 0.7
 
     with ScriptedManager(script=script) as manager, connect(manager) as attempt:
         with Events(attempt.post) as events, events.stage(Stage.PUSH, "registry"):
             begun = time.monotonic()
             for done in range(20_000):
                 events.progress(Stage.PUSH, done=done)
-            assert time.monotonic() - begun < 30  # minutes, if each were posted
             time.sleep(1.5)
-        assert 1 <= len(manager.live) <= 3
+            lasted = time.monotonic() - begun
+        assert 1 <= len(manager.live) <= lasted / 0.7 + 2  # 20,000, if each were posted
         assert told(manager) == [("push", "started", None), ("push", "finished", None)]
 
 
@@ -434,11 +436,15 @@ def test_an_interrupt_waits_for_nobody_and_posts_nothing_more():
 
 
 def test_a_manager_that_never_answers_is_given_up_when_the_time_is_over():
-    with ScriptedManager(script=lambda method, body, nth: 503) as manager, connect(manager) as attempt:
-        attempt.expires(0.3)
+    def script(method, body, nth):
+        if nth == 3:
+            attempt.expires(0)
+        return 503
+
+    with ScriptedManager(script=script) as manager, connect(manager) as attempt:
         with Events(attempt.post) as events, pytest.raises(ManagerUnreachable, match="503"):
             events.succeeded({})
-        assert len(manager.requests) > 2
+        assert len(manager.requests) == 3
 
 
 def test_retry_after_is_respected():
@@ -619,7 +625,7 @@ def test_a_build_that_takes_too_long_is_ended_and_told(tmp_path, monkeypatch):
             process.run(["sleep", "60"], seconds=100)
 
     scripted_build(monkeypatch, work)
-    with ScriptedManager(job=job_document(seconds=0.5)) as manager:
+    with ScriptedManager(job=job_document(seconds=1.5)) as manager:
         assert attempt_of(manager, tmp_path) == 0
         assert told(manager) == [("resolve", "started", None), ("resolve", "failed", "DEADLINE_EXCEEDED")]
 
