@@ -507,6 +507,9 @@ def test_links_that_stay_inside(path, target, writer):
         ("a", ".git/x"),
         ("model_manager.py", "b"),
         ("conda.yaml", "b"),
+        ("uv.lock", "b"),
+        ("pylock.toml", "b"),
+        ("python_env.yaml", "b"),
         ("a", "./../b"),
     ],
 )

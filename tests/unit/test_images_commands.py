@@ -275,6 +275,27 @@ def test_a_list_tells_builds_and_what_they_share(made, registry, capsys):
     assert "4 images" in out
     named = shown(capsys, "list", "--registry", registry.registry, "local/digits/learner")
     assert {image["actor"] for one in named["builds"] for image in one["images"]} == {"learner"}
+    assert shown(capsys, "list", "--registry", registry.registry, "local/digits")["builds"] == listed["builds"]
+    for words in (("list",), ("prune", "--keep", "0")):
+        code, out, err = flops(capsys, "images", *words, "--registry", registry.registry, "local/digit")
+        assert (code, out) == (7, "")
+        assert "IMAGE_NOT_FOUND" in err
+        assert "the name local/digit\n" in err
+
+
+def test_a_narrow_terminal_gets_a_narrow_list_and_a_pipe_whole_lines(made, registry, capsys, monkeypatch):
+    commit = made().commit
+    _, out, _ = flops(capsys, "images", "list", "--registry", registry.registry)
+    (line,) = [line for line in out.splitlines() if commit[:12] in line]
+    assert "aggregator, learner" in line
+    assert "linux/amd64, linux/arm64" in line
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = flops(capsys, "images", "list", "--registry", registry.registry)
+    (line,) = [line for line in out.splitlines() if commit[:12] in line]
+    assert "local/digits" in line
+    assert " MB" in line
 
 
 def test_pruning_an_embedded_registrys_directory(made, registry, capsys, tmp_path, monkeypatch):

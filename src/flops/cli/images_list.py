@@ -6,13 +6,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flops.builder.housekeeping.stocktaking import take_stock
 from flops.cli import options, places
-from flops.cli.render import megabytes, one_line, print_json
+from flops.cli.render import data_console, fits, megabytes, one_line, print_json
 from flops.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,7 +21,12 @@ if TYPE_CHECKING:
     from flops.builder.housekeeping.retention import Build
 
 Repositories = Annotated[
-    list[str] | None, typer.Argument(metavar="[REPOSITORY]...", help="Whole names [default: all that it lists].")
+    list[str] | None,
+    typer.Argument(
+        metavar="REPOSITORY",
+        show_default=False,
+        help="Whole names, with or without the actor [default: all that it lists].",
+    ),
 ]
 
 
@@ -102,28 +106,35 @@ def _iso(indexes: Iterable[StoredIndex]) -> str | None:
 
 
 def show(inventory: Inventory) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("images", "actors", "names", "platforms", "built", "bytes", "shared"):
-        table.add_column(name, justify="right" if name in ("bytes", "shared") else "left", overflow="fold")
-    for ((path, _, _), indexes), shared in _shared_bytes(inventory):
-        cells = (
-            path,
-            ", ".join(sorted({one.actor for one in indexes})),
-            ", ".join(sorted({_short(tag) for one in indexes for tag in one.tags})),
-            ", ".join(sorted({str(platform) for one in indexes for platform in one.platforms})),
-            (_iso(indexes) or "-")[:16].replace("T", " "),
-            megabytes(sum(_blobs(indexes).values())),
-            megabytes(shared),
-        )
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    console = data_console()
     if inventory.indexes:
-        console.print(table)
+        table = _table(inventory, "images", "actors", "names", "platforms", "built", "bytes", "shared")
+        console.print(table if fits(console, table) else _table(inventory, "images", "commit", "built", "bytes"))
         console.print()
     told = f"{len(inventory.indexes)} images, {megabytes(sum(inventory.sizes().values()))} in all"
     told += f"; {len(inventory.foreign)} of others" if inventory.foreign else ""
     told += "".join(f"; {_count(inventory, kind)}" for kind in _kinds(inventory))
     console.print(Text(told))
+
+
+def _table(inventory: Inventory, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        right = name in ("bytes", "shared")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "images", overflow="fold")
+    for ((path, commit, _), indexes), shared in _shared_bytes(inventory):
+        cells = {
+            "images": path,
+            "commit": _short(commit),
+            "actors": ", ".join(sorted({one.actor for one in indexes})),
+            "names": ", ".join(sorted({_short(tag) for one in indexes for tag in one.tags})),
+            "platforms": ", ".join(sorted({str(platform) for one in indexes for platform in one.platforms})),
+            "built": (_iso(indexes) or "-")[:16].replace("T", " "),
+            "bytes": megabytes(sum(_blobs(indexes).values())),
+            "shared": megabytes(shared),
+        }
+        table.add_row(*(Text(one_line(cells[name])) for name in columns))
+    return table
 
 
 def _kinds(inventory: Inventory) -> list[str]:

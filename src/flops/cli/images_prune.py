@@ -28,7 +28,12 @@ Keep = Annotated[
 Older = Annotated[float, typer.Option("--older", metavar="DAYS", min=0, help="Younger builds stay anyway.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and delete nothing.")]
 Repositories = Annotated[
-    list[str] | None, typer.Argument(metavar="[REPOSITORY]...", help="Whole names [default: all that it lists].")
+    list[str] | None,
+    typer.Argument(
+        metavar="REPOSITORY",
+        show_default=False,
+        help="Whole names, with or without the actor [default: all that it lists].",
+    ),
 ]
 #: Seconds that what a push brought is left alone by the collector of an embedded registry's directory.
 GRACE = 3600.0

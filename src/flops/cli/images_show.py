@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="REF", help="HOST/NAME:TAG in a registry, NAME:TAG in a layout.")
 ]
+#: Characters of a layer's title that are shown.
+TITLE_LENGTH = 100
 Locks = Annotated[bool, typer.Option("--locks", help="Print the locks (pylock.toml) and the base's packages.")]
 Sbom = Annotated[bool, typer.Option("--sbom", help="Print the bill of materials (CycloneDX).")]
 Provenance = Annotated[bool, typer.Option("--provenance", help="Print the provenance (in-toto, SLSA).")]
@@ -174,7 +176,11 @@ def show(shown: _Shown) -> None:
         table.add_column()
         table.add_column(overflow="fold")
         for layer, title in zip(manifest.layers, _titles(manifest, comments), strict=True):
-            table.add_row(megabytes(layer.size), layer.digest[7:19], Text(one_line(title[:100])))
+            table.add_row(
+                megabytes(layer.size),
+                layer.digest[7:19],
+                Text(one_line(title if len(title) <= TITLE_LENGTH else f"{title[:TITLE_LENGTH]}…")),
+            )
         console.print(table)
     console.print(Text("\nrecords" if shown.records else "\nno records"))
     for of in shown.records.values():

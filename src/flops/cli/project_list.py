@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flops.cli.render import one_line, print_json
-from flops.cli.watching import WIDE, Json, Manager, connected, data_console, say
+from flops.cli.render import data_console, fits, one_line, print_json
+from flops.cli.watching import Json, Manager, connected, say
 from flops.errors import UsageError
 from flops.observer.words import ago, revision
 from flops_wire.manager import STATES
@@ -45,10 +45,7 @@ def command(
     if found:
         console = data_console()
         table = _table(found)
-        wanted = console.measure(table, options=console.options.update(width=WIDE)).maximum
-        if console.is_terminal and wanted > console.width:
-            table = _short(found, now=time.time())
-        console.print(table)
+        console.print(table if fits(console, table) else _short(found, now=time.time()))
     if len(found) < total:
         say(f"{len(found)} of {total}; --limit shows more")
     elif not found:

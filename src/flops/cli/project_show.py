@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from flops.cli.render import one_line, print_json
-from flops.cli.watching import Identity, Json, Manager, connected, data_console
+from flops.cli.render import data_console, one_line, print_json
+from flops.cli.watching import Identity, Json, Manager, connected
 from flops.observer.feed import Feed
 from flops.observer.terminal import summary
 from flops_wire.events import event

@@ -38,6 +38,8 @@ MEGABYTE = 1e6
 ADDED = "ADDED"
 #: Characters of a reason that stand on a line at least, where no other column is folded for it.
 REASON = 12
+#: Columns where nothing folds.
+WIDE = 4096
 
 
 def plain(text: str) -> str:
@@ -45,6 +47,18 @@ def plain(text: str) -> str:
     return "".join(
         c if c == "\n" or (c.isprintable() and not _is_bidi(c)) else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def data_console() -> Console:
+    """Folds at a terminal's edge only: whoever reads a file or a pipe wants whole lines."""
+    console = Console(soft_wrap=True, highlight=False)
+    return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=WIDE)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether a table's lines are whole there."""
+    wanted = console.measure(table, options=console.options.update(width=WIDE)).maximum
+    return not console.is_terminal or wanted <= console.width
 
 
 def one_line(text: str) -> str:

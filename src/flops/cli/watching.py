@@ -7,11 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flops.cli.manager_client import ManagerClient
 from flops.cli.refusal import failure_from
-from flops.cli.render import one_line
+from flops.cli.render import data_console, one_line
 from flops.observer import terminal
 from flops.observer.feed import Feed
 from flops.observer.words import revision
@@ -33,16 +32,6 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Print events as JSON, o
 def connected(manager: str | None) -> ManagerClient:
     """The manager that the option, the settings or the default name."""
     return ManagerClient.of(manager, Settings.read())
-
-
-#: Columns where nothing folds.
-WIDE = 4096
-
-
-def data_console() -> Console:
-    """Folds at a terminal's edge only: whoever reads a file or a pipe wants whole lines."""
-    console = Console(soft_wrap=True, highlight=False)
-    return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=WIDE)
 
 
 def say(message: str) -> None:

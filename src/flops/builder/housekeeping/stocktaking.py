@@ -19,10 +19,11 @@ from flops.builder.housekeeping.inventory import (
     StoredImage,
     StoredIndex,
 )
+from flops.builder.images.actors import Actor
 from flops.builder.images.compose import RECIPE, REVISION
 from flops.builder.records import read_timestamp
 from flops.builder.shared_cache import REPOSITORY
-from flops.errors import BadImage
+from flops.errors import BadImage, ImageNotFound
 from flops.oci.artifacts import parse_artifact
 from flops.oci.image_documents import parse_index, parse_manifest
 
@@ -61,8 +62,13 @@ class _Named:
 
 
 def take_stock(client: Stock, repositories: Sequence[str] = ()) -> Inventory:
-    """All repositories under the registry's prefix, or those that are named (with the prefix); RegistryError."""
-    names = tuple(repositories) or tuple(name for name in client.catalog() if _below(name, client.registry.prefix))
+    """All repositories under the registry's prefix, or those that are named (with the prefix).
+
+    A name without its actor stands for both actors' images. ImageNotFound, RegistryError.
+    """
+    listed = () if repositories else client.catalog()
+    names = [name for name in listed if _below(name, client.registry.prefix)]
+    names += dict.fromkeys(found for name in repositories for found in _meant(client, name))
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="stock") as pool:
         found = [named for of in pool.map(lambda name: _named(client, name), names) for named in of]
         cache = client.registry.repository(*REPOSITORY)
@@ -90,6 +96,16 @@ def take_stock(client: Stock, repositories: Sequence[str] = ()) -> Inventory:
         foreign=tuple(_unclaimed([one for one in read if isinstance(one, Foreign)], indexes)),
         shared=tuple(sorted(shared, key=lambda one: one.tag)),
     )
+
+
+def _meant(client: Stock, name: str) -> list[str]:
+    """The repositories that a person's name stands for."""
+    found = [one for one in (name, *(f"{name}/{actor.value}" for actor in Actor)) if client.tags(one)]
+    if not found:
+        raise ImageNotFound(
+            f"{client.registry} has no images of the name {name}", hint="flops images list without a name lists all"
+        )
+    return found
 
 
 def _named(client: Stock, repository: str) -> list[_Named]:

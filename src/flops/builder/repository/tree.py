@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Files that the ML repository contract and the requirements read, which must be files of their own.
-CONTRACT = frozenset({"model_manager.py", "data_manager.py", "requirements.txt", "pyproject.toml"}) | {
-    f"{stem}.{ending}" for stem in ("conda", "environment") for ending in ("yaml", "yml")
-}
+CONTRACT = frozenset(
+    {
+        *("model_manager.py", "data_manager.py"),
+        *("requirements.txt", "pyproject.toml", "pylock.toml", "uv.lock", "python_env.yaml"),
+        *(f"{stem}.{ending}" for stem in ("conda", "environment") for ending in ("yaml", "yml")),
+    }
+)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 #: Enough to tell a pointer or a key by.
 HEAD = 1024
