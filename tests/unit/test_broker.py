@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.ports import unused_port
 
 from flops.broker import BrokerAddress, Publisher
 from flops.errors import BadSetting, BrokerUnreachable
@@ -111,13 +112,7 @@ def _body(stream) -> bytes:
             return stream.read(length)
 
 
-def unused() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until(condition, seconds=15):
+def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -209,7 +204,7 @@ def test_a_message_that_was_not_acknowledged_is_not_published(order):
 
 
 def test_nobody_there_is_unreachable_and_somebody_later_is_reached():
-    port = unused()
+    port = unused_port()
     with Publisher(BrokerAddress(host="127.0.0.1", port=port), seconds=2) as publisher:
         with pytest.raises(BrokerUnreachable, match=f"127.0.0.1:{port}"):
             publisher.publish("t", "x")
@@ -268,7 +263,7 @@ def test_the_mirror_sends_everything_in_order_through_every_outage(monkeypatch, 
 
 def test_the_mirror_of_a_broker_that_is_away_keeps_everything_and_ends_when_asked(caplog):
     outbox = Outbox(3)
-    mirror = Mirror(outbox, Publisher(BrokerAddress(host="127.0.0.1", port=unused()), seconds=0.3))
+    mirror = Mirror(outbox, Publisher(BrokerAddress(host="127.0.0.1", port=unused_port()), seconds=0.3))
     with caplog.at_level(logging.WARNING, "flops.manager.mirror"):
         mirror.start()
         wait_until(lambda: not mirror.connected)
@@ -282,7 +277,7 @@ def test_what_is_beyond_the_bound_is_dropped_counted_and_told_once_for_each_outa
     monkeypatch.setattr(mirror_module, "LONGEST", 0.01)
     outbox, dropped = Outbox(5), []
     with Broker() as broker, caplog.at_level(logging.WARNING, "flops.manager.mirror"):
-        away = BrokerAddress(host="127.0.0.1", port=unused())
+        away = BrokerAddress(host="127.0.0.1", port=unused_port())
         publisher = Publisher(away, seconds=0.3)
         mirror = Mirror(outbox, publisher, backlog=3, dropped=dropped.append)
         mirror.start()
@@ -350,8 +345,8 @@ def test_a_broker_that_breaks_gets_the_outcome_all_the_same(monkeypatch):
 
 def test_nobody_there_delays_no_message_and_is_told_as_such(monkeypatch):
     monkeypatch.setattr(announcer_module, "OUTCOME_SECONDS", 0.3)
-    gone = BrokerAddress(host="127.0.0.1", port=unused())
-    with Announcer(broker=gone, observer=("127.0.0.1", unused())) as announcer:
+    gone = BrokerAddress(host="127.0.0.1", port=unused_port())
+    with Announcer(broker=gone, observer=("127.0.0.1", unused_port())) as announcer:
         for number in range(50):
             announcer.observer(f"text {number}")
             announcer.manager("topic", {})

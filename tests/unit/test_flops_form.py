@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.ports import unused_port
 
 from flops import process
 from flops.errors import StructureError, UsageError
@@ -49,9 +50,7 @@ def observer():
 
 
 def unused():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{unused_port()}"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ports import unused_port
 
 from flops import process
 from flops.errors import (
@@ -297,9 +298,7 @@ def test_whatever_happens_order_and_number_stay(orders, count):
 
 def test_a_manager_that_is_away_and_comes_back_hears_everything():
     """Nobody listens at first; the builder goes on meanwhile."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     url = f"http://127.0.0.1:{port}/api/flops/projects/p/attempts/1"
     with Attempt(url, TOKEN) as attempt, Events(attempt.post) as events:
         with events.stage(Stage.CLONE, "early"):

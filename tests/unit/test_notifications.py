@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from tests.ports import unused_port
 
 from flops_actor import notify
 from flops_actor.arguments import Endpoint
@@ -35,9 +36,7 @@ def observer():
 
 
 def unused():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Endpoint(host="127.0.0.1", port=probe.getsockname()[1])
+    return Endpoint(host="127.0.0.1", port=unused_port())
 
 
 def wait_until(condition):
