@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from tests.ports import unused_port
 
 
 @dataclass
@@ -39,9 +40,7 @@ def components(tmp_path):
     program = shutil.which("mosquitto")
     if program is None:
         pytest.skip("mosquitto is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     settings = tmp_path / "mosquitto.conf"
     settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
     observer = socket.create_server(("127.0.0.1", 0))

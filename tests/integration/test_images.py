@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import httpx
 import pytest
+from tests.ports import unused_port
 
 from flops.builder.images.actors import Actor
 from flops.builder.publishing.delivery import Delivery
@@ -49,9 +49,7 @@ class DockersRegistry:
 
     def __init__(self, place, *, deletes):
         need("docker-registry")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = unused_port()
         place.mkdir()
         self.config = place / "config.yml"
         self.config.write_text(

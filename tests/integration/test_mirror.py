@@ -16,6 +16,7 @@ import httpx
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
+from tests.ports import unused_port
 
 from flops.broker import BrokerAddress, Publisher
 from flops.manager.mirror import Mirror
@@ -56,9 +57,7 @@ class Mosquitto:
         program = shutil.which("mosquitto")
         if program is None:
             pytest.skip("mosquitto is not installed")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = unused_port()
         place.mkdir()
         settings = place / "mosquitto.conf"
         settings.write_text(
@@ -226,9 +225,7 @@ def test_a_service_tells_its_broker_and_takes_messages_at_the_observer_s_port(tm
     repository = tmp_path / "empty"
     repository.mkdir()
     (repository / "README").write_text("no model here\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     words = ["--broker", f"127.0.0.1:{broker.port}", "--observer-port", str(port), "--allow-local"]
     with subscriber(broker.port, "component") as heard, service(tmp_path, *words) as url:
         sla = {"customerID": "Admin", "verbose": True, "ml_repo_url": str(repository), "ml_model_flavor": "sklearn"}

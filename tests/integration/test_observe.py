@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from tests.ports import unused_port
 
 from flops.broker import BrokerAddress, Publisher
 from flops_wire import flops
@@ -21,9 +22,7 @@ class Mosquitto:
         program = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")
         if program is None:
             pytest.skip("mosquitto is not installed")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = unused_port()
         self.configuration = place / "mosquitto.conf"
         self.configuration.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
         self.program = program
@@ -113,9 +112,7 @@ def test_a_broker_that_restarts_and_a_builder_that_fails(broker, publisher):
 
 
 def test_no_broker():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = unused_port()
     words = [sys.executable, "-m", "flops.cli.main", "observe", PROJECT, "--broker", f"127.0.0.1:{port}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "BROKER_UNREACHABLE" in done.stderr, "Traceback" in done.stderr) == (9, True, False)

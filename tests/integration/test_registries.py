@@ -12,6 +12,7 @@ import time
 import httpx
 import pytest
 import trustme
+from tests.ports import unused_port
 
 from flops.errors import RegistryAuth, RegistryUnreachable
 from flops.oci.blobs import BlobStore
@@ -46,18 +47,12 @@ def run(*words, check=True, **options):
     return done
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class DockerRegistry:
     """Debian's docker-registry on a free port of the loopback, stopped with its context."""
 
     def __init__(self, place, *settings):
         need("docker-registry")
-        self.port = free_port()
+        self.port = unused_port()
         self.place = place
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.yml").write_text(

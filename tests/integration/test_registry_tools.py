@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.ports import unused_port
 
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
@@ -196,9 +197,7 @@ class DockerRegistry:
         need("docker-registry")
         self.place = place
         place.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = unused_port()
         (place / "config.yml").write_text(
             "version: 0.1\nlog: {level: error}\n"
             f"storage: {{filesystem: {{rootdirectory: {place}/data}}, delete: {{enabled: true}}}}\n"
