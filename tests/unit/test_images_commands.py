@@ -1,10 +1,8 @@
 """`flops images`, and what builds leave beside their images: whole builds (outer parts replaced) into an embedded registry."""
 
-import importlib.util
 import json
 import subprocess
 import tomllib
-from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from tests.unit import test_build as samples
 
 from flops.builder.build import build
 from flops.builder.housekeeping.superseded import remove_superseded
@@ -27,16 +26,6 @@ from flops.oci.registry import EmbeddedRegistry
 from flops.oci.registry_store import RegistryStore
 from flops.oci.signature import signature_tag
 
-
-def load(name):
-    path = Path(__file__).parent / name
-    specification = importlib.util.spec_from_file_location(f"samples_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-samples = load("test_build.py")
 AMD64, ARM64 = samples.AMD64, samples.ARM64
 world, settings, repository = samples.world, samples.settings, samples.repository
 KINDS = {LOCKS, SBOM, PROVENANCE, BUILD}
