@@ -1,33 +1,22 @@
 """Hostile wheels beyond those of test_wheel_layer: names and RECORDs at random, bombs by what is read of them, metadata."""
 
 import csv
-import importlib.util
 import io
 import os
 import random
 import struct
 import warnings
 import zipfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from tests.unit import test_wheel_layer as samples
 
 from flops.builder.wheels import wheel_archive
 from flops.builder.wheels.wheel_layer import WheelLicence
 from flops.errors import FlopsError, WheelBomb, WheelRecord, WheelUnsafe
 
-
-def load(name):
-    path = Path(__file__).parent / name
-    specification = importlib.util.spec_from_file_location(f"samples_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-samples = load("test_wheel_layer.py")
 build, wheel, record_row, patched = samples.build, samples.wheel, samples.record_row, samples.patched
 SITE = samples.SITE
 INFO = "demo-1.0.dist-info"
