@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.unit import test_job as unit
 
 from flops.oci.registry import EmbeddedRegistry
 from flops.recipe import Policy
@@ -25,16 +25,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "digits-sklearn"
 LEARNER = "local/digits-sklearn/learner"
 NOT_HERE = ("BASE_UNAVAILABLE", "INDEX_UNREACHABLE")
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("unit_test_job", ROOT / "tests" / "unit" / "test_job.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-unit = load()
 
 
 @pytest.fixture
