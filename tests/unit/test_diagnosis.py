@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
 
 from flops.builder.dependencies.diagnosis import KINDS, cause, conflict, error, lacking
+from flops.builder.dependencies.pins import contradicts_itself
 from flops.builder.formats.requirement import Requirement
 from flops.builder.locking import catalog
 from flops.builder.locking.pylock import Target
@@ -23,6 +27,7 @@ from flops.platforms import Platform
 BOTH = [Target(platform=platform, python="3.11.2", glibc=(2, 36)) for platform in Platform]
 X86 = "manylinux_2_17_x86_64"
 ARM = "manylinux_2_17_aarch64"
+VERSIONS = ["0.9", "1.0rc1", "1.0", "1.0.1", "1.2", "2.0"]
 
 
 def project(*files):
@@ -80,6 +85,27 @@ def test_a_version_that_never_was_has_neighbours():
     assert "the nearest are 1.26.2, 1.26.4, 2.0.0" in told.message
     assert told.hint.endswith("write plain==1.26.4")
     assert (told.where, told.code) == ("requirements.txt:3", "VERSION_NOT_FOUND")
+
+
+def test_bounds_that_exclude_each_other_are_told_and_nothing_is_guessed():
+    page = project(*(f"plain-{version}-py3-none-any.whl" for version in ("1.19.0", "1.26.4")))
+    found = cause(page, entry(">=1.26.4,<1.20"), BOTH)
+    told = lacking(entry(">=1.26.4,<1.20"), found, page.usable(BOTH))
+    assert told.message == "the bounds of plain>=1.26.4,<1.20 exclude each other"
+    assert told.hint == "write the bounds that are meant"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([">=", ">", "<", "<=", "==", "!=", "~="]), st.sampled_from(VERSIONS)), max_size=4
+    ),
+    st.booleans(),
+)
+def test_only_what_no_version_fits_contradicts_itself(clauses, local):
+    specifier = ",".join(f"{sign}{version}{'+cpu' if sign == '==' and local else ''}" for sign, version in clauses)
+    if contradicts_itself(entry(specifier)):
+        versions = [f"{version}{local}" for version in VERSIONS for local in ("", ".post1", "+cpu")]
+        assert not list(SpecifierSet(specifier).filter(versions, prereleases=True))
 
 
 def test_pre_releases_count_where_there_is_nothing_else():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flops.builder.dependencies.pins import by_distance, named, near, pinned
+from flops.builder.dependencies.pins import by_distance, contradicts_itself, named, near, pinned
 from flops.errors import (
     DependencyError,
     Finding,
@@ -102,6 +102,8 @@ def _never(project: Project, entry: Requirement) -> str:
     if not project.versions:
         return f"nothing was published under the name {entry.name}"
     version = pinned(entry)
+    if contradicts_itself(entry):
+        return f"the bounds of {entry.name}{entry.specifier} exclude each other"
     if version is None:
         return f"no version of {entry.name} that {entry.specifier} allows was ever published"
     return f"{entry.name} {version} was never published"
@@ -144,6 +146,8 @@ def lacking(entry: Requirement, why: Cause, usable: Sequence[Version]) -> Findin
     message = f"{why.message}; the nearest are {why.near}" if why.near else why.message
     if why.kind is PackageNotFound:
         return finding(entry, why.kind, message, "correct the name, or take the line out")
+    if contradicts_itself(entry):
+        return finding(entry, why.kind, why.message, "write the bounds that are meant")
     if not usable:
         hint = "no version of it can be used here; take the line out, or use another package"
         return finding(entry, why.kind, message, hint)

@@ -44,6 +44,21 @@ def exclude(one: Requirement, other: Requirement) -> bool:
     )
 
 
+def contradicts_itself(entry: Requirement) -> bool:
+    """Whether no version at all can be within its bounds: what was meant can't be told from it."""
+    lower, upper = list[Version](), list[Version]()
+    for clause in SpecifierSet(entry.specifier):
+        try:
+            version = Version(clause.version.partition("+")[0])
+        except InvalidVersion:  # `1.2.*`
+            continue
+        if clause.operator in {">=", ">", "~=", "=="}:
+            lower.append(version)
+        if clause.operator in {"<=", "<", "=="}:
+            upper.append(version)
+    return bool(lower and upper) and max(lower) > min(upper)
+
+
 def named(entry: Requirement) -> Version | None:
     """The version that a pin or a range speaks of: the first of its clauses that is a version; None for "any"."""
     for clause in sorted(SpecifierSet(entry.specifier), key=str):

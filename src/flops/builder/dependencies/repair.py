@@ -108,13 +108,15 @@ class Case:
 
     @property
     def hopeless(self) -> bool:
-        """Whether a requirement has no version at all that could be used with this Python."""
+        """Whether a requirement has no version at all that could be used with this Python, or contradicts itself."""
         return any(self.is_hopeless(place) for place in self.lacking)
 
     def is_hopeless(self, place: int) -> bool:
         if place not in self.lacking:
             return False
         name = self.entries[place].name
+        if pins.contradicts_itself(self.entries[place]):
+            return True
         return name in self.suspects or not self.trial.with_wheels(name, self.lacking[place])
 
     def causes(self) -> dict[int, diagnosis.Cause]:
