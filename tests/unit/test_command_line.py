@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,12 @@ def test_a_group_without_a_command_shows_its_help(group, capsys):
         (["check", "nowhere", "--json"], 3, "error[BAD_URL]: "),
     ],
 )
-def test_a_full_disk_behind_stdout_is_no_bug_of_ours(words, code, told):
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_full_disk_behind_stdout_is_no_bug_of_ours(words, code, told, unbuffered):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "flops.cli.main", *words],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -75,6 +78,7 @@ def test_a_full_disk_behind_stdout_is_no_bug_of_ours(words, code, told):
     assert done.returncode == code
     assert done.stderr.startswith(told)
     assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_table_that_can_not_be_written_is_told(monkeypatch, capsys):

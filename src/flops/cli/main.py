@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -128,6 +129,7 @@ class _Output:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._failure: OutputError | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -142,13 +144,24 @@ class _Output:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
+        if self._failure is not None:  # told again, should somebody have swallowed it
+            raise self._failure
         try:
             yield
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            self._give_up()
+            if isinstance(error, BrokenPipeError):
+                raise
             message = f"can't write to standard output: {error.strerror}"
-            raise OutputError(message, hint="see where it leads to, and whether that is full") from error
+            self._failure = OutputError(message, hint="see where it leads to, and whether that is full")
+            raise self._failure from error
+
+    def _give_up(self) -> None:
+        """What is left in the buffer goes nowhere: written when the interpreter ends, it would fail again, as code 120."""
+        with suppress(OSError, ValueError):  # a file without a descriptor
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
 
 
 @contextmanager
@@ -178,7 +191,7 @@ def _usage(error: typer.TyperException) -> UsageError:
 
 def _fail(error: FlopsError, *, as_json: bool) -> int:
     if as_json:
-        with suppress(OutputError, BrokenPipeError):  # then stderr alone has it
+        with suppress(OutputError, BrokenPipeError), _output():  # then stderr alone has it
             print_json({"error": error.to_json()})
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in error_lines(error):
