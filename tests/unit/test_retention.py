@@ -347,7 +347,7 @@ BUILDS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     builds=BUILDS,
     notes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=5, unique_by=lambda one: one[0]),
