@@ -59,6 +59,7 @@ def environment(scratch: Path, places: Places, **extra: str) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         # a task waits half of this before its process is started; Flower's default is a second
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "PYTHONUNBUFFERED": "1",  # what the run says is read while it runs
         **extra,
     }
 
