@@ -78,6 +78,17 @@ def test_what_can_be_seen_at_once_is_refused_at_once(world, document, error):
     assert world.manager.projects(limit=9).total == 0
 
 
+def test_a_source_that_may_not_be_built_is_told_with_all_that_is_wrong_beside_it(world):
+    wrong = scripted.sla(ml_repo_url="http://git.example.com/a/b", supported_platforms=["windows"])
+    with pytest.raises(SlaInvalid) as caught:
+        world.manager.submit(wrong)
+    told = {one.path: one.code for one in caught.value.findings}
+    assert told == {"/supported_platforms/0": "SLA_INVALID", "/ml_repo_url": "BAD_URL"}
+    with pytest.raises(SlaInvalid) as caught:
+        world.manager.submit(scripted.sla(ml_repo_ref="-x", python="three"))
+    assert {one.path for one in caught.value.findings} == {"/ml_repo_ref", "/python"}
+
+
 def test_a_document_without_a_bottom_is_refused(world):
     deep = []
     for _ in range(100_000):

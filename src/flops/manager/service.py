@@ -36,12 +36,14 @@ from flops_wire.manager import TEXT_LIMIT
 if TYPE_CHECKING:
     import threading
 
+    from flops.builder.lookup import Place
     from flops.manager.bus import Subscription
     from flops.manager.clock import Clock
     from flops.manager.lookups import Images, Sources
     from flops.manager.orchestrators import Orchestrator
     from flops.manager.project import Attempt
     from flops.manager.settings import ManagerSettings
+    from flops.manager.sla import Sla
     from flops.manager.store import Store
 
 _log = logging.getLogger("flops.manager")
@@ -249,8 +251,11 @@ class Manager:
 
     # --- inside ---
     def _accepted(self, document: object, force: bool) -> Project:
-        sla = parse_sla(document, names=self.settings.credentials, registry=self.settings.registry)
-        place = self._sources.judge(sla.url, ref=sla.ref, subdir=sla.subdir)
+        def judge(sla: Sla) -> Place:
+            return self._sources.judge(sla.url, ref=sla.ref, subdir=sla.subdir)
+
+        sla = parse_sla(document, names=self.settings.credentials, registry=self.settings.registry, judge=judge)
+        place = judge(sla)
         return Project(
             id=secrets.token_hex(12),
             repository=place.text,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name
 
-from flops.errors import CredentialUnknown, FlopsError, SlaInvalid
+from flops.errors import BadRef, CredentialUnknown, FlopsError, SlaInvalid
 from flops.manager.sla_fields import Fields
 from flops.oci.reference import Reference, Registry
 from flops.platforms import Platform
 from flops.recipe import Accelerator, Compression, Flavor, Policy, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from flops.manager.credentials import Names
 
@@ -122,10 +122,13 @@ def recipe_of(document: Mapping[str, Any]) -> Recipe:
     )
 
 
-def parse_sla(document: object, *, names: Names, registry: str | None = None) -> Sla:
+def parse_sla(
+    document: object, *, names: Names, registry: str | None = None, judge: Callable[[Sla], object] = lambda _sla: None
+) -> Sla:
     """Read a request. SlaInvalid holds every place that is wrong; CredentialUnknown where only a credential's name is.
 
-    `names` are the operator's credentials; one for the registry must be for the host of `registry`.
+    `names` are the operator's credentials; one for the registry must be for the host of `registry`. `judge` raises an
+    error for a source that may not be built; that is raised where nothing else is wrong.
     """
     top = Fields.of(document)
     sla = Sla(
@@ -160,6 +163,8 @@ def parse_sla(document: object, *, names: Names, registry: str | None = None) ->
             "is hierarchical: the images are built, but a root or cluster aggregator ends when it is started",
         )
     _check_credentials(top, sla, names, registry)
+    if sla.url:
+        _check_source(top, sla, judge)
     _raise_findings(top)
     return replace(sla, warnings=top.all_warnings())
 
@@ -223,6 +228,16 @@ def _training(fields: Fields) -> Training:
 
 def _resources(fields: Fields) -> dict[str, int]:
     return {name: fields.number(name, 0, least=0, most=1_000_000_000) for name in ("memory", "vcpus", "storage")}
+
+
+def _check_source(top: Fields, sla: Sla, judge: Callable[[Sla], object]) -> None:
+    try:
+        judge(sla)
+    except FlopsError as error:
+        if not top.findings:
+            raise
+        key = "ml_repo_ref" if isinstance(error, BadRef) else "ml_repo_url"
+        top.find(key, f"can't be used: {error.message}", error.hint, code=error.code)
 
 
 def _check_credentials(top: Fields, sla: Sla, names: Names, registry: str | None) -> None:
