@@ -339,7 +339,7 @@ def test_what_killed_builders_were_writing_goes_whatever_room_there_is(cache):
     names = ("bases/apt-x/lists/a", "bases/sources-x/b", "bases/interpreters/.partial-x/c", "pythons/.new-x/d")
     old = [
         cache.file(name, age=0)
-        for name in (*names, "bases/sets/e.partial", "provides/modules/aa/.new-f", "locks/.new-g")
+        for name in (*names, "bases/sets/e.partial", "provides/modules/aa/.new-f", "locks/.new-g", "wheels/ab/.new-h")
     ]
     young = [cache.file(name.replace("-x", "-y"), age=0) for name in names]
     for path in old:

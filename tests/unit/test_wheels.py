@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
 
 import httpx
 import pytest
@@ -192,39 +191,6 @@ def test_a_cache_that_cannot_be_written(tmp_path):
         cache.fetch(locked())
 
 
-def test_all_are_fetched_in_parallel_each_once(tmp_path):
-    both = threading.Barrier(2, timeout=10)
-    data = {name: os.urandom(1000 + number) for number, name in enumerate("abcdef")}
-    asked = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        name = request.url.path.strip("/").split("-")[0]
-        asked.append(name)
-        if name in "ef":  # the two largest, so the first
-            both.wait()
-        return body(data[name])
-
-    wanted = [locked(name, content) for name, content in data.items()]
-    with WheelCache(tmp_path, transport=httpx.MockTransport(answer), workers=2) as cache:
-        done = dict(cache.fetch_all([*wanted, *wanted]))
-    assert sorted(asked) == sorted(data)
-    assert {wheel.name: path.read_bytes() for wheel, path in done.items()} == data
-
-
-def test_the_first_failure_ends_it(tmp_path):
-    asked = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.path)
-        return httpx.Response(404)
-
-    wanted = [locked(f"w{number}", bytes([number])) for number in range(50)]
-    cache = WheelCache(tmp_path, transport=httpx.MockTransport(answer), workers=1)
-    with cache, pytest.raises(IndexUnreachable):
-        list(cache.fetch_all(wanted))
-    assert len(asked) < 50
-
-
 def test_the_indexs_credentials_go_to_its_origin_only(tmp_path):
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append((request.url.host, request.headers.get("Authorization")))
@@ -280,15 +246,3 @@ class Drops(httpx.SyncByteStream):
     def __iter__(self):
         for byte in DATA:
             yield bytes([byte])
-
-
-def test_what_killed_downloads_left_is_removed_after_a_day(tmp_path):
-    (tmp_path / "ab").mkdir()
-    old, young = tmp_path / "ab" / ".new-old", tmp_path / "ab" / ".new-young"
-    for path in (old, young):
-        path.touch()
-    os.utime(old, (0, 0))
-    with Script(good).cache(tmp_path) as cache:
-        cache.fetch(locked())
-    assert not old.exists()
-    assert young.exists()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flops.oci.blobs import BlobStore
     from flops.oci.client import RegistryClient
-    from flops.oci.image_documents import ParsedConfig, ParsedManifest
+    from flops.oci.image_documents import ParsedConfig
     from flops.oci.manifests import Manifest
     from flops.oci.reference import Reference
     from flops.platforms import Platform
@@ -44,10 +44,6 @@ class RemoteImage:
     """Of the manifest, with the platform."""
     manifest: bytes
     config: bytes
-
-    @property
-    def parsed_manifest(self) -> ParsedManifest:
-        return parse_manifest(self.manifest)
 
     @property
     def parsed_config(self) -> ParsedConfig:

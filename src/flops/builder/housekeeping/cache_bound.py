@@ -57,6 +57,7 @@ _LEFT = (
     "bases/interpreters/.partial-*",
     "bases/*/*.partial",
     "pythons/.new-*",
+    "wheels/??/.new-*",
     "locks/.new-*",
     "provides/**/.new-*",
 )

@@ -10,7 +10,6 @@ import random
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -21,7 +20,7 @@ from flops.errors import BuildError, IndexUnreachable, WheelHash
 from flops.oci.blobs import disk_full, used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import httpx
 
@@ -38,8 +37,6 @@ PIECE = 256 * 1024
 HASH_ATTEMPTS = 2
 #: Bytes that are taken where a lock does not tell a wheel's size; the index that left it out may send without end.
 LARGEST = 16 * 1024**3
-#: Seconds after which a temporary file has no writer any more: what a killed process left is removed then.
-ABANDONED = 24 * 3600
 
 
 class WheelCache:
@@ -63,7 +60,6 @@ class WheelCache:
         self._transport = transport
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
-        self._swept = False
         self.written = 0
         """Bytes that this process put into it."""
 
@@ -134,28 +130,10 @@ class WheelCache:
                 return path
         raise AssertionError("every attempt ends above")  # pragma: no cover
 
-    def fetch_all(
-        self, wheels: Iterable[LockedWheel], *, on_bytes: Callable[[int], None] | None = None
-    ) -> Iterator[tuple[LockedWheel, Path]]:
-        """Fetch in parallel, the largest first, and give each as it is done; wheels of one sha256 are one.
-
-        The first failure ends it: what has not begun is left out.
-        """
-        unique = {wheel.sha256: wheel for wheel in wheels}
-        order = sorted(unique.values(), key=lambda wheel: (-(wheel.size or 0), wheel.name))
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="wheel")
-        try:
-            futures = {pool.submit(self.fetch, wheel, on_bytes=on_bytes): wheel for wheel in order}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def _download(self, wheel: LockedWheel, path: Path, on_bytes: Callable[[int], None]) -> None:
         """One attempt: to a temporary file beside its place, which it takes when the hash is right."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
         except OSError as error:
             raise _no_room(self._root, error) from error
@@ -169,16 +147,6 @@ class WheelCache:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 Path(name).unlink()
-
-    def _sweep(self) -> None:
-        """Remove, once, what downloads that were killed left behind."""
-        if self._swept:
-            return
-        self._swept = True
-        for left in self._root.glob("??/.new-*"):
-            with contextlib.suppress(FileNotFoundError):  # another process sweeps too
-                if time.time() - left.stat().st_mtime > ABANDONED:
-                    left.unlink()
 
     def _stream(self, wheel: LockedWheel, descriptor: int, on_bytes: Callable[[int], None]) -> None:
         received, told, sha256 = 0, 0, hashlib.sha256()
