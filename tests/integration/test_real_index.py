@@ -125,7 +125,7 @@ def test_wheels_of_both_platforms_are_fetched_and_verified(locker, cache):
     counted = []
     settings = Settings.read()
     with WheelCache(cache / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle) as wheel_cache:
-        fetched = dict(wheel_cache.fetch_all(wheels, on_bytes=counted.append))
+        fetched = {wheel: wheel_cache.fetch(wheel, on_bytes=counted.append) for wheel in wheels}
     assert len(fetched) == 4
     assert sum(counted) == sum(lock.bytes for lock in locks.values())
     for wheel, path in fetched.items():
