@@ -15,9 +15,9 @@ class ScriptedManager:
     def __init__(self, port=0, *, projects=None, events=None):
         self.projects, self.events, self.logs = projects or {}, events or {}, {}
         self.faults, self.requests, self.keys = [], [], {}
-        self.cut_after = None
+        self.cut_after: list[int] | None = None
         """Events after which a stream is cut, once for each number in the list."""
-        self.refusal = None
+        self.refusal: tuple | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"manager": self}))
         self.server.daemon_threads = True
         self.server.handle_error = lambda *_: None
@@ -34,7 +34,7 @@ class ScriptedManager:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    manager = None
+    manager: ScriptedManager
 
     def log_message(self, *_):
         pass

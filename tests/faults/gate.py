@@ -77,6 +77,8 @@ class Gate:
 class Quiet(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+    gate: Gate
+    upstream: tuple[str, int]
 
     def handle_error(self, request, client_address):
         pass  # a client that was killed in mid-request is what this is for
@@ -91,6 +93,7 @@ def ask_for_login(handler):
 
 class Forwarder(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: Quiet
 
     def forward(self):
         body = self._body()

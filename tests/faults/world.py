@@ -16,7 +16,7 @@ import httpx
 import trustme
 from tests.faults.gate import Cut, Gate, Quiet, ask_for_login, before, running
 from tests.faults.service import Service, processes, wait_until
-from tests.integration.test_checkout_servers import Backend, commit, git
+from tests.integration.test_checkout_servers import Backend, QuietServer, commit, git
 
 from flops.oci.registry import EmbeddedRegistry
 from flops_wire.events import TAGGING, TERMINAL_KINDS
@@ -44,8 +44,14 @@ NOT_HERE = ("BASE_UNAVAILABLE", "INDEX_UNREACHABLE")
 STATES = {"succeeded": "images_ready", "failed": "failed", "cancelled": "cancelled"}
 
 
+class HostServer(Quiet, QuietServer):
+    """Has what both handlers ask for."""
+
+
 class Host(Backend):
     """The git host, with a gate before it."""
+
+    server: HostServer
 
     def do_GET(self):
         if not self.server.gate.knows(self.headers.get("Authorization")):
@@ -207,7 +213,7 @@ def git_host(place):
         file.write(authority.cert_pem.bytes())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    server = Quiet(("127.0.0.1", 0), Host)
+    server = HostServer(("127.0.0.1", 0), Host)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.root, server.requests, server.private, server.protocol = bare.parents[1], [], False, 2
     server.authorizations, server.redirect, server.delay, server.before = [], "", 0, lambda path: None

@@ -1,5 +1,7 @@
 """Checkout over an https server (git's own backend behind Python's, with a certificate made here) and an ssh server, both on loopback."""
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import getpass
@@ -10,6 +12,7 @@ import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -99,6 +102,7 @@ class Backend(BaseHTTPRequestHandler):
     """`git http-backend`, the CGI program, one process a request."""
 
     protocol_version = "HTTP/1.1"  # a length ends each answer, so that TLS needs no end of its own
+    server: QuietServer
 
     def do_GET(self):
         server = self.server
@@ -166,6 +170,17 @@ class Backend(BaseHTTPRequestHandler):
 
 class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
+    root: Path
+    host: str
+    url: str
+    bundle: Path
+    requests: list[str]
+    authorizations: list[str | None]
+    private: bool
+    protocol: int | None
+    redirect: str
+    delay: float
+    before: Callable[[str], object]
 
     def handle_error(self, request, client_address):
         pass  # a client that gives up in mid-answer is part of what is tested
