@@ -514,8 +514,11 @@ def test_links_that_stay_inside(path, target, writer):
     ],
 )
 def test_links_that_are_refused(path, target, writer):
-    with pytest.raises(RepositoryLink):
-        writer.link(path, target)
+    writer.link(path, target)
+    with pytest.raises(RepositoryLink, match=f"^{path} is a symbolic link") as caught:
+        writer.close()
+    assert [finding.path for finding in caught.value.findings] == [path]
+    assert not (writer._destination / path).is_symlink()
 
 
 def test_a_file_that_changes_while_it_is_read(writer):

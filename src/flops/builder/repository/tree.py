@@ -14,6 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flops.builder.repository import secret
 from flops.errors import (
     DiskFull,
     EmptyRepo,
@@ -39,17 +40,10 @@ CONTRACT = frozenset(
     }
 )
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-#: Enough to tell a pointer or a key by.
-HEAD = 1024
 #: What file systems and the tar format take.
 PATH_LIMIT = 4000
 NAME_LIMIT = 255
 UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ufffd\ud800-\udfff]")
-PRIVATE_KEY = re.compile(rb"\s*-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----")
-SECRET_NAMES = re.compile(
-    r"\.env(?!\.(example|sample|template|dist)$)(\.[^/]*)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?|\.netrc|\.pypirc"
-    r"|\.git-credentials|\.htpasswd|kaggle\.json|[^/]*\.(p12|pfx|jks|keystore|ppk)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +89,7 @@ class TreeWriter:
         self._algorithm = algorithm
         self._files: list[RepositoryFile] = []
         self._bytes = 0
+        self._links: list[Finding] = []
         self._secrets: list[Finding] = []
         self._pointers: list[str] = []
 
@@ -108,7 +103,7 @@ class TreeWriter:
         self._admit(path, size)
         target = self._destination / path
         content = hashlib.new(self._algorithm, b"blob %d\0" % size, usedforsecurity=False)
-        done, head = 0, b""
+        done, head, judged = 0, b"", secret.reads(path)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as output:
@@ -116,7 +111,7 @@ class TreeWriter:
                     done += len(chunk)
                     if done > size:
                         break
-                    head += chunk[: HEAD - len(head)]
+                    head += chunk[: judged - len(head)]
                     content.update(chunk)
                     output.write(chunk)
         except OSError as error:
@@ -127,40 +122,21 @@ class TreeWriter:
         return self._add(path, size, content.hexdigest(), executable=executable, link=None)
 
     def link(self, path: str, target: str) -> RepositoryFile:
-        """Note one symbolic link; it is written at the end."""
+        """Note one symbolic link; it is written at the end, and refused then where it may not stay."""
         data = target.encode("utf-8", "surrogateescape")
         self._admit(path, len(data))
-        if path in CONTRACT:
-            raise RepositoryLink(
-                f"{path} is a symbolic link", hint=f"commit {path} as a file of its own, with the content of its target"
-            )
-        if not _stays_inside(path, target):
-            raise RepositoryLink(
-                f"{path} is a symbolic link that leaves the repository",
-                hint=f"commit the file itself as {path}, or link to a place in the repository by a path without detours",
-            )
-        if UNREADABLE.search(target):
-            raise SourceError(
-                f"{path} is a symbolic link to {target[:200]!r}, which is no name in UTF-8 without control characters",
-                hint="remove it, or rename what it leads to",
-            )
+        self._judge_link(path, target)
         content = hashlib.new(self._algorithm, b"blob %d\0" % len(data) + data, usedforsecurity=False)
         return self._add(path, len(data), content.hexdigest(), executable=False, link=target)
 
     def close(self) -> tuple[tuple[RepositoryFile, ...], tuple[str, ...]]:
-        """The files, sorted by path, and warnings. EmptyRepo, LfsUnsupported, SecretFound (with all findings)."""
+        """The files, sorted by path, and warnings. EmptyRepo; RepositoryLink, LfsUnsupported, SecretFound with all findings."""
         if not self._files:
             raise EmptyRepo(
                 "the repository holds no files", hint="commit model_manager.py, data_manager.py, conda.yaml"
             )
-        texts = sorted(path for path in self._pointers if _is_text(path))
-        if texts:
-            raise LfsUnsupported(
-                f"{', '.join(texts[:5])}: a Git LFS pointer where the content itself is needed",
-                hint="take code and dependency files out of Git LFS: git lfs untrack NAME, git add --renormalize NAME",
-            )
-        if self._secrets:
-            raise _secret_found(sorted(self._secrets))
+        pointers = [_pointer(path) for path in self._pointers if _is_text(path)]
+        _require(sorted(self._links), sorted(pointers), sorted(self._secrets))
         for file in self._files:
             if file.link is not None:
                 place = self._destination / file.path
@@ -187,23 +163,59 @@ class TreeWriter:
         name = posixpath.basename(path)
         if head.startswith(LFS_POINTER):
             self._pointers.append(path)
-        likely = SECRET_NAMES.fullmatch(name) or PRIVATE_KEY.match(head)
-        if likely and self._allow_secrets.isdisjoint({path, name}):
+        if self._allow_secrets.isdisjoint({path, name}) and secret.is_likely(path, head):
             self._secrets.append(
                 Finding(
                     path=path,
                     line=0,
-                    code="SECRET_FOUND",
+                    code=SecretFound.code,
                     message="looks like a secret",
                     hint=f"remove it, or set FLOPS_ALLOW_SECRETS={shlex.quote(path)}",
                 )
             )
+
+    def _judge_link(self, path: str, target: str) -> None:
+        if path in CONTRACT:
+            message = "is a symbolic link"
+            hint = f"commit {path} as a file of its own, with the content of its target"
+        elif not _stays_inside(path, target):
+            message = "is a symbolic link that leaves the repository"
+            hint = f"commit the file itself as {path}, or link to a place in the repository by a path without detours"
+        elif UNREADABLE.search(target):
+            message = f"is a symbolic link to {target[:200]!r}, which is no name in UTF-8 without control characters"
+            hint = "remove it, or rename what it leads to"
+        else:
+            return
+        self._links.append(Finding(path=path, line=0, code=RepositoryLink.code, message=message, hint=hint))
 
     def _add(self, path: str, size: int, blob: str, *, executable: bool, link: str | None) -> RepositoryFile:
         file = RepositoryFile(path=path, executable=executable, size=size, blob=blob, link=link)
         self._files.append(file)
         self._bytes += size
         return file
+
+
+def _pointer(path: str) -> Finding:
+    return Finding(
+        path=path,
+        line=0,
+        code=LfsUnsupported.code,
+        message="is a Git LFS pointer where the content itself is needed",
+        hint="take code and dependency files out of Git LFS: git lfs untrack NAME, git add --renormalize NAME",
+    )
+
+
+def _require(links: Sequence[Finding], pointers: Sequence[Finding], secrets: Sequence[Finding]) -> None:
+    """One error for all that is wrong, of the gravest kind."""
+    findings = (*links, *pointers, *secrets)
+    if not findings:
+        return
+    if len(findings) == len(secrets):
+        raise _secret_found(findings)
+    first, *others = findings
+    kind = RepositoryLink if links else LfsUnsupported
+    more = f" (and {len(others)} more)" if others else ""
+    raise kind(f"{first.path} {first.message}{more}", hint=first.hint, findings=findings)
 
 
 def _secret_found(findings: Sequence[Finding]) -> SecretFound:
