@@ -17,7 +17,7 @@ import pytest
 from tests.unit import test_job as unit
 
 from flops.oci.registry import EmbeddedRegistry
-from flops.recipe import Policy
+from flops.recipe import Flavor, Policy, Recipe
 
 pytestmark = pytest.mark.integration
 
@@ -114,7 +114,7 @@ def test_a_build_s_events_and_tags_that_move_with_the_leave_only(registry):
     def refuse(method, body, nth):
         return 410 if body and any(event["code"] == "TAGGING" for event in body["events"]) else None
 
-    other = unit.Recipe(flavor=unit.Flavor.SKLEARN, policy=Policy.STRICT)  # would be another tag
+    other = Recipe(flavor=Flavor.SKLEARN, policy=Policy.STRICT)  # would be another tag
     changes = {"recipe": {**unit.job_document()["recipe"], "policy": "strict"}, "recipe_digest": other.digest}
     with unit.ScriptedManager(job=job(registry, **changes), script=refuse) as manager:
         code, said = run(manager)

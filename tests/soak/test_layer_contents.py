@@ -9,6 +9,9 @@ import tempfile
 import pytest
 from tests import layer_contents as contents
 
+from flops.oci.layout import Layout
+from flops.platforms import Platform
+
 pytestmark = pytest.mark.integration
 
 
@@ -17,7 +20,7 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.mark.parametrize("platform", list(contents.Platform), ids=str)
+@pytest.mark.parametrize("platform", list(Platform), ids=str)
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
 def test_layers_hold_what_uv_installs(home, tmp_path, python, platform):
     reference = contents.build(home, python, platform)
@@ -29,7 +32,7 @@ def test_podman_sees_the_same_files(home, tmp_path):
     for program in ("podman", "skopeo"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    host = contents.Platform.host()
+    host = Platform.host()
     reference = contents.build(home, "3.11", host)
     short = tempfile.mkdtemp(prefix="flops-")  # podman takes no long path here
     storage = ["--root", tmp_path / "root", "--runroot", short, "--storage-driver", "vfs"]
@@ -56,6 +59,6 @@ def test_podman_sees_the_same_files(home, tmp_path):
         shutil.rmtree(short, ignore_errors=True)
     with tarfile.open(exported) as tar:
         theirs = {item.name.removeprefix("./"): item.size for item in tar if item.isfile()}
-    ours = contents.extracted(contents.Layout(home / "images"), reference, host)
+    ours = contents.extracted(Layout(home / "images"), reference, host)
     made_by_engines = {"etc/hostname", "etc/hosts", "etc/resolv.conf", "run/.containerenv", "etc/mtab"}
     assert set(theirs) - made_by_engines == set(ours) - made_by_engines

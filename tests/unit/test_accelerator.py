@@ -19,6 +19,7 @@ from flops.builder.formats.requirement import FileHash, Requirement
 from flops.builder.formats.requirements import Requirements
 from flops.builder.locking.compiler import Compiler
 from flops.builder.locking.lock import Lock, LockedWheel, Locker
+from flops.builder.locking.pylock import Target
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Accelerator, Policy
@@ -187,7 +188,7 @@ def test_an_index_that_does_not_answer_is_told_with_what_images_carry(torch, tmp
 
 def test_silence_is_remembered_and_asked_about_again(torch, tmp_path, monkeypatch):
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=DEAD, retries=0)
-    target = accelerator.Target(platform=AMD64, python="3.11.2", glibc=(2, 36))
+    target = Target(platform=AMD64, python="3.11.2", glibc=(2, 36))
     reason = locker.cpu_refusal(target)
     assert reason
     with monkeypatch.context() as patch:
@@ -226,7 +227,7 @@ def test_hashes_of_the_ordinary_builds_keep_them(torch, cpu_torch, tmp_path):
     chosen = accelerator._cpu(  # the doctor would refuse the false hash; what counts is the choice
         wanted("torch==2.1.1", hashes=hashes),
         locker,
-        [accelerator.Target(platform=AMD64, python="3.11.2", glibc=(2, 36))],
+        [Target(platform=AMD64, python="3.11.2", glibc=(2, 36))],
         lambda requirements, _: doctor.Resolution(python=BOOKWORM, locks={}, adjustments=()),
     )
     assert chosen.refusal == "the repository names the hashes of other builds"

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flops.builder.housekeeping import cache_bound
 from flops.builder.housekeeping.cache_bound import ABANDONED, DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
 from flops.builder.images.layer_cache import LayerCache
 from flops.builder.locking.lock import LockedWheel
@@ -283,7 +282,12 @@ class Wrote:
 def scans(cache, monkeypatch):
     seen = []
     evict = CacheBound._evict
-    monkeypatch.setattr(CacheBound, "_evict", lambda self, limit: seen.append(limit) or evict(self, limit))
+
+    def record(self, limit):
+        seen.append(limit)
+        return evict(self, limit)
+
+    monkeypatch.setattr(CacheBound, "_evict", record)
     return seen
 
 
@@ -367,7 +371,7 @@ def test_a_build_goes_on_where_nothing_can_be_locked_or_removed(cache, monkeypat
     def refuse(*_):
         raise OSError(38, "no locks available")
 
-    monkeypatch.setattr(cache_bound.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with cache.bound(0).held():
         blob = cache.blob(1, age=10)
     assert blob.exists()
@@ -387,9 +391,7 @@ def test_a_cache_that_is_gone_is_no_error(cache):
 
 def test_what_is_kept_where_nothing_is_set(tmp_path, monkeypatch):
     for total, limit in ((10**9, LEAST), (10**11, 10**10), (10**13, MOST)):
-        monkeypatch.setattr(
-            cache_bound.shutil, "disk_usage", lambda _, total=total: shutil._ntuple_diskusage(total, 0, 0)
-        )
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, total=total: shutil._ntuple_diskusage(total, 0, 0))
         assert CacheBound(Settings(cache_dir=tmp_path)).limit == limit
     monkeypatch.setenv("FLOPS_CACHE_BYTES", "5GB")
     assert CacheBound(Settings(cache_dir=tmp_path)).limit == 5 * 10**9

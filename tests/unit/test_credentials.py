@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 import threading
+import time
 import urllib.parse
 
 import httpx
@@ -321,10 +322,8 @@ def test_a_token_that_ends_early_is_renewed_once_and_the_request_sent_again():
 
 
 def test_a_token_is_renewed_before_its_end(monkeypatch):
-    from flops.oci import authentication
-
     now = [1000.0]
-    monkeypatch.setattr(authentication.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     guarded = Guarded(lifetime=100)
     client = guarded.connect()
     client.ping()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flops.builder.layer_records import LayerRecords
-from flops.builder.rootfs import BasePackage, apt, debian
+from flops.builder.rootfs import BasePackage, apt
 from flops.builder.rootfs.apt import Mirror, explain, read_archives, read_print_uris
 from flops.builder.rootfs.bytecode import Interpreter
 from flops.builder.rootfs.deb import Entry, Kind
@@ -29,6 +29,7 @@ from flops.oci.client import RegistryClient
 from flops.oci.layer import LayerWriter
 from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.progress import Silent
 from flops.settings import Settings
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -470,7 +471,7 @@ def test_another_machine_takes_a_recorded_base_without_a_mirror_and_without_an_i
 
         def machine(name):
             client = stack.enter_context(RegistryClient(server.registry))
-            shared = SharedCache(client, "flops/cache", debian.Silent())
+            shared = SharedCache(client, "flops/cache", Silent())
             stack.callback(shared.close)
             blobs = BlobStore(tmp_path / name)
             return shared, {"cache": name, "shared": shared, "records": LayerRecords(shared, blobs)}
@@ -490,7 +491,7 @@ def test_another_machine_takes_a_recorded_base_without_a_mirror_and_without_an_i
         assert not (tmp_path / "second" / "blobs").exists()
 
 
-class Warnings(debian.Silent):
+class Warnings(Silent):
     def __init__(self):
         self.messages = []
 

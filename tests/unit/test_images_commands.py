@@ -14,6 +14,7 @@ from tests.unit import test_build as samples
 
 from flops.builder.build import build
 from flops.builder.housekeeping.superseded import remove_superseded
+from flops.builder.images.actors import Actor
 from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
 from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.records import BUILD, LOCKS, PROVENANCE, SBOM
@@ -181,8 +182,8 @@ def test_what_stands_unsigned_is_signed_when_it_is_asked_for(made, capsys, tmp_p
     tampered = learner.replace("learner", "aggregator")
     with RegistryClient(registry.registry) as client:
         name = "local/digits/learner"
-        theirs = client.get_manifest(name, signature_tag(result.images[samples.Actor.LEARNER].digest))
-        aggregator = result.images[samples.Actor.AGGREGATOR].digest
+        theirs = client.get_manifest(name, signature_tag(result.images[Actor.LEARNER].digest))
+        aggregator = result.images[Actor.AGGREGATOR].digest
         for blob in (parse_manifest(theirs.document).config, *parse_manifest(theirs.document).layers):
             parts = []
             client.fetch_blob(name, blob.digest, lambda pieces, parts=parts: parts.extend(pieces))
@@ -302,9 +303,7 @@ def test_pruning_an_embedded_registrys_directory(made, registry, capsys, tmp_pat
     assert before - after == done["collected"]
     (kept,) = shown(capsys, "list", "--directory", registry.root)["builds"]
     assert kept["commit"] == results[2].commit
-    assert not RegistryStore(registry.root).referrers(
-        "local/digits/learner", results[0].images[samples.Actor.LEARNER].digest
-    )
+    assert not RegistryStore(registry.root).referrers("local/digits/learner", results[0].images[Actor.LEARNER].digest)
     with RegistryClient(registry.registry) as client:
         for image in results[2].images.values():
             name, _, tag = image.reference.partition("/")[2].rpartition(":")
@@ -319,7 +318,7 @@ def test_an_index_that_grew_leaves_with_its_records_what_it_grew_into_stays(made
     old = made(AMD64)
     new = made(ARM64)
     store, name = RegistryStore(registry.root), "local/digits/learner"
-    before, after = (one.images[samples.Actor.LEARNER].digest for one in (old, new))
+    before, after = (one.images[Actor.LEARNER].digest for one in (old, new))
     assert store.media_type(name, before)
     assert remove_superseded(store, 3600) == 0  # just pushed
     assert remove_superseded(store, -1) == 2 * (1 + len(KINDS))

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from flops import process
-from flops.builder.locking import lock_store, pylock
+from flops.builder.locking import pylock
 from flops.builder.locking.lock import Lock, LockedWheel, Locker
 from flops.builder.locking.pylock import Target
 from flops.errors import (
@@ -212,7 +212,12 @@ def test_credentials_of_the_index_reach_only_the_index(index, tmp_path, monkeypa
     index.add("plain", "2.0")
     commands = []
     run = process.run
-    monkeypatch.setattr(process, "run", lambda words, **options: commands.append(words) or run(words, **options))
+
+    def record(words, **options):
+        commands.append(words)
+        return run(words, **options)
+
+    monkeypatch.setattr(process, "run", record)
     locker = Locker(tmp_path, index_url=f"http://me:s3cret@{index.host}/simple", retries=0)
     lock = locker.lock(["plain"], platform=AMD64, **BOOKWORM)
     assert lock.wheels[0].url == f"http://{index.host}/files/plain-2.0-py3-none-any.whl"
@@ -292,10 +297,10 @@ def test_a_lock_is_stored_for_seven_days(index, locker, monkeypatch):
     locker.lock(["plain"], platform=AMD64, **BOOKWORM)
     asked = index.requests
     later = time.time() + 7 * 24 * 3600
-    monkeypatch.setattr(lock_store.time, "time", lambda: later - 60)
+    monkeypatch.setattr(time, "time", lambda: later - 60)
     locker.lock(["plain"], platform=AMD64, **BOOKWORM)
     assert index.requests == asked
-    monkeypatch.setattr(lock_store.time, "time", lambda: later + 60)
+    monkeypatch.setattr(time, "time", lambda: later + 60)
     locker.lock(["plain"], platform=AMD64, **BOOKWORM)
     assert index.requests > asked
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import time
 
 import httpx
 import pytest
@@ -117,7 +118,7 @@ def test_a_short_lived_token_ends_and_can_not_be_made_up(web, monkeypatch):
     ]
     for text in [*forged, token + "0", "push.99999999999999.x", "."]:
         assert web.get("/v2/", headers=bearer(text)).status_code == 401
-    monkeypatch.setattr(registry_access.time, "time", lambda: int(ends) + 1)
+    monkeypatch.setattr(time, "time", lambda: int(ends) + 1)
     assert web.get("/v2/", headers=bearer(token)).status_code == 401
 
 

@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_and_left_clean(tmp_path, monkeypatch):
     def full(descriptor, piece):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(wheels.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with Script(good).cache(tmp_path) as cache, pytest.raises(DiskFull):
         cache.fetch(locked())
     assert files(tmp_path) == []
