@@ -89,6 +89,15 @@ def test_a_source_that_may_not_be_built_is_told_with_all_that_is_wrong_beside_it
     assert {one.path for one in caught.value.findings} == {"/ml_repo_ref", "/python"}
 
 
+def test_a_source_that_may_not_be_built_has_its_place_and_its_own_code(world):
+    with pytest.raises(BadUrl) as caught:
+        world.manager.submit(scripted.sla(ml_repo_url="http://git.example.com/a/b", surprise=1))
+    (found,) = caught.value.findings
+    assert (found.path, found.code) == ("/ml_repo_url", "BAD_URL")
+    assert caught.value.message in found.message
+    assert "/surprise is unknown" in caught.value.hint
+
+
 def test_a_document_without_a_bottom_is_refused(world):
     deep = []
     for _ in range(100_000):
@@ -273,6 +282,7 @@ def test_events_are_stored_once_and_in_order_and_are_whole(world):
         {**event("clone", "started", "x"), "message": "\ud800"},
         {**event("clone", "started", "x"), "id": "../../x"},
         {**event("clone", "started", "x"), "time": "now"},
+        {**event("clone", "started", "x"), "time": "\u0662026-01-01T00:00:00Z"},
         {**event("clone", "started", "x"), "data": []},
         {**event("clone", "started", "x"), "data": {"x": "y" * 3_000_000}},
         {**event("push", "succeeded", "x"), "data": {"result": 1}},

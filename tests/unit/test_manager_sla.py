@@ -101,8 +101,8 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place():
 
 
 @pytest.mark.parametrize("document", [None, [], "x", 3, True])
-def test_what_is_no_object_is_refused(document):
-    assert "" in pointers(document)
+def test_what_is_no_object_is_refused_and_no_key_is_missed_in_it(document):
+    assert pointers(document) == {""}
 
 
 def test_the_url_is_needed():
@@ -127,6 +127,36 @@ def test_unknown_and_ignored_keys_are_told_and_accepted():
     for word in ("/ml_model_flavour", "/use_devel_base_images", "/post_training_steps", "/rounds", "hierarchical"):
         assert word in told
     assert parse(use_devel_base_images=False).warnings == ()
+
+
+def test_a_misspelt_key_is_told_with_the_known_one():
+    (told,) = parse(ml_model_flavour="sklearn").warnings
+    assert told == "/ml_model_flavour is unknown and ignored; ml_model_flavor is known"
+    (told,) = parse(ml_model_flavor="sklearn", ml_model_flavour="sklearn", supported_platforms=None).warnings
+    assert told == "/ml_model_flavour is unknown and ignored"
+    (told,) = parse(**{"x" * 200_000: 1}).warnings
+    assert len(told) < 200
+
+
+def test_a_refused_sla_tells_what_would_be_ignored_too():
+    with pytest.raises(SlaInvalid) as caught:
+        parse_sla({"ml_repo_urll": URL, "policy": 1, "training_configuration": {"x/y": 1}}, names=Names())
+    assert {finding.path for finding in caught.value.findings} == {"/ml_repo_url", "/policy"}
+    assert caught.value.hint.splitlines() == [
+        "write the repository's URL, https://HOST/OWNER/REPOSITORY",
+        "note: /ml_repo_urll is unknown and ignored; ml_repo_url is known",
+        "note: /training_configuration/x~1y is unknown and ignored",
+    ]
+    with pytest.raises(CredentialUnknown) as refused:
+        parse_sla({"ml_repo_url": URL, "git_credential": "nobody", "surprise": 1}, names=Names())
+    assert refused.value.hint.endswith("\nnote: /surprise is unknown and ignored")
+
+
+def test_a_version_is_a_text_of_plain_digits():
+    with pytest.raises(SlaInvalid) as caught:
+        parse(python=3.11)
+    assert '"3.11"' in caught.value.hint
+    assert pointers({"ml_repo_url": URL, "python": "3.\u0661\u0661"}) == {"/python"}
 
 
 def test_many_unknown_keys_are_counted_not_listed():

@@ -86,6 +86,6 @@ def _token(request: Request) -> str:
 _LOCK = lock("attempt", "The attempt's own token (FLOPS_JOB_TOKEN).")
 _JOB = answers(documents.JobDocument, "The job.", documents.JOB_EXAMPLE, 404, 410, 422)
 _POSTED = answers(
-    documents.AcceptedDocument, "How many of them are new.", {"accepted": 1}, 404, 409, 410, 413, 415, 422, 429
+    documents.AcceptedDocument, "How many were taken.", {"accepted": 1}, 404, 409, 410, 413, 415, 422, 429
 )
 _EVENTS = body(schemas.EVENTS, {"events": [documents.EVENT_EXAMPLE]})

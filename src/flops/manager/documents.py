@@ -179,7 +179,7 @@ class JobDocument(Document):
 
 
 class AcceptedDocument(Document):
-    accepted: int = Field(description="Events that are new; those that were here already are not counted.")
+    accepted: int = Field(description="Events that were taken, those among them that were here already.")
 
 
 class HealthDocument(Document):

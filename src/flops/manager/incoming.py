@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ID = re.compile(r"[A-Za-z0-9-]{8,64}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 _NAME_LIMIT = 100
 #: Bytes of the data of an outcome, a result or an error with all its findings, and of any other event.
 OUTCOME_LIMIT = 2 * 1024 * 1024

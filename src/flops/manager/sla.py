@@ -27,8 +27,9 @@ URL_LIMIT = 2048
 NAME_LIMIT = 255
 LIST_LIMIT = 100
 COUNT_LIMIT = 1_000_000
-PYTHON = re.compile(r"3\.\d{1,2}(\.\d{1,2})?")
+PYTHON = re.compile(r"3\.[0-9]{1,2}(\.[0-9]{1,2})?")
 GROUP = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_URL_HINT = "write the repository's URL, https://HOST/OWNER/REPOSITORY"
 SUBDIR = re.compile(r"[^\x00-\x1f:\\]*")
 
 
@@ -128,18 +129,20 @@ def parse_sla(
     """Read a request. SlaInvalid holds every place that is wrong; CredentialUnknown where only a credential's name is.
 
     `names` are the operator's credentials; one for the registry must be for the host of `registry`. `judge` raises an
-    error for a source that may not be built; that is raised where nothing else is wrong.
+    error for a source that may not be built; that is raised, with its place, where nothing else is wrong.
     """
     top = Fields.of(document)
+    if top.findings:  # no object, so nothing is to be said about its keys
+        raise _refusal(top)
     sla = Sla(
         customer=top.text("customerID", limit=NAME_LIMIT) or "Admin",
         verbose=top.flag("verbose"),
-        url=top.text("ml_repo_url", limit=URL_LIMIT, required=True) or "",
+        url=top.text("ml_repo_url", limit=URL_LIMIT, required=True, hint=_URL_HINT) or "",
         ref=top.text("ml_repo_ref", limit=NAME_LIMIT),
         subdir=_subdir(top),
         flavor=top.choice("ml_model_flavor", Flavor, None),
         platforms=_platforms(top),
-        python=top.text("python", pattern=PYTHON, hint="write a version such as 3.11 or 3.11.4"),
+        python=top.text("python", pattern=PYTHON, hint='write a text such as "3.11" or "3.11.4"'),
         policy=top.choice("policy", Policy, Policy.FIX),
         accelerator=top.choice("accelerator", Accelerator, Accelerator.CPU),
         compression=top.choice("compression", Compression, Compression.GZIP),
@@ -163,24 +166,25 @@ def parse_sla(
             "is hierarchical: the images are built, but a root or cluster aggregator ends when it is started",
         )
     _check_credentials(top, sla, names, registry)
-    if sla.url:
-        _check_source(top, sla, judge)
-    _raise_findings(top)
+    refused = _check_source(top, sla, judge) if sla.url else None
+    if top.findings:
+        raise _refusal(top, refused) from refused
     return replace(sla, warnings=top.all_warnings())
 
 
-def _raise_findings(top: Fields) -> None:
-    findings = top.findings
-    if not findings:
-        return
+def _refusal(top: Fields, source: FlopsError | None = None) -> FlopsError:
+    """With all that is wrong; the hint also tells what would be ignored, which may be a key that is misspelt."""
+    findings, first = top.findings, top.findings[0]
+    hint = "\n".join(filter(None, (first.hint, *(f"note: {told}" for told in top.all_warnings()))))
+    if source is not None and len(findings) == 1:
+        return type(source)(source.message, hint=hint, findings=findings)
     kind: type[FlopsError] = SlaInvalid
     if all(finding.code == CredentialUnknown.code for finding in findings):
         kind = CredentialUnknown
     count = f"{len(findings)} places" if len(findings) > 1 else "one place"
-    first = findings[0]
-    raise kind(
+    return kind(
         f"the SLA can't be accepted: {count}; {first.path or 'the document'} {first.message}",
-        hint=first.hint,
+        hint=hint,
         findings=findings,
     )
 
@@ -200,7 +204,7 @@ def _platforms(top: Fields) -> tuple[Platform, ...]:
         try:
             found.add(Platform.parse(name))
         except FlopsError as error:
-            top.find(f"supported_platforms/{number}", f"is {error.message}", error.hint)
+            top.find(f"supported_platforms/{number}", f"is an {error.message}", error.hint)
     return tuple(sorted(found))
 
 
@@ -230,14 +234,15 @@ def _resources(fields: Fields) -> dict[str, int]:
     return {name: fields.number(name, 0, least=0, most=1_000_000_000) for name in ("memory", "vcpus", "storage")}
 
 
-def _check_source(top: Fields, sla: Sla, judge: Callable[[Sla], object]) -> None:
+def _check_source(top: Fields, sla: Sla, judge: Callable[[Sla], object]) -> FlopsError | None:
+    """What is wrong with it, which is a finding then."""
     try:
         judge(sla)
     except FlopsError as error:
-        if not top.findings:
-            raise
         key = "ml_repo_ref" if isinstance(error, BadRef) else "ml_repo_url"
         top.find(key, f"can't be used: {error.message}", error.hint, code=error.code)
+        return error
+    return None
 
 
 def _check_credentials(top: Fields, sla: Sla, names: Names, registry: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -18,6 +19,10 @@ TEXT_LIMIT = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: Unknown keys that are told one by one.
 _TOLD = 20
+#: Characters of a key that are shown; a longer one is no known key misspelt.
+_SHOWN = 80
+#: How much alike a misspelt key and the known one are, from 0 to 1.
+_ALIKE = 0.8
 
 
 @dataclass(kw_only=True)
@@ -47,7 +52,7 @@ class Fields:
     def all_warnings(self) -> tuple[str, ...]:
         """With every key that nobody has asked for."""
         unknown = [key for key in self.values if key not in self.seen]
-        told = [f"{self.pointer}/{_shown(key)} is unknown and ignored" for key in unknown[:_TOLD]]
+        told = [f"{self.pointer}/{_shown(key)} is unknown and ignored{self._meant(key)}" for key in unknown[:_TOLD]]
         if len(unknown) > _TOLD:
             told.append(f"{self.pointer or 'the SLA'} has {len(unknown) - _TOLD} more unknown keys")
         return (*self.warnings, *told, *(one for section in self.sections for one in section.all_warnings()))
@@ -74,7 +79,7 @@ class Fields:
         value = self._value(key)
         if value is None or value == "":
             if required:
-                self.find(key, "is missing", "write the repository's URL, https://HOST/OWNER/REPOSITORY")
+                self.find(key, "is missing", hint)
             return None
         return value if self._is_text(key, value, limit, pattern, hint) else None
 
@@ -138,13 +143,17 @@ class Fields:
             return default
         return known[value]
 
+    def _meant(self, key: str) -> str:
+        near = get_close_matches(key, self.seen - self.values.keys(), n=1, cutoff=_ALIKE) if len(key) <= _SHOWN else []
+        return f"; {near[0]} is known" if near else ""
+
     def _value(self, key: str) -> Any:
         self.seen.add(key)
         return self.values.get(key)
 
     def _is_text(self, key: str, value: object, limit: int, pattern: re.Pattern[str] | None, hint: str) -> bool:
         if not isinstance(value, str) or not value or len(value) > limit or _CONTROL.search(value) or not _utf8(value):
-            self.find(key, f"is not a text of one line and 1 to {limit} characters")
+            self.find(key, f"is not a text of one line and 1 to {limit} characters", hint)
             return False
         if pattern is not None and not pattern.fullmatch(value):
             self.find(key, f"can't be {_shown(value)!r}", hint)
@@ -158,7 +167,7 @@ def _finding(pointer: str, message: str, hint: str = "", *, code: str = SlaInval
 
 def _shown(key: str) -> str:
     """As it may stand in a JSON pointer and in a message."""
-    text = key if len(key) <= 80 else key[:80] + "..."  # noqa: PLR2004
+    text = key if len(key) <= _SHOWN else key[:_SHOWN] + "..."
     return text.encode("utf-8", "replace").decode().replace("~", "~0").replace("/", "~1")
 
 
