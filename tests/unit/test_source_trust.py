@@ -99,6 +99,25 @@ def test_other_ways_are_closed(url, resolver, tmp_path):
         resolve_commit(untrusted(url))
 
 
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        ("ext::sh -c x", ""),
+        ("-x", ""),
+        ("git@h.example:a/b", ""),
+        ("https://h.example/a/b?x", ""),
+        ("https://u:p@h.example/a/b", "git_credential"),
+        ("https://h.example/a/b/tree/main/digits", "ml_repo_ref and ml_repo_subdir"),
+    ],
+)
+def test_a_project_is_told_of_nothing_that_only_commands_take(url, more):
+    with pytest.raises((BadUrl, CredentialInUrl)) as caught:
+        parse_source(url, trusted=False)
+    hint = caught.value.hint
+    assert (more or "https://HOST/OWNER/REPOSITORY or ssh://git@HOST/OWNER/REPOSITORY") in hint
+    assert not any(word in hint for word in ("git@HOST:", "directory", "--ref", "credential helper"))
+
+
 def test_a_token_in_the_url_is_never_repeated():
     for url in ("https://user:tok3n@h.example/a/b", "https://tok3n@h.example/a/b", "ssh://git:tok3n@h.example/a/b"):
         with pytest.raises(CredentialInUrl) as caught:

@@ -30,6 +30,8 @@ SCP_FORM = re.compile(r"(?:(?P<user>[A-Za-z0-9_.-]+)@)?(?P<host>[A-Za-z0-9_.-]+|
 HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+")
 PAGE = re.compile(r"(?P<repository>.+?)(?:/-)?/(?:tree|blob|src)/(?P<rest>.+)")
 FORMS = "write https://HOST/OWNER/REPOSITORY, ssh://git@HOST/OWNER/REPOSITORY, git@HOST:OWNER/REPOSITORY or a directory"
+#: What a project may name.
+URLS = "write https://HOST/OWNER/REPOSITORY or ssh://git@HOST/OWNER/REPOSITORY"
 
 
 class SourceKind(Enum):
@@ -70,18 +72,17 @@ def parse_source(
     BadUrl, CredentialInUrl; BlockedAddress for an untrusted source with a private address as its host that is not in
     `allow_hosts`. With `allow_local` an untrusted source may be the absolute path of a directory.
     """
-    _check_characters(text)
+    forms = FORMS if trusted else URLS
+    _check_characters(text, forms)
     if "://" in text:
         _check_url(text, trusted=trusted, allow_hosts=allow_hosts)
         return Source(text=text, kind=SourceKind.URL, trusted=trusted)
     if re.match(r"[A-Za-z0-9+.-]+::", text):
-        raise BadUrl("remote helpers (NAME::ADDRESS) are not supported as a source", hint=FORMS)
+        raise BadUrl("remote helpers (NAME::ADDRESS) are not supported as a source", hint=forms)
     if not trusted:
         if text.startswith("/"):
             return _directory(text, allowed=allow_local)
-        raise BadUrl(
-            "the source of a project is neither an https nor an ssh URL", hint="write https://HOST/OWNER/REPOSITORY"
-        )
+        raise BadUrl("the source of a project is neither an https nor an ssh URL", hint=URLS)
     scp = SCP_FORM.fullmatch(text)
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - leaves the name of a user that is none; pathlib fails
     if path.is_dir():
@@ -144,41 +145,45 @@ def _image_name(name: str) -> str:
     return re.sub(r"[._-]+", lambda run: run[0] if re.fullmatch(r"\.|_|__|-+", run[0]) else "-", kept)
 
 
-def _check_characters(text: str) -> None:
+def _check_characters(text: str, forms: str = FORMS) -> None:
     if not text or len(text) > URL_LIMIT:
-        raise BadUrl(f"a source has 1 to {URL_LIMIT} characters, this one {len(text)}", hint=FORMS)
+        raise BadUrl(f"a source has 1 to {URL_LIMIT} characters, this one {len(text)}", hint=forms)
     if text.startswith("-"):
-        raise BadUrl("a source can't begin with a hyphen", hint=FORMS)
+        raise BadUrl("a source can't begin with a hyphen", hint=forms)
     if re.search(r"[\x00-\x1f\x7f]", text):
-        raise BadUrl("the source holds control characters", hint=FORMS)
+        raise BadUrl("the source holds control characters", hint=forms)
 
 
 def _check_url(text: str, *, trusted: bool = True, allow_hosts: Collection[str] = ()) -> None:
+    forms = FORMS if trusted else URLS
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
-        raise BadUrl("the source is not a valid URL", hint=FORMS) from None
+        raise BadUrl("the source is not a valid URL", hint=forms) from None
     if parts.scheme not in SCHEMES:
         known = re.fullmatch(r"[a-z][a-z0-9+.-]*", parts.scheme)
         name = f"{parts.scheme}://" if known else "this form"
-        raise BadUrl(f"{name} is not supported as a source", hint=_scheme_hint(parts))
+        raise BadUrl(f"{name} is not supported as a source", hint=_scheme_hint(parts, forms))
     if parts.password is not None or (parts.scheme == "https" and "@" in parts.netloc):
         raise CredentialInUrl(
             f"the URL of {host} holds a user name or password, which would end up in logs and images",
-            hint="write the URL without it, and let git's credential helper or an ssh key answer",
+            hint="write the URL without it, and let git's credential helper or an ssh key answer"
+            if trusted
+            else "write the URL without it, and name one of the operator's credentials: git_credential",
         )
     if not HOST.fullmatch(host) or (parts.username or "").startswith("-"):
-        raise BadUrl("the URL names no valid host", hint=FORMS)
+        raise BadUrl("the URL names no valid host", hint=forms)
     if re.search(r"%[01][0-9a-f]|%7f|\s", text, re.IGNORECASE) or parts.query or parts.fragment:
-        raise BadUrl("the URL holds characters that no repository's has", hint=FORMS)
+        raise BadUrl("the URL holds characters that no repository's has", hint=forms)
     names = unquote(parts.path).strip("/").split("/")
     if not all(names) or not {".", ".."}.isdisjoint(names) or names[0].startswith("-"):
-        raise BadUrl(f"the URL's path names no repository of {host}", hint=FORMS)
+        raise BadUrl(f"the URL's path names no repository of {host}", hint=forms)
     if (page := PAGE.fullmatch(parts.path)) is not None and parts.scheme == "https":
         raise BadUrl(
             "this is the address of a page, not of a repository",
-            hint=f"use https://{parts.netloc}{page['repository']} with --ref and --subdir for {page['rest']!r}",
+            hint=f"use https://{parts.netloc}{page['repository']} with "
+            f"{'--ref and --subdir' if trusted else 'ml_repo_ref and ml_repo_subdir'} for {page['rest']!r}",
         )
     if not trusted:
         check_host(host, allow_hosts)
@@ -189,10 +194,10 @@ def _check_url(text: str, *, trusted: bool = True, allow_hosts: Collection[str] 
             )
 
 
-def _scheme_hint(parts: SplitResult) -> str:
+def _scheme_hint(parts: SplitResult, forms: str) -> str:
     if parts.scheme == "file":
         return "write the directory itself, without file://"
-    return f"use https://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme in ("http", "git") else FORMS
+    return f"use https://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme in ("http", "git") else forms
 
 
 def _missing_hint(text: str) -> str:
