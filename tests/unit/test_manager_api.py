@@ -105,6 +105,13 @@ class TestProjects:
         assert answer.status_code == 400
         assert answer.json()["error"]["message"]
 
+    def test_the_place_where_json_ends_is_told(self, web):
+        body = b'{"ml_repo_url": "secret",\n "verbose": true,}'
+        answer = web.post(PROJECTS, content=body, headers={"Content-Type": "application/json"})
+        message = answer.json()["error"]["message"]
+        assert "line 2, column 18" in message
+        assert "secret" not in message
+
     @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
     def test_forms_are_415(self, web, kind):
         answer = web.post(PROJECTS, content=json.dumps(sla()), headers={"Content-Type": kind})
@@ -140,6 +147,11 @@ class TestProjects:
             seen += [project["id"] for project in answer.json()["projects"]]
             path = answer.links.get("next", {}).get("url")
         assert seen == ids[::-1]
+
+    def test_from_beyond_the_end_a_page_leads_back_to_the_last_ones(self, web):
+        ids = [web.post(PROJECTS, json=sla()).json()["project"]["id"] for _ in range(3)]
+        back = web.get(f"{PROJECTS}?limit=2&offset=50").links["prev"]["url"]
+        assert [one["id"] for one in web.get(back).json()["projects"]] == [ids[1], ids[0]]
 
     def test_only_one_state(self, web, world):
         done = web.post(PROJECTS, json=sla()).json()["project"]["id"]

@@ -35,6 +35,8 @@ def parse_body(data: bytes) -> Any:
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise _unreadable("the body is not text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _unreadable(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
     except (ValueError, RecursionError):
         raise _unreadable("the body is not JSON") from None
     return document

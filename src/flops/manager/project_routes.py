@@ -152,7 +152,7 @@ def _links(total: int, limit: int, offset: int, state: State | None) -> dict[str
 
     links = [link("first", 0)]
     if offset > 0:
-        links.append(link("prev", max(0, offset - limit)))
+        links.append(link("prev", max(0, min(offset, total) - limit)))  # from beyond the end to the last ones
     if offset + limit < total:
         links.append(link("next", offset + limit))
     return {"Link": ", ".join(links)}
