@@ -1,5 +1,7 @@
 """The command line: what it offers, what it prints where, how it ends; foreign text is shown as text."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -22,7 +24,7 @@ from flops.cli import build as build_command
 from flops.cli import check as check_command
 from flops.cli import main as command_line
 from flops.cli import options
-from flops.cli.render import Bars, Lines, adjustment_table, error_lines, one_line, plain, print_json
+from flops.cli.render import Bars, Lines, adjustment_table, error_lines, one_line, plain, print_json, reporter
 from flops.errors import Adjustment, Cancelled, Finding, FlopsError, StructureError, UnknownPlatform, UsageError
 from flops.platforms import Platform
 from flops.progress import Stage
@@ -260,6 +262,86 @@ def test_a_result_as_json_is_all_that_stands_on_stdout(run, monkeypatch):
     assert run("build", ".", "--json", "--quiet") == (0, out, "")
 
 
+REPORT = Report(
+    repository="local/digits",
+    commit="c" * 40,
+    recipe=RESULT.recipe,
+    python=RESULT.python,
+    adjustments=RESULT.adjustments,
+    findings=(),
+    locks={},
+    seconds={"total": 1.0},
+    preflight=Preflight(
+        sizes={},
+        accelerator="cpu",
+        cuda={},
+        cpu_refusal="",
+        rebuild=Rebuild(fetch=NONE, make=NONE, push=NONE, keep=NONE, registry=None, runtime=True),
+    ),
+)
+
+
+class Screen(io.StringIO):
+    """One terminal that has stdout and stderr both."""
+
+    def isatty(self):
+        return True
+
+
+@contextlib.contextmanager
+def on_a_terminal(monkeypatch, kind="xterm"):
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv("COLUMNS", "200")
+    with contextlib.redirect_stdout(Screen()) as screen, contextlib.redirect_stderr(screen):
+        yield screen
+
+
+NOTE = Finding(path="conda.yaml", line=6, code="PIP_DROPPED", message="pip is left out")
+
+
+@pytest.mark.parametrize("words", [(), ("--quiet",)])
+def test_a_terminal_tells_adjustments_and_notes_once(monkeypatch, words):
+    def checked(_request, *, reporter, **_options):
+        reporter.adjusted(RESULT.adjustments[0])
+        reporter.finding(NOTE)
+        return dataclasses.replace(REPORT, findings=(NOTE,))
+
+    def built(_request, _target, *, settings, reporter):
+        reporter.adjusted(RESULT.adjustments[0])
+        return RESULT
+
+    monkeypatch.setattr(check_command, "check", checked)
+    monkeypatch.setattr(build_command, "build", built)
+    with on_a_terminal(monkeypatch) as screen:
+        assert command_line.main(["check", ".", *words]) == 0
+    assert (screen.getvalue().count("psutil"), screen.getvalue().count("pip is left out")) == (1, 1)
+    assert "finding[" not in screen.getvalue()
+    with on_a_terminal(monkeypatch) as screen:
+        assert command_line.main(["build", ".", *words]) == 0
+    assert screen.getvalue().count("psutil") == 1
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch):
+    with (
+        on_a_terminal(monkeypatch, "dumb") as screen,
+        reporter(quiet=False) as lines,
+        lines.stage(Stage.CLONE, "somewhere"),
+    ):
+        assert screen.getvalue() == "clone: somewhere\n", "told at once, not at the end"
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_bars_keep_to_a_line_each_and_cut_words_not_numbers(width):
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=True, color_system=None)
+    with Bars(console) as bars, bars.stage(Stage.CLONE, "/home/somebody/repositories/of-some-length\nsecond"):
+        bars.progress(Stage.CLONE, done=12_300_000, total=54_600_000)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue()).rstrip().splitlines()[-1]
+    assert last.split()[:2] == ["✓", "clone"]
+    assert "…" in last
+    assert last.endswith(("MB 0:00:00", "bytes 0:00:00"))
+
+
 def test_a_result_for_people(run, monkeypatch):
     monkeypatch.setattr(build_command, "build", lambda *_words, **_options: RESULT)
     code, out, err = run("build", ".", "--quiet")
@@ -282,24 +364,7 @@ def test_a_result_for_people(run, monkeypatch):
 
 
 def test_a_report_for_people(run, monkeypatch):
-    report = Report(
-        repository="local/digits",
-        commit="c" * 40,
-        recipe=RESULT.recipe,
-        python=RESULT.python,
-        adjustments=RESULT.adjustments,
-        findings=(),
-        locks={},
-        seconds={"total": 1.0},
-        preflight=Preflight(
-            sizes={},
-            accelerator="cpu",
-            cuda={},
-            cpu_refusal="",
-            rebuild=Rebuild(fetch=NONE, make=NONE, push=NONE, keep=NONE, registry=None, runtime=True),
-        ),
-    )
-    monkeypatch.setattr(check_command, "check", lambda *_words, **_options: report)
+    monkeypatch.setattr(check_command, "check", lambda *_words, **_options: REPORT)
     code, out, _ = run("check", ".")
     assert code == 0
     assert "psutil" in out

@@ -15,12 +15,13 @@ from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, 
 from flops.builder.publishing.publish import RegistryTarget, Target
 from flops.builder.result import Result
 from flops.cli import options
-from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter
+from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter, untold
 from flops.errors import UsageError
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import UserCredentials
 from flops.oci.engine import find_engine
 from flops.oci.reference import Registry
+from flops.progress import Reporter
 from flops.recipe import Accelerator, Compression, Policy
 from flops.settings import Settings
 
@@ -85,7 +86,7 @@ def command(
     if as_json:
         print_json(result.to_json())
     else:
-        show(result)
+        show(result, progress)
         for line in target.next_steps(result.references):
             Console(soft_wrap=True, highlight=False).print(Text(line))
 
@@ -111,11 +112,11 @@ def choose_target(settings: Settings, *, registry: str | None, output: Path | No
     return LayoutTarget(settings.data_dir / "images")
 
 
-def show(result: Result) -> None:
+def show(result: Result, progress: Reporter) -> None:
     """Images, platforms, layers, sizes and seconds, as tables on stdout."""
     console = Console(soft_wrap=True, highlight=False)
-    if result.adjustments:
-        console.print(adjustment_table(result.adjustments, width=console.width))
+    if adjustments := untold(progress, result.adjustments):
+        console.print(adjustment_table(adjustments, width=console.width))
         console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("image", "platform", "layers", "compressed", "unpacked", "digest"):

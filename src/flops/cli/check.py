@@ -68,7 +68,7 @@ def command(
     if as_json:
         print_json(report.to_json())
     else:
-        show(report)
+        show(report, progress)
 
 
 def _registered(settings: Settings, name: str | None, progress: Reporter) -> Registered | None:

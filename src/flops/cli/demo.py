@@ -62,7 +62,7 @@ def command(train_too: Train = True, as_json: options.Json = False, quiet: optio
                 target = RegistryTarget(RegistryClient(registry.registry))
                 result = build(request, target, settings=settings, reporter=progress)
             if not as_json:
-                show(result)
+                show(result, progress)
             try:
                 engine = find_engine() if train_too else None
             except EngineMissing as error:

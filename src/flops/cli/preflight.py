@@ -8,33 +8,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flops.cli.render import adjustment_table, finding_lines, megabytes, plain
+from flops.cli.render import adjustment_table, finding_lines, megabytes, plain, untold
 
 if TYPE_CHECKING:
     from flops.builder.locking.lock import Lock
     from flops.builder.preflight import Amount, Preflight, Rebuild
     from flops.builder.result import Report
     from flops.platforms import Platform
+    from flops.progress import Reporter
 
 #: Packages shown per platform; the rest is summed up.
 SHOWN = 8
 
 
-def show(report: Report) -> None:
+def show(report: Report, progress: Reporter) -> None:
     """On stdout, as everything that a command was asked for."""
     console = Console(soft_wrap=True, highlight=False)
-    if report.adjustments:
-        console.print(adjustment_table(report.adjustments, width=console.width))
+    if adjustments := untold(progress, report.adjustments):
+        console.print(adjustment_table(adjustments, width=console.width))
         console.print()
     for platform, lock in report.locks.items():
         console.print(_packages(platform, lock))
         for line in _cuda(platform, report.preflight):
             console.print(line)
         console.print()
-    for finding in report.findings:
-        for line in finding_lines(finding, "finding", "bold yellow"):
+    notes = untold(progress, report.findings)
+    for finding in notes:
+        for line in finding_lines(finding, "note", "bold yellow"):
             console.print(line)
-    if report.findings:
+    if notes:
         console.print()
     console.print(_rebuild(report.preflight.rebuild))
     python = report.python

@@ -8,30 +8,33 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flops.errors import OutputError
 from flops.progress import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from flops.errors import Adjustment, Finding, FlopsError
     from flops.progress import Reporter, Stage
+
+_Told = TypeVar("_Told", bound="Adjustment | Finding")
 
 MEGABYTE = 1e6
 #: The code of what was not asked for: nothing stood there before.
@@ -40,6 +43,8 @@ ADDED = "ADDED"
 REASON = 12
 #: Columns where nothing folds.
 WIDE = 4096
+#: Columns that have room for long bars.
+_ROOMY = 80
 
 
 def plain(text: str) -> str:
@@ -162,10 +167,16 @@ def _cells(one: Adjustment) -> tuple[str, ...]:
 
 
 class Lines:
-    """Plain lines on stderr: where it is no terminal, as in CI."""
+    """Plain lines on stderr: where it is no terminal, as in CI, or one that can't move its cursor."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._told: list[Adjustment | Finding] = []
+
+    @property
+    def shared(self) -> Sequence[Adjustment | Finding]:
+        """What was told where stdout goes too: all of it where both are somebody's terminal, else nothing."""
+        return self._told if self._console.is_terminal and sys.stdout.isatty() else ()
 
     @contextmanager
     def stage(self, stage: Stage, message: str) -> Iterator[None]:
@@ -179,6 +190,7 @@ class Lines:
 
     def adjusted(self, adjustment: Adjustment) -> None:
         one = adjustment
+        self._told.append(one)
         platform = f" on {one.platform}" if one.platform else ""
         where = f" ({one.where})" if one.where else ""
         self._say(f"adjusted[{one.code}]: {one.package} {_change(one)}{platform}{where}: {one.reason}")
@@ -187,6 +199,7 @@ class Lines:
         self._console.print(Text(one_line(text)))
 
     def finding(self, finding: Finding) -> None:
+        self._told.append(finding)
         for line in finding_lines(finding, "note", "bold yellow"):
             self._console.print(line)
 
@@ -196,11 +209,22 @@ class Lines:
             self._console.print(_hint(hint))
 
 
+def _whole() -> Column:
+    return Column(no_wrap=True)
+
+
 class _Bytes(DownloadColumn):
     """Bytes done and their total, for stages that count them."""
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.fields.get("counted") else Text("")
+
+
+class _Message(ProgressColumn):
+    """What a stage is about, on one line: this is cut where a terminal is narrow, and numbers are not."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class Bars(Lines):
@@ -211,12 +235,12 @@ class Bars(Lines):
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.fields[stage]:<9}", markup=False),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _Bytes(),
-            TimeElapsedColumn(),
+            SpinnerColumn(finished_text="✓", table_column=_whole()),
+            TextColumn("{task.fields[stage]:<9}", markup=False, table_column=_whole()),
+            _Message(),
+            BarColumn(bar_width=24 if console.width >= _ROOMY else 10, table_column=_whole()),
+            _Bytes(table_column=_whole()),
+            TimeElapsedColumn(table_column=_whole()),
             console=console,
         )
 
@@ -232,7 +256,7 @@ class Bars(Lines):
         with self._lock:
             task = self._tasks.get(stage.value)
             if task is None:
-                task = self._progress.add_task(plain(message), total=None, stage=stage.value, counted=False)
+                task = self._progress.add_task(one_line(message), total=None, stage=stage.value, counted=False)
                 self._tasks[stage.value] = task
         yield
         with self._lock:
@@ -253,8 +277,14 @@ def reporter(*, quiet: bool) -> Iterator[Reporter]:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if quiet:
         yield Silent()
-    elif console.is_terminal:
+    elif console.is_terminal and not console.is_dumb_terminal:
         with Bars(console) as bars:
             yield bars
     else:
         yield Lines(console)
+
+
+def untold(reporter: Reporter, found: Iterable[_Told]) -> Sequence[_Told]:
+    """What a report on stdout has to tell of `found`: not again what stands on the same terminal already."""
+    seen = reporter.shared if isinstance(reporter, Lines) else ()
+    return [one for one in found if one not in seen]

@@ -81,7 +81,7 @@ def command(
                 request, RegistryTarget(RegistryClient(registry.registry)), settings=settings, reporter=progress
             )
         if not as_json:
-            show(result)
+            show(result, progress)
         done = train(
             engine, registry.registry, result, data, learners=learners, rounds=rounds, logs=logs, quiet=as_json
         )
