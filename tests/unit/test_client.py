@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import socket
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from flops.oci.image import INDEX, ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
 from flops.oci.registry import EmbeddedRegistry
-from flops.oci.retry import Retry
+from flops.oci.retry import Retry, retry_after
 from flops.oci.upload import PushedBlob
 from flops.platforms import Platform
 from flops.recipe import Compression
@@ -384,13 +385,28 @@ def test_a_retry_after_is_honoured_within_bounds(connect, name, store):
     retry = Retry(sleep=waited.append, spread=lambda: 1.0)
     answers = [
         httpx.Response(429, headers={"Retry-After": value})
-        for value in ("7", "3600", "x", "Wed, 21 Oct 2015 07:28:00 GMT")
+        for value in ("7", "3600", "x", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2099 07:28:00 GMT")
     ]
     client, _ = connect(
         *(Fault("GET", "/v2/", answer, first=n, last=n) for n, answer in enumerate(answers, 1)), retry=retry
     )
     client.ping()
-    assert waited == [7, 30, 1, 2]
+    assert waited == [7, 30, 1, 2, 30]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wed, 21 Oct 2099 07:28:00 " + "9" * 40,
+        f"Wed, 21 Oct 2099 {'9' * 20}:28:00 GMT",
+        f"Wed, 21 Oct {'9' * 5000} 07:28:00 GMT",
+        "-1",
+        "1.5",
+        "",
+    ],
+)
+def test_a_retry_after_that_is_none_is_passed_over(text):
+    assert retry_after(httpx.Response(429, headers={"Retry-After": text})) is None
 
 
 def test_pauses_grow_are_spread_and_end(connect, name):
@@ -681,6 +697,22 @@ def test_a_loopback_registry_is_never_reached_by_a_proxy(server, monkeypatch):
     elsewhere = RegistryClient(Registry.parse("http://registry.example"), retry=QUICK)
     with elsewhere, pytest.raises(RegistryUnreachable):
         elsewhere.ping()
+
+
+def test_a_registry_at_an_ipv6_address(store, image, tmp_path, monkeypatch):
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with EmbeddedRegistry(tmp_path / "registry", host="::1") as server:
+        assert server.registry == Registry.parse(f"[::1]:{server.port}")
+        for text in (f"[::1]:{server.port}", f"http://[0:0:0:0:0:0:0:1]:{server.port}"):
+            with RegistryClient(Registry.parse(text), retry=QUICK) as client:
+                client.push_index("acme/a", image, store, ["v1"])
+                assert_whole(client, "acme/a", "v1", image, tmp_path)
+                assert Reference.parse(f"{text}/acme/a:v1").registry == client.registry
 
 
 def test_a_failure_in_before_tags_leaves_them(plain, name, store, image):

@@ -246,6 +246,24 @@ def test_ranges(web, name, range_, status, content):
     assert content is None or answer.content == content
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_the_client_holds_is_not_sent_again(web, name, method):
+    document = push_image(web, name, "v1")
+    for path, digest in (
+        ("manifests/v1", digest_of(document)),
+        (f"manifests/{digest_of(document)}", digest_of(document)),
+        (f"blobs/{digest_of(b'layer')}", digest_of(b"layer")),
+    ):
+        etag = web.get(f"/v2/{name}/{path}").headers["etag"]
+        for held in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+            answer = web.request(method, f"/v2/{name}/{path}", headers={"If-None-Match": held})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+            assert answer.headers["docker-content-digest"] == digest
+        for held in ("", '"other"', f'"{digest_of(b"other")}"'):
+            assert web.request(method, f"/v2/{name}/{path}", headers={"If-None-Match": held}).status_code == 200
+    assert web.get(f"/v2/{name}/manifests/v2", headers={"If-None-Match": "*"}).status_code == 404
+
+
 # --- manifests ---
 def test_manifest_by_tag_and_digest(web, name):
     document = push_image(web, name, "v1")
@@ -288,6 +306,7 @@ def test_an_index_needs_its_manifests(web, name):
         (b'{"schemaVersion": 2, "layers": [], "config": {"digest": "../../x"}}', MANIFEST),
         (b'{"schemaVersion": 2, "manifests": [3]}', INDEX),
         (b"\xff\xfe", MANIFEST),
+        (b'{"schemaVersion": 2, "a": NaN}', "application/x"),
     ],
 )
 def test_a_bad_manifest_is_refused(web, name, document, media_type):
@@ -388,6 +407,23 @@ def test_referrers(web, name):
     assert web.get(f"/v2/{name}/referrers/{digest_of(other)}").json()["manifests"] == []
 
 
+def test_a_referrer_of_an_unknown_type_does_not_spoil_the_list(web, name):
+    """Its fields are nobody's to judge; what is listed has the types of the image specification all the same."""
+    subject = push_image(web, name, "v1")
+    about = {"mediaType": MANIFEST, "digest": digest_of(subject), "size": len(subject)}
+    odd = {"schemaVersion": 2, "subject": about, "config": [1], "artifactType": 7, "annotations": {"a": 5}}
+    half = {"schemaVersion": 2, "subject": about, "config": "x", "annotations": {"a": "\ud800"}}
+    for document in (odd, half, {**odd, "config": None, "annotations": [2]}):
+        body = json.dumps(document).encode()
+        assert put_manifest(web, name, digest_of(body), body, "application/x").status_code == 201
+    found = web.get(f"/v2/{name}/referrers/{digest_of(subject)}")
+    assert found.status_code == 200
+    assert len(found.json()["manifests"]) == 3
+    for entry in found.json()["manifests"]:
+        assert isinstance(entry.get("artifactType", ""), str)
+        assert all(isinstance(value, str) for value in dict(entry.get("annotations", {})).values())
+
+
 # --- content management ---
 def test_delete_tag_manifest_and_blob(web, name):
     document = push_image(web, name, "v1")
@@ -407,6 +443,14 @@ def test_delete_tag_manifest_and_blob(web, name):
 def test_unsupported_methods_and_paths(web, name):
     assert (web.put("/v2/").status_code, code(web.put("/v2/"))) == (405, "UNSUPPORTED")
     assert web.get("/v2/nothing/here").status_code == 404
+    for path, allowed in (
+        ("manifests/v1", "DELETE, GET, HEAD, PUT"),
+        ("blobs/uploads/", "POST"),
+        ("blobs/uploads/x", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("tags/list", "GET, HEAD"),
+    ):
+        answer = web.options(f"/v2/{name}/{path}")
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
 def test_read_only(root, web, name):
@@ -416,6 +460,7 @@ def test_read_only(root, web, name):
         for method, path in (("POST", "blobs/uploads/"), ("PUT", "manifests/v1"), ("DELETE", "manifests/v1")):
             answer = client.request(method, f"/v2/{name}/{path}")
             assert (answer.status_code, code(answer)) == (405, "UNSUPPORTED")
+            assert answer.headers["allow"] == ("" if "uploads" in path else "GET, HEAD")
 
 
 def test_all_is_there_after_a_restart_and_unfinished_uploads_are_not(tmp_path):

@@ -87,6 +87,24 @@ def test_a_deleted_image_goes_and_what_others_share_stays(store):
     assert store.has_blob("b", sha256(b"{a}"))
 
 
+@pytest.mark.parametrize("odd", [5, "sha256:", None, {"a": 1}, [3, None, {"digest": 7}]])
+def test_a_manifest_of_an_unknown_type_may_say_anything(store, odd):
+    kept = blob(store, "a", b"kept")
+    entry = {"mediaType": "x", "digest": kept, "size": 4}
+    for document in (
+        {"layers": odd, "blobs": [entry]},
+        {"layers": [entry], "blobs": odd},
+        {"config": odd, "layers": odd},
+    ):
+        with store.locked():
+            store.put_manifest("a", json.dumps({"schemaVersion": 2, **document}).encode(), "application/x")
+    loose = blob(store, "a", b"loose")
+    age(store)
+    assert store.collect().blobs == 1
+    assert kept in files(store)
+    assert loose not in files(store)
+
+
 def test_untagged_manifests_stay(store):
     digest = image(store, "a", b"{}")
     age(store)

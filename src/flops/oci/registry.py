@@ -112,8 +112,16 @@ async def _base(_request: Request) -> Response:
     return JSONResponse({})
 
 
-async def _read_only(_request: Request) -> Response:
-    raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only")
+async def _read_only(request: Request) -> Response:
+    headers = {"Allow": _allowed(request)}
+    raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", "this registry is read-only", headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """What may be done with a path (RFC 9110, 10.2.1)."""
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.endpoint is not _read_only]
+    methods = [route.methods or () for route in routes if route.path_regex.match(request.scope["path"])]
+    return ", ".join(sorted({method for some in methods for method in some}))
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -126,10 +134,11 @@ async def _failed(_request: Request, error: Exception) -> Response:
     return _internal()
 
 
-async def _unsupported(_request: Request, error: Exception) -> Response:
+async def _unsupported(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.INTERNAL_SERVER_ERROR
     code = "NAME_UNKNOWN" if status == HTTPStatus.NOT_FOUND else "UNSUPPORTED"
-    return Refusal(status, code, status.phrase).response()
+    headers = {"Allow": _allowed(request)} if status == HTTPStatus.METHOD_NOT_ALLOWED else {}
+    return Refusal(status, code, status.phrase, headers=headers).response()
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, Response
 
 from flops.errors import BadTarget
 from flops.oci.reference import repository_name
-from flops.oci.registry_protocol import Refusal, digest_of, name_of, unknown_blob
+from flops.oci.registry_protocol import Refusal, digest_of, is_held, name_of, unknown_blob
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -56,8 +56,10 @@ class BlobApi:
         name, digest = name_of(request), digest_of(request.path_params["digest"])
         if await run_in_threadpool(self._store.use, name, [digest]):
             raise unknown_blob(digest)
-        path = self._store.blob_path(digest)
-        return _BlobResponse(path, media_type=_OCTETS, headers={"Docker-Content-Digest": digest, "ETag": f'"{digest}"'})
+        headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
+        if is_held(request, digest):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return _BlobResponse(self._store.blob_path(digest), media_type=_OCTETS, headers=headers)
 
     async def delete(self, request: Request) -> Response:
         """Clause "Deleting Blobs": out of this repository only."""

@@ -8,6 +8,7 @@ went meanwhile is answered by the client with that blob.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 from dataclasses import dataclass
@@ -64,12 +65,16 @@ def _loose_links(store: RegistryStore) -> Iterator[Path]:
 
 
 def _named(manifest: Path) -> set[str]:
-    """The blobs that a manifest names, by their hexadecimal digits; those of an index are manifests."""
+    """The blobs that a manifest names, by their hexadecimal digits; those of an index are manifests.
+
+    A manifest of a type that nobody here knows may have anything under these names.
+    """
     try:
         document = json.loads(manifest.read_bytes())
     except FileNotFoundError:  # deleted meanwhile
         return set()
-    entries = [document.get("config"), *(document.get("layers") or ()), *(document.get("blobs") or ())]
+    lists = [entries for name in ("layers", "blobs") if isinstance(entries := document.get(name), list)]
+    entries = [document.get("config"), *itertools.chain.from_iterable(lists)]
     digests = (entry.get("digest") for entry in entries if isinstance(entry, dict))
     return {digest.partition(":")[2] for digest in digests if isinstance(digest, str)}
 

@@ -7,11 +7,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from flops.oci.blobs import sha256
 from flops.oci.reference import is_digest, is_tag
-from flops.oci.registry_protocol import Refusal, digest_of, name_of, page, unknown_name
+from flops.oci.registry_protocol import Refusal, digest_of, is_held, name_of, page, unknown_name
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -34,7 +34,12 @@ class ManifestApi:
 
     async def get(self, request: Request) -> Response:
         """GET and HEAD by tag or digest; clause "Pulling manifests"."""
-        return await run_in_threadpool(self._get, name_of(request), _reference(request))
+        name, reference = name_of(request), _reference(request)
+        digest, media_type = await run_in_threadpool(self._find, name, reference)
+        headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', "Content-Type": media_type}
+        if is_held(request, digest):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return Response(await run_in_threadpool(self._store.read_manifest, digest), headers=headers)
 
     async def put(self, request: Request) -> Response:
         """Clause "Pushing Manifests"; what the manifest names must already be in the repository."""
@@ -78,15 +83,16 @@ class ManifestApi:
         if wanted is not None:
             found = [entry for entry in found if entry.get("artifactType") == wanted]
             headers["OCI-Filters-Applied"] = "artifactType"
-        return JSONResponse({"schemaVersion": 2, "mediaType": _INDEX, "manifests": found}, headers=headers)
+        document = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": found}
+        return Response(json.dumps(document), headers=headers)  # ASCII: annotations may hold half a surrogate pair
 
-    def _get(self, name: str, reference: str) -> Response:
+    def _find(self, name: str, reference: str) -> tuple[str, str]:
+        """The digest and the media type."""
         digest = reference if is_digest(reference) else self._store.resolve(name, reference)
         media_type = self._store.media_type(name, digest) if digest else None
         if digest is None or media_type is None:
             raise _unknown(reference)
-        headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', "Content-Type": media_type}
-        return Response(self._store.read_manifest(digest), headers=headers)
+        return digest, media_type
 
     def _put(self, name: str, reference: str, media_type: str, body: bytes) -> Response:
         document = _parse(body, media_type)
@@ -130,11 +136,17 @@ class ManifestApi:
             body = self._store.read_manifest(digest)
             document = json.loads(body)
             entry = {"mediaType": media_type, "digest": digest, "size": len(body)}
-            kind = document.get("artifactType") or (document.get("config") or {}).get("mediaType")
-            if kind:
+            config = document.get("config")
+            kind = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else None)
+            if kind and isinstance(kind, str):
                 entry["artifactType"] = kind
-            if document.get("annotations"):
-                entry["annotations"] = document["annotations"]
+            annotations = document.get("annotations")
+            if (
+                annotations
+                and isinstance(annotations, dict)
+                and all(isinstance(it, str) for it in annotations.values())
+            ):
+                entry["annotations"] = annotations
             found.append(entry)
         return found
 
@@ -157,9 +169,14 @@ def _invalid(message: str) -> Refusal:
     return Refusal(HTTPStatus.BAD_REQUEST, "MANIFEST_INVALID", message)
 
 
+def _no_number(name: str) -> None:
+    """Python reads NaN and Infinity, which are no JSON."""
+    raise ValueError(f"{name} is no JSON")
+
+
 def _parse(body: bytes, media_type: str) -> dict[str, Any]:
     try:
-        document = json.loads(body)
+        document = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise _invalid("a manifest is a JSON object") from error
     if not isinstance(document, dict) or document.get("schemaVersion") != 2:  # noqa: PLR2004

@@ -64,6 +64,12 @@ def unknown_name(name: str) -> Refusal:
     return Refusal(HTTPStatus.NOT_FOUND, "NAME_UNKNOWN", "there is no such repository", detail={"name": name})
 
 
+def is_held(request: Request, digest: str) -> bool:
+    """Whether the client holds it already (`If-None-Match`, RFC 9110, 13.1.2): it is answered by 304, without a body."""
+    given = ",".join(request.headers.getlist("if-none-match")).split(",")
+    return not {digest, "*"}.isdisjoint(one.strip().removeprefix("W/").strip('"') for one in given)
+
+
 def page(request: Request, names: Sequence[str], fill: Mapping[str, object], key: str) -> Response:
     """The names after `last`, at most `n` of them, with a Link to those that follow (clause "Listing Tags")."""
     text = request.query_params.get("n", str(_PAGE))

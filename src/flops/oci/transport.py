@@ -69,9 +69,7 @@ class Session:
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30
             ),
-            mounts={f"all://{host}": None for host in (*_NO_PROXY, *([registry.hostname] if registry.loopback else []))}
-            if transport is None
-            else None,
+            mounts=_without_proxy(registry) if transport is None else None,
             # A blob must arrive as it lies there: no content encoding.
             headers={"User-Agent": "flops", "Accept": "*/*", "Accept-Encoding": "identity"},
         )
@@ -206,6 +204,12 @@ class Session:
         else:
             hint = "see that it runs and that its name and port are right; plain HTTP needs http:// before its name"
         return RegistryUnreachable(message, hint=hint)
+
+
+def _without_proxy(registry: Registry) -> dict[str, None]:
+    """Loopback is never reached by a proxy. An IPv6 address stands in brackets, as in every URL."""
+    own = [f"[{registry.hostname}]" if ":" in registry.hostname else registry.hostname] if registry.loopback else []
+    return {f"all://{host}": None for host in (*_NO_PROXY, *own)}
 
 
 @functools.lru_cache(maxsize=8)
