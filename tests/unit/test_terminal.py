@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -98,6 +99,39 @@ def test_a_line_that_does_not_fit_says_so():
     rows = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).splitlines()
     (title,), (clone,) = ({row for row in rows if part in row} for part in ("project x: bb", "● clone"))
     assert all(len(row) <= 80 and row.endswith("…") for row in (title, clone))
+
+
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_what_is_said_on_stderr_while_a_tree_is_live_goes_to_stderr(monkeypatch, on_a_terminal):
+    out, err = io.StringIO(), io.StringIO()
+    err.isatty = lambda: on_a_terminal
+    monkeypatch.setattr("sys.stderr", err)
+    with terminal.view(Console(file=out, force_terminal=True, width=100), "project x"):
+        sys.stderr.write("reconnecting\n")
+    assert ("reconnecting" in out.getvalue(), "reconnecting" in err.getvalue()) == (on_a_terminal, not on_a_terminal)
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines_as_they_come(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    out = io.StringIO()
+    with terminal.view(Console(file=out, force_terminal=True, width=100), "x") as view:
+        feed = Feed()
+        view.show(feed, feed.add(events.success()[:1]))
+        assert out.getvalue() == "queue: queue begins\n"
+
+
+def test_adjustments_on_a_narrow_terminal_are_lines():
+    feed = Feed(events.success())
+    told = "psutil ==5.9.8 -> ==6.0.0 on linux/arm64 (conda.yaml:12): no wheel of 5.9.8"
+    for width, line in ((80, "where          package"), (70, told)):
+        out = io.StringIO()
+        Console(file=out, width=width, soft_wrap=True, highlight=False).print(terminal.summary(feed))
+        assert out.getvalue().startswith(f"adjustments\n{line}")
+
+
+def test_the_tree_of_what_has_ended_waits_for_nothing():
+    for told in (events.success()[:-2], events.failure()[:-2], events.cancelled()):
+        assert "·" not in shown(terminal.tree(Feed(told), "x", now=NOW))
 
 
 def test_the_live_tree_stays_on_a_terminal():

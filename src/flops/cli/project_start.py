@@ -25,11 +25,11 @@ def command(
     document = read_sla(sla)
     with connected(manager) as client:
         project = client.start(document, force=force)
-        for warning in project.get("warnings") or ():
-            say(f"warning: {warning}")
-        if follow:
+        if follow:  # its warnings are among the events
             say(f"project {project['id']} was started")
             raise SystemExit(watch(client, project["id"], as_json=as_json))
+        for warning in project.get("warnings") or ():
+            say(f"warning: {warning}")
     if as_json:
         print_json(project)
         return

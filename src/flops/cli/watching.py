@@ -18,7 +18,7 @@ from flops.settings import Settings
 from flops_wire.manager import EXIT_CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 Manager = Annotated[
     str | None,
@@ -44,7 +44,8 @@ def watch(client: ManagerClient, project: str, *, as_json: bool) -> int:
     """Show a project until it has its outcome; the exit code that stands for that."""
     try:
         found = client.project(project)
-        events = client.follow(project, lost=_lost(client.url))
+        connection = _Connection(client.url)
+        events = connection.heard(client.follow(project, lost=connection.lost))
         if as_json:
             _stream(events)
         else:
@@ -76,8 +77,23 @@ def _show(events: Iterator[dict[str, Any]], title: str) -> None:
     console.print(terminal.summary(feed))
 
 
-def _lost(url: str) -> Callable[[str], None]:
-    return lambda why: say(f"reconnecting to {url}: {why}")
+class _Connection:
+    """Says when it is lost, and when something was heard again."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._away = False
+
+    def lost(self, why: str) -> None:
+        self._away = True
+        say(f"reconnecting to {self._url}: {why}")
+
+    def heard(self, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for event in events:
+            if self._away:
+                self._away = False
+                say("connected again")
+            yield event
 
 
 def title_of(project: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ Text from repositories and programs is written out as text: no escapes, no marku
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -46,6 +47,8 @@ _OUTCOMES = {"succeeded": ("images are ready", "bold green"), "failed": ("failed
 #: Adjustments below the tree while it is live; the end shows them all.
 _RECENT = 6
 _MEGA, _BAR = 1e6, 20
+#: Columns that a reason needs to be read.
+_REASON = 24
 
 
 class View(Protocol):
@@ -63,7 +66,9 @@ class LiveTree:
     def __init__(self, console: Console, title: str) -> None:
         self._title = title
         self._feed: Feed | None = None
-        self._live = Live(console=console, get_renderable=self._now, refresh_per_second=4)
+        # what is said on stderr goes above the tree where both are one terminal, and stays out of it elsewhere
+        both = sys.stderr.isatty()
+        self._live = Live(console=console, get_renderable=self._now, refresh_per_second=4, redirect_stderr=both)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -106,7 +111,9 @@ class PlainLines:
 
 
 def view(console: Console, title: str) -> View:
-    return LiveTree(console, title) if console.is_terminal else PlainLines(console)
+    """A tree where the cursor can be moved."""
+    moving = console.is_terminal and not console.is_dumb_terminal
+    return LiveTree(console, title) if moving else PlainLines(console)
 
 
 def text(foreign: str, style: str = "") -> Text:
@@ -140,7 +147,10 @@ def tree(feed: Feed, title: str, *, now: str) -> RenderableType:
     for attempt in attempts:
         branch = root if len(attempts) == 1 else root.add(Text(f"attempt {attempt.number}", "bold"))
         newest = attempt is attempts[-1]
-        _stages(branch, [one for one in attempt.stages if newest or one.state is StageState.FAILED], now)
+        told = [one for one in attempt.stages if newest or one.state is StageState.FAILED]
+        if feed.outcome is not None:  # nobody waits for the builder's removal
+            told = [one for one in told if one.state is not StageState.WAITING]
+        _stages(branch, told, now)
     if feed.adjustments and feed.outcome is None:  # the end tells them all
         branch = root.add(Text(f"adjustments ({len(feed.adjustments)})", "bold"))
         for one in feed.adjustments[-_RECENT:]:
@@ -195,7 +205,7 @@ def summary(feed: Feed) -> RenderableType:
     """What came of it: adjustments, what was wrong, images and how to get them, the outcome."""
     parts: list[RenderableType] = []
     if feed.adjustments:
-        parts += [_table("adjustments", ("where", "package", "before", "after", "platform", "why"), _changes(feed)), ""]
+        parts += [_Adjustments(feed), ""]
     told: set[str] = set()
     for card in feed.outcome.cards if feed.outcome else ():
         parts += card_lines(replace(card, hint="") if card.path == "" and card.hint in told else card)
@@ -210,6 +220,23 @@ def summary(feed: Feed) -> RenderableType:
         at = f" at {feed.outcome.stage}" if feed.outcome.kind == "failed" and feed.outcome.stage else ""
         parts.append(Text.assemble(text(word, style), text(spent or at)))
     return Group(*parts)
+
+
+class _Adjustments:
+    """A table; lines where it would leave the reasons no room."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        *names, why = ("where", "package", "before", "after", "platform", "why")
+        rows = _changes(self._feed)
+        fixed = sum(max([len(name), *(text(row[at]).cell_len for row in rows)]) + 2 for at, name in enumerate(names))
+        if fixed + _REASON <= options.max_width:
+            yield _table("adjustments", (*names, why), rows)
+            return
+        yield Text("adjustments", "italic")
+        yield from (text(change(one)) for one in self._feed.adjustments)
 
 
 def card_lines(card: Card) -> list[Text]:
