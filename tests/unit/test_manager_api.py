@@ -95,6 +95,7 @@ class TestProjects:
             b"{",
             b"\xff\xfe",
             b'{"a": NaN}',
+            b'{"a": -1e999}',
             b'{"a": "\\ud800"}',
             b"[" * 100_000,
             b'{"a": ' + b"9" * 5000 + b"}",

@@ -271,6 +271,13 @@ def test_events_are_stored_once_and_in_order_and_are_whole(world):
     assert world.manager.events(project.id, after=sequences[-2])[0]["sequence"] == sequences[-1]
 
 
+def nested(levels):
+    value = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -284,6 +291,8 @@ def test_events_are_stored_once_and_in_order_and_are_whole(world):
         {**event("clone", "started", "x"), "time": "now"},
         {**event("clone", "started", "x"), "time": "\u0662026-01-01T00:00:00Z"},
         {**event("clone", "started", "x"), "data": []},
+        {**event("clone", "started", "x"), "data": {"x": nested(50)}},
+        {**event("push", "succeeded", "x"), "data": {"result": {"images": {}, "x": nested(900)}}},
         {**event("clone", "started", "x"), "data": {"x": "y" * 3_000_000}},
         {**event("push", "succeeded", "x"), "data": {"result": 1}},
         {**event("push", "succeeded", "x"), "data": {"result": {"images": {"learner": {}}}}},
@@ -299,6 +308,12 @@ def test_events_that_are_none_are_refused_whole(world, wrong):
         world.post(project, event("clone", "started", "fine"), wrong)
     assert caught.value.findings[0].path == "/events/1"
     assert world.kinds(project) == before
+
+
+def test_data_may_have_as_many_levels_as_every_answer_can_hold(world):
+    project = building(world)
+    assert world.post(project, event("clone", "started", "x", data={"x": nested(49)})) == {"accepted": 1}
+    assert world.manager.events(project.id)[-1]["data"] == {"x": nested(49)}
 
 
 def test_events_have_limits(world):

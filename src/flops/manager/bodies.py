@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,7 +31,7 @@ async def raw_body(request: Request) -> bytes:
 def parse_body(data: bytes) -> Any:
     """Refused (400) for what is no JSON, and for numbers and texts that no JSON document may hold."""
     try:
-        document = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+        document = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
         if b"\\u" in data:  # half a surrogate pair is valid JSON and no text
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
@@ -40,6 +41,12 @@ def parse_body(data: bytes) -> Any:
     except (ValueError, RecursionError):
         raise _unreadable("the body is not JSON") from None
     return document
+
+
+def _finite(text: str) -> float:
+    """1e999 is infinite here, which no answer could hold."""
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
 
 
 def _refuse(constant: str) -> NoReturn:

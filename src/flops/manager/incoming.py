@@ -19,6 +19,8 @@ _NAME_LIMIT = 100
 #: Bytes of the data of an outcome, a result or an error with all its findings, and of any other event.
 OUTCOME_LIMIT = 2 * 1024 * 1024
 DATA_LIMIT = 128 * 1024
+#: Levels of an event's data: an answer that is written from within more calls than the request was read in must hold it too.
+DEPTH_LIMIT = 50
 #: What only the manager itself says.
 _OURS = ("cancelled",)
 
@@ -65,8 +67,8 @@ def _wrong(event: object) -> str:
 def _wrong_data(kind: str, data: object) -> str:
     if data is None:
         data = {}
-    if not isinstance(data, dict):
-        return "has data that is not an object"
+    if not isinstance(data, dict) or _is_deep(data):
+        return f"has data that is not an object of at most {DEPTH_LIMIT} levels"
     try:
         size = len(json.dumps(data, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
@@ -79,6 +81,14 @@ def _wrong_data(kind: str, data: object) -> str:
     if kind == "failed" and not _is_error(data.get("error")):
         return "has no error with code and message"
     return ""
+
+
+def _is_deep(data: dict[str, Any]) -> bool:
+    level: list[Any] = [data]
+    for _ in range(DEPTH_LIMIT):
+        inner = [one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [one for one in inner if isinstance(one, dict | list)]
+    return bool(level)
 
 
 def _is_text(value: object, limit: int) -> bool:
