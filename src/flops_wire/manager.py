@@ -9,6 +9,8 @@ JOB_ID = "FLOPS_JOB_ID"
 JOB_URL = "FLOPS_JOB_URL"
 JOB_TOKEN = "FLOPS_JOB_TOKEN"  # noqa: S105 - a variable's name
 
+#: Bytes of an SLA.
+SLA_LIMIT = 256 * 1024
 #: Events in one request, and bytes of its body.
 EVENTS_LIMIT = 200
 BODY_LIMIT = 8 * 1024 * 1024

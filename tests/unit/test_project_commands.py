@@ -177,8 +177,13 @@ def test_directories_are_meant_from_the_files_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", '{"a": 1', "{'a': 1}", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\udcff"]
-)
+    "text",
+    [
+        "", "[]", "3", '{"a": 1', "{'a': 1}", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\udcff",
+        '{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', '{"\\udfff": 1}', '{"ml_repo_url": "./\\ud800"}',
+        '{"a": "' + "x" * 256 * 1024 + '"}',
+    ],
+)  # fmt: skip
 def test_what_is_no_sla(text, tmp_path):
     file = tmp_path / "sla.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -237,6 +242,28 @@ def test_a_list_longer_than_a_page(run, manager):
     assert len(json.loads(run("project", "list", "--limit", "430", "--json")[1])["projects"]) == 430
 
 
+def test_a_list_that_moves_while_it_is_read_has_nothing_twice(run, manager):
+    manager.projects.clear()
+    manager.projects.update({f"{number:024x}": project(f"{number:024x}") for number in range(300)})
+
+    def meanwhile(_handler):
+        manager.projects = {OTHER: project(OTHER)} | manager.projects
+        return False
+
+    manager.faults = [lambda _handler: False, meanwhile]
+    ids = [one["id"] for one in json.loads(run("project", "list", "--limit", "300", "--json")[1])["projects"]]
+    assert ids == [f"{number:024x}" for number in range(300)]
+
+
+def test_a_list_says_what_is_waited_for(run, manager):
+    manager.projects.clear()
+    manager.projects[OTHER] = project(OTHER, "accepted", builder="queued")
+    manager.projects[LOOSE] = project(LOOSE, "accepted", builder="none", waits_for=OTHER)
+    out = run("project", "list")[1]
+    assert "accepted (queued)" in out
+    assert f"accepted (waits for {OTHER[:8]})" in out
+
+
 def test_show(run, manager):
     code, out, _ = run("project", "show", events.PROJECT[:6])
     assert code == 0
@@ -285,6 +312,10 @@ def test_logs_are_text(run, manager):
     no_escapes(out)
     assert out.splitlines()[0] == "a       b"
     assert "\\x1b[2J" in out
+
+
+def test_logs_of_a_builder_that_has_printed_nothing(run, manager):
+    assert run("project", "logs", events.PROJECT) == (0, "", "nothing was printed so far\n")
 
 
 def test_cancel(run, manager):

@@ -30,15 +30,16 @@ def command(
     """List projects, newest first."""
     if state is not None and state not in STATES:
         raise UsageError(f"--state {state!r} is no state of a project", hint=f"one of {', '.join(STATES)}")
-    found: list[dict[str, Any]] = []
+    known: dict[str, dict[str, Any]] = {}
     with connected(manager) as client:
-        total = 1
-        while len(found) < min(limit, total):
-            page = client.page(limit=min(limit - len(found), _PAGE), offset=len(found), state=state)
+        offset, total = 0, 1
+        while len(known) < limit and offset < total:
+            page = client.page(limit=min(limit - len(known), _PAGE), offset=offset, state=state)
             total = int(page.get("total") or 0)
-            found += page["projects"]
-            if not page["projects"]:
-                break
+            offset += len(page["projects"]) or total
+            for one in page["projects"]:  # what was started meanwhile moves others to the next page: these come twice
+                known.setdefault(str(one.get("id")), one)
+    found = list(known.values())
     if as_json:
         print_json({"projects": found, "total": total})
         return
@@ -87,9 +88,19 @@ def _empty(*names: str) -> Table:
 
 
 def _state(project: dict[str, Any]) -> Text:
-    state, error = str(project.get("state")), project.get("error")
-    told = f"{state} ({error.get('code')})" if isinstance(error, dict) else state
-    return Text(one_line(told), _STYLES.get(state, ""))
+    state = str(project.get("state"))
+    why = _why(project)
+    return Text(one_line(f"{state} ({why})" if why else state), _STYLES.get(state, ""))
+
+
+def _why(project: dict[str, Any]) -> str:
+    """What failed, or what is waited for."""
+    error, leader = project.get("error"), project.get("waits_for")
+    if isinstance(error, dict):
+        return str(error.get("code"))
+    if leader:
+        return f"waits for {str(leader)[:_ID]}"
+    return "queued" if project.get("builder") == "queued" else ""
 
 
 def _where(project: dict[str, Any]) -> str:

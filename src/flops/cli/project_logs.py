@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from flops.cli.render import plain
-from flops.cli.watching import Identity, Manager, connected
+from flops.cli.watching import Identity, Manager, connected, say
 
 
 def command(project: Identity, manager: Manager = None) -> None:
@@ -15,3 +15,5 @@ def command(project: Identity, manager: Manager = None) -> None:
     if text:
         lines = text.replace("\r\n", "\n").expandtabs().removesuffix("\n")
         sys.stdout.write(plain(lines) + "\n")
+    else:
+        say("nothing was printed so far")

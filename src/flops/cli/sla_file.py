@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flops.errors import Finding, SlaInvalid
+from flops_wire.manager import SLA_LIMIT
 
-#: Bytes; a manager takes no more than this either.
-LIMIT = 1024 * 1024
 SOURCE = "ml_repo_url"
 
 
@@ -20,13 +19,13 @@ def read_sla(name: str) -> dict[str, Any]:
     """The SLA in a file (`-`: standard input); a directory in `ml_repo_url` is meant from the file's place. SlaInvalid."""
     shown = "standard input" if name == "-" else name
     try:
-        data = sys.stdin.buffer.read(LIMIT + 1) if name == "-" else _bytes(Path(name))
+        data = sys.stdin.buffer.read(SLA_LIMIT + 1) if name == "-" else _bytes(Path(name))
     except OSError as error:
         raise SlaInvalid(
             f"{shown} can't be read: {error.strerror}", hint="name the SLA's file, or - for stdin"
         ) from error
-    if len(data) > LIMIT:
-        raise SlaInvalid(f"{shown} has more than {LIMIT} bytes", hint="an SLA is a small JSON object")
+    if len(data) > SLA_LIMIT:
+        raise SlaInvalid(f"{shown} has more than {SLA_LIMIT} bytes", hint="an SLA is a small JSON object")
     document = _document(data, shown)
     if isinstance(source := document.get(SOURCE), str):
         document[SOURCE] = resolved(source, Path.cwd() if name == "-" else Path(name).resolve().parent)
@@ -35,7 +34,7 @@ def read_sla(name: str) -> dict[str, Any]:
 
 def _bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(LIMIT + 1)
+        return file.read(SLA_LIMIT + 1)
 
 
 def _document(data: bytes, shown: str) -> dict[str, Any]:
@@ -53,6 +52,10 @@ def _document(data: bytes, shown: str) -> dict[str, Any]:
         raise SlaInvalid(f"{shown} is not JSON", hint="write one JSON object", findings=[finding]) from error
     if not isinstance(document, dict):
         raise SlaInvalid(f"{shown} holds no JSON object", hint="write one object, as in examples/sla.json")
+    try:
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # Python reads NaN, 1e999 and half a surrogate pair; nobody else does
+        raise SlaInvalid(f"{shown} holds a number or a text that can't be sent as JSON") from error
     return document
 
 

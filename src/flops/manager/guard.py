@@ -15,7 +15,7 @@ from flops.errors import AccessDenied, FlopsError, UsageError
 from flops.manager.answers import Refused, bug, failure
 from flops.manager.gate import TOKEN_LIMIT
 from flops.manager.session import COOKIE
-from flops_wire.manager import BODY_LIMIT, PROJECTS
+from flops_wire.manager import BODY_LIMIT, PROJECTS, SLA_LIMIT
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("flops.http")
 HEADERS_LIMIT = 32 * 1024
 TARGET_LIMIT = 8 * 1024
-#: An SLA, a login form.
-SMALL_BODY_LIMIT = 256 * 1024
 _READS = frozenset({"GET", "HEAD"})
 #: What may be had without a login: how the service is, and what the login page is made of.
 _PUBLIC = ("/healthz", "/login", "/logout")
@@ -155,7 +153,7 @@ def _too_large(limit: int) -> UsageError:
 
 
 def _body_limit(path: str) -> int:
-    return BODY_LIMIT if _of_attempt(path) else SMALL_BODY_LIMIT
+    return BODY_LIMIT if _of_attempt(path) else SLA_LIMIT  # what else is sent is smaller
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
