@@ -132,7 +132,7 @@ def check_lock(name, room, locker, table):
             resolve(name, room, locker, table)
         error = caught.value
         assert error.code == expected["error"], error
-        assert error.exit_code == DependencyError.exit_code
+        assert isinstance(error, DependencyError)
         compare(lines(error.findings), sorted(expected["findings"]))
         compare(told(error.repairs), expected.get("repairs", []))
         assert error.hint

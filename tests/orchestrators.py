@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from flops.builder.lookup import SourceLookup
 from flops.errors import OrchestratorUnreachable
 from flops.manager.clock import SystemClock
-from flops.manager.orchestrators import Phase, Status
+from flops.manager.orchestrators import Deployment, Phase, Status
 from flops.manager.settings import ManagerSettings
 from flops.manager.store import Store
 from flops_wire.events import TAGGING, event
@@ -27,7 +28,7 @@ class Killed(BaseException):
 class Builder:
     """What was deployed."""
 
-    deployment: object
+    deployment: Deployment
     status: Status = field(default_factory=lambda: Status(phase=Phase.RUNNING))
     log: str = "hello from the builder\n"
     thread: threading.Thread | None = None
@@ -289,12 +290,13 @@ def settings(**more) -> ManagerSettings:
 class World:
     """A manager and all that outlives it. `restart` opens its database again as a new process would."""
 
-    path: object
+    path: Path
     settings: ManagerSettings = field(default_factory=settings)
     orchestrator: ScriptedOrchestrator = field(default_factory=ScriptedOrchestrator)
     sources: ScriptedSources = field(default_factory=ScriptedSources)
     images: ScriptedImages = field(default_factory=ScriptedImages)
-    clock: object = field(default_factory=HandClock)
+    clock: HandClock = field(default_factory=HandClock)
+    """Or the system's, where a test waits."""
 
     def __post_init__(self) -> None:
         self.open()

@@ -260,12 +260,16 @@ def test_each_bytecode_is_made_by_the_interpreter_of_its_version(workshop, index
     asked, compiled = [], []
     make = bytecode_layer.make
 
+    def interpreter(version):
+        asked.append(version)
+        return OURS
+
     def record(layers, *words, **options):
         compiled.append([layer.python_full for layer in layers])
         return make(layers, *words, **options)
 
     monkeypatch.setattr(bytecode_layer, "make", record)
-    shop = workshop(interpreter=lambda version: asked.append(version) or OURS)
+    shop = workshop(interpreter=interpreter)
     run(shop, [bytecode(one, full="3.11.2"), bytecode(one, full="3.13.5")])
     assert sorted(asked) == ["3.11.2", "3.13.5"]
     assert sorted(compiled) == [["3.11.2"], ["3.13.5"]]

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flops.builder import preflight, provision
+from flops.builder import preflight, provision, runtime
 from flops.builder.build import build
 from flops.builder.dependencies.accelerator import Chosen
 from flops.builder.dependencies.decision import Settlement
@@ -206,16 +206,13 @@ class Bases:
 @pytest.fixture
 def world(monkeypatch):
     one = World()
-    monkeypatch.setattr(provision, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
-    monkeypatch.setattr(preflight, "Foundation", provision.Foundation)
     for room in (provision, preflight):
+        monkeypatch.setattr(room, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
         monkeypatch.setattr(
             room, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
         )
         monkeypatch.setattr(room, "settle", one.settle)
-    monkeypatch.setattr(
-        provision.runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python)
-    )
+    monkeypatch.setattr(runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python))
     return one
 
 

@@ -6,6 +6,7 @@ import marshal
 import os
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def compiled(sources=SOURCES, *, workers=2):
 
 
 def target(writer, sources):
-    return Target(writer=writer, sources={path: (lambda data=data: data) for path, data in sources.items()})
+    return Target(writer=writer, sources={path: partial(bytes, data) for path, data in sources.items()})
 
 
 def contents(output):
@@ -124,9 +125,12 @@ def test_the_bytes_depend_on_nothing_but_the_source(monkeypatch, tmp_path):
 def test_what_layers_share_is_compiled_once_and_differences_stay_apart(monkeypatch):
     seen = []
     compile_chunk = bytecode._compile
-    monkeypatch.setattr(
-        bytecode, "_compile", lambda i, chunk, *rest: seen.extend(chunk) or compile_chunk(i, chunk, *rest)
-    )
+
+    def record(interpreter, chunk, *rest):
+        seen.extend(chunk)
+        return compile_chunk(interpreter, chunk, *rest)
+
+    monkeypatch.setattr(bytecode, "_compile", record)
     outputs = [io.BytesIO(), io.BytesIO()]
     writers = [LayerWriter(output) for output in outputs]
     amd64 = {"a.py": b"x = 1\n", "machine.py": b"m = 'x86_64'\n", "only.py": b""}

@@ -1,8 +1,10 @@
 """`flops images`, and what builds leave beside their images: whole builds (outer parts replaced) into an embedded registry."""
 
+import io
 import json
 import subprocess
 import tomllib
+from functools import partial
 
 import httpx
 import pytest
@@ -186,11 +188,9 @@ def test_what_stands_unsigned_is_signed_when_it_is_asked_for(made, capsys, tmp_p
         aggregator = result.images[Actor.AGGREGATOR].digest
         for blob in (parse_manifest(theirs.document).config, *parse_manifest(theirs.document).layers):
             parts = []
-            client.fetch_blob(name, blob.digest, lambda pieces, parts=parts: parts.extend(pieces))
+            client.fetch_blob(name, blob.digest, parts.extend)
             data = b"".join(parts)
-            client.push_blob(
-                "local/digits/aggregator", blob.digest, len(data), lambda data=data: samples.io.BytesIO(data)
-            )
+            client.push_blob("local/digits/aggregator", blob.digest, len(data), partial(io.BytesIO, data))
         client.put_manifest("local/digits/aggregator", signature_tag(aggregator), theirs.media_type, theirs.document)
     assert flops(capsys, "images", "verify", tampered, "--key", public)[0] == 8
 

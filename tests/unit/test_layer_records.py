@@ -17,7 +17,7 @@ from flops.builder.images.layer_cache import LayerCache, files_key
 from flops.builder.images.plan import FilesLayer
 from flops.builder.layer_records import LayerRecords
 from flops.builder.locking.lock_store import LIFETIME, LockStore
-from flops.builder.publishing.publish import RegistryTarget
+from flops.builder.publishing.publish import RegistryTarget, Target
 from flops.builder.rootfs import BasePackage
 from flops.builder.rootfs.package_store import FRESH_SECONDS, PackageStore
 from flops.builder.shared_cache import BASE, LAYER, LOCK, SharedCache, media_type
@@ -489,8 +489,8 @@ def test_layers_of_our_own_files_have_a_key_by_content_and_a_repository_has_none
 def test_nobody_shares_with_a_directory(tmp_path):
     from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
 
-    assert LayoutTarget(tmp_path).shared(Silent()) is None
-    assert ArchiveTarget(tmp_path / "x.tar").shared(Silent()) is None
+    targets: list[Target] = [LayoutTarget(tmp_path), ArchiveTarget(tmp_path / "x.tar")]
+    assert [target.shared(Silent()) for target in targets] == [None, None]
 
 
 def test_the_repository_lies_under_the_registrys_prefix(server):

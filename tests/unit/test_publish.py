@@ -221,13 +221,13 @@ def test_the_leave_is_asked_for_what_will_stand(target, store):
 
 def test_before_names_move_all_else_is_in_place(target, store, tmp_path):
     one = delivery(store, AMD64, before_tags=lambda _move: (_ for _ in ()).throw(Cancelled("stop")))
-    archive, engine = ArchiveTarget(tmp_path / "x.tar"), EngineTarget(Engine())
-    for place in (target(), archive, engine):
+    archive, engine = ArchiveTarget(tmp_path / "x.tar"), Engine()
+    for place in (target(), archive, EngineTarget(engine)):
         with pytest.raises(Cancelled):
             place.publish(one)
     assert target().existing(REPOSITORY, Actor.LEARNER, COMMIT) is None
     assert not archive.path.exists()
-    assert not engine.engine.loaded
+    assert not engine.loaded
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

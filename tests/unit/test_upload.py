@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
@@ -49,7 +50,7 @@ class Line(httpx.BaseTransport):
     """A connection that `rules` may take away: each is called with the request and its number among its kind."""
 
     def __init__(self, *rules):
-        self.rules, self.asked, self.bytes = rules, [], []
+        self.rules, self.asked, self.bytes, self.paused = rules, [], [], []
         self.inner = httpx.HTTPTransport()
 
     def handle_request(self, request):
@@ -119,8 +120,8 @@ def push(server, store, blob, request):
     repository = f"t/{abs(hash(request.node.name))}"
 
     def run(*rules, digest=blob, **options):
-        line, paused = Line(*rules), []
-        retry = Retry(sleep=paused.append, spread=lambda: 1.0)
+        line = Line(*rules)
+        retry = Retry(sleep=line.paused.append, spread=lambda: 1.0)
         steps = []
         with RegistryClient(server.registry, transport=line, retry=retry, **options) as client:
             size = store.size(digest)
@@ -129,7 +130,6 @@ def push(server, store, blob, request):
         assert sum(steps) == size
         answer = httpx.get(f"{server.registry.url}/v2/{repository}/blobs/{digest}")
         assert sha256(answer.content) == digest
-        line.paused = paused
         return line
 
     return run
@@ -265,7 +265,7 @@ def test_what_one_upload_learnt_the_next_one_knows(server, store, blob):
     line = Line(refuse("PUT", 413, above=800_000), refuse("PATCH", 413, above=800_000))
     with RegistryClient(server.registry, transport=line) as client:
         for digest in (blob, store.put(os.urandom(SIZE))):
-            client.push_blob(f"t/{os.urandom(4).hex()}", digest, SIZE, lambda digest=digest: store.open(digest))
+            client.push_blob(f"t/{os.urandom(4).hex()}", digest, SIZE, partial(store.open, digest))
     assert line.sent("PUT") == (SIZE, 3)
 
 

@@ -244,5 +244,5 @@ def test_the_wire_imports_the_standard_library_only():
     for path in SOURCE.glob("flops_wire/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names) | {"flops_wire"}
