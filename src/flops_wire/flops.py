@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ AGGREGATOR_PORT = 8080
 DATA_SERVER_PORT = 11027
 #: Characters of a text that a message carries; a longer one is cut.
 TEXT_LIMIT = 8000
+#: Combining marks on one letter; no script needs more.
+MARKS_LIMIT = 6
 #: Where a node's data server answers, as seen from a container on the node.
 DATA_SERVER_HOST = "172.17.0.1"
 
@@ -145,5 +148,14 @@ def failure_text(error: Mapping[str, Any]) -> str:
 
 
 def visible(text: str) -> str:
-    """Foreign text as text: control characters other than a line feed, and marks that reorder it, are written out."""
-    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Foreign text as text: control characters other than a line feed, marks that reorder it, and accents upon accents
+    (they reach into other lines) are written out.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    shown, marks = [], 0
+    for c in text:
+        marks = marks + 1 if c > "\x7f" and unicodedata.category(c) in ("Mn", "Me") else 0
+        whole = c == "\n" or (c.isprintable() and marks <= MARKS_LIMIT)
+        shown.append(c if whole else c.encode("unicode_escape").decode())
+    return "".join(shown)

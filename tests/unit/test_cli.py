@@ -431,6 +431,9 @@ def test_plain_shows_what_terminals_would_obey():
     assert plain("a\x1b[31mb\x07\x9b\u202e\u200b\ttab\nline") == "a\\x1b[31mb\\x07\\x9b\\u202e\\u200b\\ttab\nline"
     assert plain("Grüße, 数据, 🙂 [bold]") == "Grüße, 数据, 🙂 [bold]"
     assert one_line("a\nb") == "a\\nb"
+    assert plain("e\u0302\u0301 \u05d1\u05bc\u05b8\u0591 Z" + "\u0300" * 7) == (
+        "e\u0302\u0301 \u05d1\u05bc\u05b8\u0591 Z" + "\u0300" * 6 + "\\u0300"
+    )
 
 
 def test_hostile_text_in_a_failure():

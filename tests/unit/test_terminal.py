@@ -227,6 +227,14 @@ def test_foreign_text_is_text(foreign):
             assert "[bold red]x[/]" in shown(terminal.summary(feed)) or feed.outcome is None
 
 
+def test_a_line_as_long_as_a_book_leaves_a_terminal_its_lines():
+    (told, *_) = hostile_events("L" * 100_000)
+    feed = Feed(told)
+    for shown_line in (*lines_of(told), *shown(terminal.summary(feed)).splitlines()):
+        assert len(shown_line) < 10_000
+    assert "(98000 more characters)" in shown(terminal.summary(feed))
+
+
 def test_no_markup_on_a_terminal_with_colours():
     (told, *_) = hostile_events("[bold red]x[/bold red] [link=https://evil.example]y[/link]")
     text = shown(terminal.summary(Feed(told)), color=True)

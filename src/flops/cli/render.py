@@ -27,6 +27,7 @@ from rich.text import Text
 
 from flops.errors import OutputError
 from flops.progress import Silent
+from flops_wire.flops import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,9 +50,7 @@ _ROOMY = 80
 
 def plain(text: str) -> str:
     """Foreign text without terminal escapes: control characters other than a line feed become visible."""
-    return "".join(
-        c if c == "\n" or (c.isprintable() and not _is_bidi(c)) else c.encode("unicode_escape").decode() for c in text
-    )
+    return visible(text)
 
 
 def data_console() -> Console:
@@ -69,11 +68,6 @@ def fits(console: Console, table: Table) -> bool:
 def one_line(text: str) -> str:
     """Foreign text where a second line could pass for one of ours."""
     return plain(text).replace("\n", "\\n")
-
-
-def _is_bidi(character: str) -> bool:
-    """Marks that reorder what is seen (the Trojan Source class)."""
-    return "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
 
 
 def megabytes(count: float) -> str:

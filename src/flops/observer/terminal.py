@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from flops.observer import words
 from flops.observer.fold import between
 from flops.observer.state import Level, StageState
-from flops_wire.flops import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,8 +117,8 @@ def view(console: Console, title: str) -> View:
 
 
 def text(foreign: str, style: str = "") -> Text:
-    """Foreign text on one line."""
-    return Text(visible(foreign).replace("\n", "\\n"), style=style)
+    """Foreign text on one line, of which a terminal gets no more than it can show."""
+    return Text(words.line(words.short(foreign)), style=style)
 
 
 def line_text(line: Line) -> Text:
