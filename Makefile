@@ -63,7 +63,7 @@ bench: setup parts
 
 # Breaks ten healthy repositories in ten ways each and counts what is repaired, on the real index.
 mutation: setup
-	$(BIN)/python tests/mutation/run.py --seed 1 2
+	$(BIN)/python -m tests.mutation.run --seed 1 2
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 # ruff: noqa: T201 - a table on stdout is what it is for
 """Breaks healthy repositories and counts what the doctor repairs.
 
-    python tests/mutation/run.py [--seed N ...] [--kind K ...] [--sample S ...] [--cache DIR] [--verbose]
+    python -m tests.mutation.run [--seed N ...] [--kind K ...] [--sample S ...] [--cache DIR] [--verbose]
 
 Each of ten samples is damaged in each of ten ways. What happens to a mutant:
 
@@ -22,10 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from kinds import KINDS, REAL, Mutant, mutate
-from samples import SAMPLES
+from tests.mutation.kinds import KINDS, REAL, Mutant, mutate
+from tests.mutation.samples import SAMPLES
 
 from flops.builder.clock import Clock
 from flops.builder.dependencies import rewrite

@@ -1,33 +1,16 @@
-"""One mutant of each kind on the made index; the whole run is `python tests/mutation/run.py` (`make mutation`)."""
+"""One mutant of each kind on the made index; the whole run is `make mutation`."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from random import Random
 
 import pytest
+from tests import corpus
+from tests.mutation import kinds, run, samples
 
 from flops.builder.dependencies.imports import known
 from flops.builder.locking.lock import Locker
 from flops.settings import Settings
-
-HERE = Path(__file__).parent
-
-
-def load(path: Path):
-    """A module beside the tests, by its path: the suite has no packages."""
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules.setdefault(path.stem, module)
-    specification.loader.exec_module(module)
-    return module
-
-
-run = load(HERE / "run.py")
-kinds = load(HERE / "kinds.py")
-samples = load(HERE / "samples.py")
-corpus = load(HERE.parent / "corpus.py")
 
 SEED = 7
 PAIRS = list(zip(kinds.KINDS, samples.SAMPLES, strict=True))
@@ -66,7 +49,7 @@ def test_a_mutant_is_repaired(bench, kind, sample):
 def test_every_kind_breaks_every_sample_anew():
     for sample, files in samples.SAMPLES.items():
         for kind in kinds.KINDS:
-            made = [kinds.mutate(files, kind, run.Random(f"{seed} {sample} {kind}")) for seed in (1, 1, 2, 3, 4)]
+            made = [kinds.mutate(files, kind, Random(f"{seed} {sample} {kind}")) for seed in (1, 1, 2, 3, 4)]
             assert made[0] == made[1]
             assert all(mutant.files != files for mutant in made), (sample, kind)
 
