@@ -6,7 +6,6 @@ What `expected.toml` may hold stands in tests/corpus.py.
 import pytest
 from tests import corpus
 
-from flops.builder.locking.lock import Locker
 from flops.errors import FlopsError
 
 
@@ -42,17 +41,6 @@ def test_a_repository_gives_what_it_expects(name, tmp_path):
     adjusted = [f"{item.code} {item.package} {item.where}" for item in asked.adjustments]
     assert adjusted == expected.get("adjustments", adjusted)
     assert all(item.reason for item in asked.adjustments)
-
-
-@pytest.fixture(scope="module")
-def locker(tmp_path_factory):
-    with corpus.MadeIndex() as index:
-        yield Locker(tmp_path_factory.mktemp("cache"), index_url=index.url, retries=0)
-
-
-@pytest.mark.parametrize("name", corpus.with_table("lock"))
-def test_a_repository_locks_as_it_expects(name, tmp_path, locker):
-    corpus.check_lock(name, tmp_path, locker, "lock")
 
 
 def test_links_stay_links_and_files_are_whole(tmp_path):

@@ -24,6 +24,8 @@ from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Accelerator, Policy
 
+pytestmark = pytest.mark.integration
+
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 BOOKWORM = PythonChoice(version="3.11.2", minor="3.11", glibc=(2, 36), provider="debian", suite="bookworm")
 X86, ARM = "manylinux_2_17_x86_64", "manylinux_2_17_aarch64"

@@ -11,6 +11,8 @@ from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy
 
+pytestmark = pytest.mark.integration
+
 BOOKWORM = PythonChoice(version="3.11.2", minor="3.11", glibc=(2, 36), provider="debian", suite="bookworm")
 TRIXIE = PythonChoice(version="3.13.5", minor="3.13", glibc=(2, 41), provider="debian", suite="trixie")
 X86 = "manylinux_2_17_x86_64"
