@@ -143,6 +143,40 @@ def test_places_are_given_in_the_order_of_acceptance(world):
     check_ended(world, *made)
 
 
+def waits(world, project):
+    """What it was told of its waiting."""
+    told = [one for one in world.manager.events(project.id) if (one["stage"], one["kind"]) == ("queue", "started")]
+    return [one["message"] for one in told][1:]
+
+
+def test_who_has_to_wait_is_told_how_many_are_before_it(world):
+    world.restart(builders=2)
+    made = []
+    for number in range(4):
+        made.append(world.submit(ml_repo_url=f"https://git.example.com/acme/r{number}"))
+        world.steps(2)
+    assert [waits(world, project) for project in made] == [
+        [],
+        [],
+        ["the project waits for its turn: 2 others are before it"],
+        ["the project waits for its turn: 3 others are before it"],
+    ]
+
+
+def test_who_waits_for_another_project_is_told_which(world):
+    world.restart(builders=1)
+    leader = world.submit()
+    world.steps(4)
+    one, other = world.submit(supported_platforms=["linux/arm64"]), world.submit(supported_platforms=["linux/arm64"])
+    world.steps(4)
+    first = f"the project waits for project {leader.id}, which builds the same"
+    assert (waits(world, one), waits(world, other)) == ([first], [first])
+    world.manager.cancel(leader.id)
+    world.steps(4)
+    assert waits(world, one) == [first, f"project {leader.id} has ended: a builder of its own is next"]
+    assert waits(world, other) == [first, f"the project waits for project {one.id}, which builds the same"]
+
+
 # --- builders that are lost ---
 def test_a_lost_builder_gets_a_second_attempt_after_the_first_is_gone(world):
     project = running(world)
@@ -835,7 +869,7 @@ def speak(world, builder, name):
 # --- by itself, with threads ---
 def test_a_burst_ends_in_order_by_itself(tmp_path):
     """Real clock, real threads: 60 projects, three places, builders that report and end."""
-    world = None
+    world: World
     started = []
 
     def builder(deployment, stop):
@@ -875,7 +909,7 @@ def test_one_that_hangs_delays_no_other(tmp_path):
                 hang.wait(60)
             return super().deploy(deployment, remember)
 
-    world = None
+    world: World
 
     def builder(deployment, stop):
         with contextlib.suppress(AttemptOver):  # of the cancelled one

@@ -388,6 +388,8 @@ def test_questions_use_indexes(store):
         "page": "SELECT number FROM projects WHERE state = 'failed' ORDER BY number DESC LIMIT 9 OFFSET 9",
         "queued": "SELECT id FROM projects WHERE builder = 'queued' ORDER BY number LIMIT 9",
         "deployed": "SELECT id FROM projects WHERE builder IN ('deploying', 'running', 'removing') ORDER BY number",
+        "before": "SELECT count(*) FROM projects WHERE builder IN ('deploying', 'running', 'removing') OR (builder = 'queued' "
+        "AND number < (SELECT number FROM projects WHERE id = 'x'))",
         "followers": "SELECT id FROM projects WHERE leader = 'x' ORDER BY number",
         "leader": "SELECT id FROM projects WHERE shared_key = 'x' AND id != 'y' AND leader IS NULL ORDER BY number LIMIT 1",
         "events": "SELECT body FROM events WHERE project = 'x' AND sequence > 3 ORDER BY sequence LIMIT 9",

@@ -90,6 +90,22 @@ class Entry:
         """Tell something of our own."""
         self.tell(project, new_event(stage, kind, message, now=self.now, **more), attempt=project.attempt or None)
 
+    # --- waiting ---
+    def queue(self, project: Project, *, places: int) -> Project:
+        """It waits for one of the places that builders have; who would wait is told how many are before it."""
+        before = self.tables.before(project)
+        project = self.put(projects.queued(project))
+        if before >= places:
+            others = "one other is" if before == 1 else f"{before} others are"
+            self.say(project, "queue", "started", f"the project waits for its turn: {others} before it")
+        return project
+
+    def follow(self, project: Project, leader: Project) -> Project:
+        """It waits for another project, whose images may be its own."""
+        project = self.put(projects.waiting(project, leader.id))
+        self.say(project, "queue", "started", f"the project waits for project {leader.id}, which builds the same")
+        return project
+
     # --- outcomes ---
     def succeed(
         self, project: Project, result: Mapping[str, Any], event: Mapping[str, Any] | None = None, *, message: str = ""
@@ -163,9 +179,10 @@ class Entry:
         first, *others = self.tables.followers(leader.id) or (None,)
         if first is None:
             return
-        self.put(projects.queued(first))
+        first = self.put(projects.queued(first))
+        self.say(first, "queue", "started", f"project {leader.id} has ended: a builder of its own is next")
         for other in others:
-            self.put(projects.waiting(other, first.id))
+            self.follow(other, first)
 
     # --- attempts ---
     def admit(self, project: Project, prefix: str) -> Attempt:

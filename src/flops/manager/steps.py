@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from flops.errors import DiskFull, FlopsError, OrchestratorUnreachable, StoreError
 from flops.manager import jobs
-from flops.manager import project as projects
 from flops.manager.decision import Verdict, decide, is_over
 from flops.manager.project import BuilderState, State
 from flops.manager.standing import StandingImages
@@ -84,9 +83,9 @@ class Steps:
             if result is not None:
                 entry.succeed(current, result, message="images of this commit and recipe were there already")
             elif leader is not None:
-                entry.put(projects.waiting(current, leader.id))
+                entry.follow(current, leader)
             else:
-                entry.put(projects.queued(current))
+                entry.queue(current, places=self._settings.builders)
         return Next.NOW
 
     def admit(self, prefix: str, *, not_counted: Collection[str] = ()) -> list[Project]:

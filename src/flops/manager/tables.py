@@ -76,6 +76,15 @@ class Tables:
     def queued(self, *, limit: int) -> list[Project]:
         return self._projects("WHERE builder = 'queued' ORDER BY number LIMIT ?", limit)
 
+    def before(self, project: Project) -> int:
+        """How many have a builder, or are queued and were accepted earlier."""
+        (count,) = self._connection.execute(
+            f"SELECT count(*) FROM projects WHERE builder IN {_DEPLOYED} OR (builder = 'queued' "  # noqa: S608
+            "AND number < (SELECT number FROM projects WHERE id = ?))",
+            (project.id,),
+        ).fetchone()
+        return int(count)
+
     def deployed(self) -> list[Project]:
         """Those of whose builders something may exist."""
         return self._projects(f"WHERE builder IN {_DEPLOYED} ORDER BY number")
