@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import json
 import tarfile
@@ -56,6 +57,7 @@ class FakeIndex:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.yanked: dict[str, str] = {}
         self.html = False
         self.status = 200
         self.delay = 0.0
@@ -123,11 +125,15 @@ class FakeIndex:
         if json_wanted and not self.html:
             entries = [
                 {"filename": f, "url": f"/files/{f}", "hashes": {"sha256": hashes[f]}, "size": len(self.files[f])}
+                | ({"yanked": self.yanked[f] or True} if f in self.yanked else {})
                 for f in names
             ]
             page = {"meta": {"api-version": "1.1"}, "name": name, "files": entries, "versions": []}
             return (200 if names else 404), "application/vnd.pypi.simple.v1+json", json.dumps(page).encode()
-        links = "".join(f'<a href="/files/{file}#sha256={hashes[file]}">{file}</a><br>' for file in names)
+        marks = {file: f' data-yanked="{html.escape(reason)}"' for file, reason in self.yanked.items()}
+        links = "".join(
+            f'<a href="/files/{file}#sha256={hashes[file]}"{marks.get(file, "")}>{file}</a><br>' for file in names
+        )
         return (200 if names else 404), "text/html", f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
 
 
@@ -189,6 +195,30 @@ def test_an_html_index_gives_no_sizes(index, locker):
     lock = locker.lock(["plain"], platform=AMD64, **BOOKWORM)
     assert lock.wheels[0].size is None
     assert lock.bytes == 0
+
+
+@pytest.mark.parametrize("html_page", [False, True])
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("", ""),
+        ("broken", "broken"),
+        (
+            'wrong "metadata" (see #3)\nwarning: `plain==2.0` is yanked',
+            'wrong "metadata" (see #3) warning: `plain==2.0` is yanked',
+        ),
+        ("x" * 999, "x" * 300),
+    ],
+)
+def test_a_withdrawn_version_is_locked_with_the_reason(index, locker, reason, told, html_page):
+    index.html = html_page
+    index.yanked[index.add("two_words", "1.0")] = reason
+    index.add("plain", "2.0")
+    lock = locker.lock(["two-words==1.0", "plain"], platform=AMD64, **BOOKWORM)
+    assert {wheel.name: wheel.yanked for wheel in lock.wheels} == {"two-words": told, "plain": None}
+    asked = index.requests
+    assert locker.lock(["two-words==1.0", "plain"], platform=AMD64, **BOOKWORM) == lock
+    assert index.requests == asked
 
 
 def test_nothing_to_lock_is_a_lock(locker):

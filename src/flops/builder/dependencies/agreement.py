@@ -1,9 +1,10 @@
-"""What there is to say about locks that were found: versions that differ between platforms, names that may not be meant (pure)."""
+"""What there is to say about locks that were found: versions that differ or were withdrawn, names that may not be meant (pure)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from flops.builder.dependencies.nearest import lookalikes
@@ -38,6 +39,30 @@ def differences(locks: Mapping[Platform, Lock], requirements: Requirements) -> l
             )
         )
     return found
+
+
+def withdrawn(locks: Mapping[Platform, Lock], requirements: Requirements) -> list[Finding]:
+    """One finding for each version that is locked, since it is pinned, though its authors withdrew it (PEP 592)."""
+    found: dict[tuple[str, str, str], list[Platform]] = {}
+    for platform, lock in sorted(locks.items()):
+        for wheel in lock.wheels:
+            if wheel.yanked is not None:
+                found.setdefault((wheel.name, wheel.version, wheel.yanked), []).append(platform)
+    findings: list[Finding] = []
+    for (name, version, reason), on in found.items():
+        own = [entry for entry in requirements.entries if entry.name == name]
+        entry = next((one for one in own if SpecifierSet(one.specifier).contains(version, prereleases=True)), None)
+        where = "" if len(on) == len(locks) else f" (on {' and '.join(map(str, on))})"
+        findings.append(
+            Finding(
+                path=entry.path if entry else requirements.path,
+                line=entry.line if entry else 0,
+                code="PIN_YANKED",
+                message=f"{name} {version} was withdrawn by its authors{where}{f': {reason}' if reason else ''}",
+                hint=f"it is taken as it is pinned; pin a version of {name} that stands",
+            )
+        )
+    return findings
 
 
 def suspects(requirements: Requirements, modules: Collection[str]) -> list[Finding]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from flops.builder.dependencies import diagnosis, file_hashes
-from flops.builder.dependencies.agreement import differences, suspects
+from flops.builder.dependencies.agreement import differences, suspects, withdrawn
 from flops.builder.dependencies.nearest import distributions, lookalikes
 from flops.builder.dependencies.pythons import MOVED, PythonChoice, Wish, order
 from flops.builder.dependencies.pythons import adjustments as python_adjustments
@@ -47,7 +47,7 @@ class Resolution:
     adjustments: tuple[Adjustment, ...]
     """The doctor's own; those of the requirements file come before them."""
     findings: tuple[Finding, ...] = ()
-    """Packages whose versions differ between the platforms, names that may not be what was meant."""
+    """Packages whose versions differ between the platforms or were withdrawn, names that may not be what was meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,11 @@ def resolve(
     adjustments = (*moved, *repair.adjustments, *bound)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
-    findings = (*differences(locks, requirements), *suspects(requirements, modules or ()))
+    findings = (
+        *differences(locks, requirements),
+        *withdrawn(locks, requirements),
+        *suspects(requirements, modules or ()),
+    )
     for finding in findings:
         reporter.finding(finding)
     return Resolution(python=repair.trial.choice, locks=locks, adjustments=adjustments, findings=findings)

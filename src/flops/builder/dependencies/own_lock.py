@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flops.builder.dependencies import file_hashes
+from flops.builder.dependencies.agreement import withdrawn
 from flops.builder.dependencies.doctor import Resolution
 from flops.builder.dependencies.pythons import Wish, order
 from flops.builder.dependencies.pythons import adjustments as python_adjustments
@@ -88,7 +89,8 @@ def take(
         if locks is not None:
             for adjustment in moved:
                 reporter.adjusted(adjustment)
-            return Resolution(python=choice, locks=locks, adjustments=moved)
+            findings = tuple(withdrawn(locks, requirements))
+            return Resolution(python=choice, locks=locks, adjustments=moved, findings=findings)
     return None
 
 

@@ -7,10 +7,11 @@ only ever sees a file that was written here, line by line, and an environment th
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,13 @@ NO_SOLUTION = 1
 RECENT = 600
 #: Characters of uv's explanation that a message keeps.
 EXPLANATION = 1500
+#: How uv tells that a version was withdrawn; the reason is the index's, of any characters.
+YANKED = re.compile(
+    r"^warning: `(?P<name>[^`=\n]+)==(?P<version>[^`\n]+)` is yanked(?: \(reason: \"(?P<reason>.*?)\"\))?$",
+    re.MULTILINE | re.DOTALL,
+)
+#: Characters of a reason that are kept.
+REASON = 300
 #: `find_uv_bin` reads sysconfig, whose first use by two threads at once fails in CPython 3.11.
 _FINDING_UV = threading.Lock()
 OPTIONS = (
@@ -89,9 +97,9 @@ class Compiler:
             words += ["--python-version", target.python]
             words += ["--offline"] if self.offline else []
             words += ["--config-file", self._recent(home)] if recent else []
-            done = self._run([*words, "--quiet", "--format", "pylock.toml", "-o", output, source], home)
+            done = self._run([*words, "--format", "pylock.toml", "-o", output, source], home)
             if done.code == 0:
-                return pylock.parse(output.read_bytes(), target)
+                return _with_yanks(pylock.parse(output.read_bytes(), target), done.stderr)
         raise self._failure(done, lines)
 
     @cached_property
@@ -216,6 +224,18 @@ def uv_program() -> str:
 def name_of(line: str) -> str:
     """A requirement's package, in PEP 503's form."""
     return canonicalize_name(Requirement(line).name)
+
+
+def _with_yanks(lock: Lock, said: str) -> Lock:
+    """The lock with what uv warns of: versions that are taken, as they are pinned, though they were withdrawn."""
+    reasons: dict[tuple[str, str], str] = {
+        (canonicalize_name(found["name"]), found["version"]): " ".join((found["reason"] or "").split())[:REASON]
+        for found in YANKED.finditer(said)
+    }
+    if not reasons:
+        return lock
+    wheels = tuple(replace(wheel, yanked=reasons.get((wheel.name, wheel.version))) for wheel in lock.wheels)
+    return replace(lock, wheels=wheels)
 
 
 def _explanation(said: str) -> str:

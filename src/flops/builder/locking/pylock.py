@@ -43,6 +43,8 @@ class LockedWheel:
     """64 hexadecimal digits."""
     size: int | None
     """In bytes; None where the index does not tell."""
+    yanked: str | None = None
+    """Why its authors withdrew it (PEP 592), as one line, empty where they do not say; None where it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class Lock:
 
 def _is_sound(wheel: LockedWheel) -> bool:
     """Whether a stored lock's wheel is what `parse` would have made: it may have been stored by somebody else."""
-    words: tuple[object, ...] = (wheel.name, wheel.version, wheel.filename, wheel.url, wheel.sha256)
+    words: tuple[object, ...] = (wheel.name, wheel.version, wheel.filename, wheel.url, wheel.sha256, wheel.yanked or "")
     if not all(isinstance(word, str) for word in words) or not isinstance(wheel.size, int | None):
         return False
     try:
