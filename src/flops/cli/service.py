@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from flops.broker import BrokerAddress, Publisher
 from flops.builder.lookup import ImageLookup, SourceLookup
 from flops.cli.observing import ManagerProjects
-from flops.errors import BadSetting, BaseUnavailable
+from flops.errors import BadSetting, BaseUnavailable, RegistryError
 from flops.manager.access import Access
 from flops.manager.api import create_app
 from flops.manager.bus import Bus
@@ -137,7 +137,12 @@ class Service:
         embedded = EmbeddedRegistry(
             self._settings.data_dir / "registry", port=self._listening.registry_port, token=self._registry_token()
         )
-        return self._parts.enter_context(embedded).registry.url
+        try:
+            return self._parts.enter_context(embedded).registry.url
+        except RegistryError as error:
+            if error.__cause__ is None:
+                raise
+            raise BadSetting(error.message, hint="choose another --registry-port") from error  # as for --port
 
     def _registry_token(self) -> str:
         """What the embedded registry wants from those who push; another registry has its own logins."""
