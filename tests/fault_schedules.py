@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -75,7 +76,7 @@ class InProcess(httpx.BaseTransport):
 
     async def _exchange(self, request, body, *, cut):
         messages = [{"type": "http.request", "body": body, "more_body": cut}]
-        answer = {"status": 500, "headers": [], "body": bytearray()}
+        answer: dict[str, Any] = {"status": 500, "headers": [], "body": bytearray()}
 
         async def receive():
             if not messages and not cut:

@@ -81,7 +81,7 @@ class DataManager(DataManagerTemplate):
         return self.data, self.data
 """
 #: By name: the dependency file, what it holds, the adjustments, and what the worker then finds installed.
-SAMPLES = {
+SAMPLES: dict[str, tuple[str, str, list[tuple], list[str]]] = {
     "a scikit-learn list that MLflow wrote": (
         "conda.yaml",
         """\

@@ -66,7 +66,7 @@ class Mosquitto:
         )
         self._words = [program, "-c", settings]
         self._log = place / "log"
-        self._process = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def as_another_user():
     """How to start a program as nobody: by itself, or, where this Python lies in a home of root's, in a user namespace."""
     if os.geteuid() != 0:
         return [], {}
-    plain = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    plain: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     mapped = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
     for words, options in (([], plain), (mapped, {})):
         told = [*words, sys.executable, "-c", "import os; print(os.getuid())"]

@@ -181,13 +181,18 @@ def server(tmp_path_factory):
             yield running
 
 
+class Running(ThreadingHTTPServer):
+    asked: list[str]
+
+
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def relay(request, server):
-    handler = type("Handler", (request.param,), {"upstream": server.registry.host, "asked": []})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    asked = []
+    handler = type("Handler", (request.param,), {"upstream": server.registry.host, "asked": asked})
+    running = Running(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    running.asked = handler.asked
+    running.asked = asked
     yield running
     running.shutdown()
     thread.join()

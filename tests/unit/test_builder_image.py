@@ -91,10 +91,14 @@ def test_both_forms_start(tmp_path):
     entries = {entry.path: entry for entry in one._skeleton(base)}
     assert entries[f"{one.PREFIX}/bin/python3"] == Link(path=f"{one.PREFIX}/bin/python3", target="/usr/bin/python3.13")
     program, main = entries[f"{one.PREFIX}/bin/flops"], entries[f"{one.WORK}/main.py"]
+    assert isinstance(program, File)
+    assert isinstance(main, File)
     assert program.executable
+    assert isinstance(program.data, bytes)
+    assert isinstance(main.data, bytes)
     assert program.data.decode().splitlines()[0] == f"#!/{one.PREFIX}/bin/python -P"
-    for file in (program, main):
-        modules = [node.module for node in ast.walk(ast.parse(file.data)) if isinstance(node, ast.ImportFrom)]
+    for source in (program.data, main.data):
+        modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
         assert all((ROOT / "src" / (module.replace(".", "/") + ".py")).is_file() for module in modules)
     assert entries[f"{one.PREFIX}/pyvenv.cfg"].data.decode().startswith("home = /usr/bin\n")
 

@@ -374,7 +374,12 @@ def test_a_report_for_people(run, monkeypatch):
 # --- requests and places ----------------------------------------------------------------------------------------------
 def test_options_become_a_request(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(build_command, "build", lambda request, target, **_: seen.append((request, target)) or RESULT)
+
+    def build(request, target, **_):
+        seen.append((request, target))
+        return RESULT
+
+    monkeypatch.setattr(build_command, "build", build)
     words = "--ref v1 --subdir /ml/ --platform linux/arm64 --platform linux/amd64 --flavor keras --python 3.11 --policy strict"
     more = "--accelerator cuda --compression zstd --base-image x/y:1 --upgrade --force --no-verify --output images.tar"
     code, _, err = run("build", ".", *words.split(), *more.split(), "--json")
@@ -403,9 +408,16 @@ def test_the_platform_is_this_machines_by_default(monkeypatch):
 def test_where_images_go(tmp_path, monkeypatch):
     choose = build_command.choose_target
     nothing = {"registry": None, "output": None, "load": False}
-    assert choose(Settings.read(), **nothing).root == tmp_path / "data" / "images"
-    assert choose(Settings.read(), **{**nothing, "output": tmp_path / "x"}).root == tmp_path / "x"
-    assert choose(Settings.read(), **{**nothing, "output": tmp_path / "x.tar"}).path == tmp_path / "x.tar"
+    for words, root in (
+        (nothing, tmp_path / "data" / "images"),
+        ({**nothing, "output": tmp_path / "x"}, tmp_path / "x"),
+    ):
+        layout = choose(Settings.read(), **words)
+        assert isinstance(layout, LayoutTarget)
+        assert layout.root == root
+    archive = choose(Settings.read(), **{**nothing, "output": tmp_path / "x.tar"})
+    assert isinstance(archive, ArchiveTarget)
+    assert archive.path == tmp_path / "x.tar"
     monkeypatch.setenv("FLOPS_REGISTRY", "http://registry.example/flops")
     monkeypatch.setenv("FLOPS_REGISTRY_PULL", "registry.nodes:5073")
     target = choose(Settings.read(), **nothing)
@@ -413,6 +425,7 @@ def test_where_images_go(tmp_path, monkeypatch):
     assert target.client.registry.url == "http://registry.example"
     assert target.reference("acme/digits", Actor.LEARNER, "x").startswith("registry.nodes:5073/")
     named = choose(Settings.read(), **{**nothing, "registry": "127.0.0.1:5000"})
+    assert isinstance(named, RegistryTarget)
     assert named.client.registry.host == "127.0.0.1:5000"
     for one in (target, named):
         one.client.close()

@@ -170,7 +170,7 @@ def assert_whole(client, name, reference, index, tmp_path):
 
 # --- whole images ---
 def test_push_then_pull(plain, name, store, image, tmp_path):
-    steps = []
+    steps: list[tuple] = []
     report = plain.push_index(
         name,
         image,

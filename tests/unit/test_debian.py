@@ -187,7 +187,7 @@ def package(name, *entries, control=b""):
     """Each entry: (path, bytes), (path, None) for a directory, (path, "target") for a link, or with a mode behind."""
     contents, made = {}, []
     for path, content, *mode in entries:
-        kind = {bytes: Kind.FILE, str: Kind.LINK}.get(type(content), Kind.DIRECTORY)
+        kind = Kind.FILE if isinstance(content, bytes) else Kind.DIRECTORY if content is None else Kind.LINK
         made.append(
             Entry(
                 path=path,

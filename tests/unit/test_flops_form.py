@@ -134,9 +134,12 @@ def test_without_notifications_nobody_is_told(observer, monkeypatch, tmp_path, c
 def test_a_failure_ends_with_0_once_the_manager_knows_it(known, code, monkeypatch):
     told = []
     monkeypatch.setattr(flops_form, "_build", lambda form, announcer: (_ for _ in ()).throw(StructureError("wrong")))
-    monkeypatch.setattr(
-        announcer_module.Announcer, "outcome", lambda self, topic, payload: bool(told.append((topic, payload))) or known
-    )
+
+    def outcome(self, topic, payload):
+        told.append((topic, payload))
+        return known
+
+    monkeypatch.setattr(announcer_module.Announcer, "outcome", outcome)
     assert flops_form.main([*WORDS[:2], unused(), unused(), "fl_actors", "https://h/a/b", "sklearn"]) == code
     assert told == [
         (

@@ -279,8 +279,7 @@ class TestBuilders:
         project = started(world)
 
         async def body():
-            pytest.fail("the body was read")
-            yield b""
+            yield pytest.fail("the body was read")
 
         for headers in ({}, {"Authorization": "Bearer x"}):
             assert web.post(_events(project), content=body(), headers=headers).status_code == 401
@@ -288,7 +287,12 @@ class TestBuilders:
     def test_a_post_asks_the_database_once_before_it_writes(self, web, world, monkeypatch):
         project = started(world)
         asked, read = [], world.store.read
-        monkeypatch.setattr(world.store, "read", lambda **more: asked.append(1) or read(**more))
+
+        def record(**more):
+            asked.append(1)
+            return read(**more)
+
+        monkeypatch.setattr(world.store, "read", record)
         for one in (event("check", "started", ""), event("check", "progress", "")):
             assert web.post(_events(project), json=posting(one), headers=bearer(world, project)).status_code == 200
             assert len(asked) == 1
@@ -389,7 +393,6 @@ def live(world, monkeypatch):
     monkeypatch.setattr(streams, "_IDLE", 0.2)
     app = create_app(world.manager, open_access())
     with serving(app) as url, httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
-        client.app = app
         yield client
 
 

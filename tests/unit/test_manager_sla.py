@@ -202,13 +202,12 @@ known_keys = st.sampled_from(
 @settings(max_examples=300)
 @given(st.dictionaries(known_keys, json_values, max_size=8))
 def test_any_document_is_either_an_sla_or_refused_with_places(document):
+    places: int | None = None
     try:
         sla = parse_sla(document, names=Names(), registry="http://127.0.0.1:5073")
     except (SlaInvalid, CredentialUnknown) as error:
         json.dumps(error.to_json()).encode()
         places = len(error.findings)
-    else:
-        places = None
     if places is not None:
         assert places > 0
         return

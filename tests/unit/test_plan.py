@@ -189,9 +189,8 @@ def test_environments_of_the_image_are_environments_to_python():
     for prefix in (RUNTIME, ML):
         for name in ("python", "python3", "python3.11"):
             assert entries[f"{prefix}/bin/{name}"] == Link(path=f"{prefix}/bin/{name}", target="/usr/bin/python3.11")
-        settings = dict(
-            line.split(" = ") for line in entries[f"{prefix}/pyvenv.cfg"].data.decode().splitlines() if line
-        )
+        lines = entries[f"{prefix}/pyvenv.cfg"].data.decode().splitlines()
+        settings = {key: value for key, _, value in (line.partition(" = ") for line in lines if line)}
         assert settings == {"home": "/usr/bin", "include-system-site-packages": "false", "version": "3.11"}
     site = "lib/python3.11/site-packages"
     assert f"{RUNTIME}/{site}/flops_actor/learner.py" in entries

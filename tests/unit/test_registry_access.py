@@ -19,12 +19,16 @@ TOKEN = "correct horse"
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["open", "private"])
-def server(request, tmp_path_factory):
+def private(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def server(private, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)  # no test here cuts the power
         root = tmp_path_factory.mktemp("registry")
-        with EmbeddedRegistry(root, token=TOKEN, private=request.param, hosts=["Registry.Example"]) as running:
-            running.private = request.param
+        with EmbeddedRegistry(root, token=TOKEN, private=private, hosts=["Registry.Example"]) as running:
             yield running
 
 
@@ -65,9 +69,9 @@ def test_a_push_needs_the_token(web):
         assert 401 not in writes(web, headers)
 
 
-def test_a_pull_needs_it_where_the_registry_is_private(server, web):
+def test_a_pull_needs_it_where_the_registry_is_private(private, web):
     for path in ("/v2/a/b/manifests/t", "/v2/a/b/tags/list", "/v2/_catalog", "/v2/a/b/blobs/sha256:" + "0" * 64):
-        assert (web.get(path).status_code == 401) is server.private
+        assert (web.get(path).status_code == 401) is private
         assert web.get(path, headers=basic(TOKEN)).status_code != 401
 
 
@@ -81,7 +85,7 @@ def test_the_root_tells_how_to_log_in(server, web):
     assert f'realm="https://{server.registry.host}/token"' in forwarded.headers["www-authenticate"]
 
 
-def test_the_token_flow(server, web):
+def test_the_token_flow(private, web):
     given = web.get("/token", params={"service": "flops", "scope": "repository:a/b:pull,push"}, headers=basic(TOKEN))
     assert given.headers["cache-control"] == "no-store"
     assert given.json()["token"] == given.json()["access_token"]
@@ -91,8 +95,8 @@ def test_the_token_flow(server, web):
     for headers in (basic("wrong"), bearer("wrong")):
         assert web.get("/token", headers=headers).status_code == 401
     anybody = web.get("/token")
-    assert (anybody.status_code == 401) is server.private
-    if not server.private:
+    assert (anybody.status_code == 401) is private
+    if not private:
         assert web.get("/v2/", headers=bearer(anybody.json()["token"])).status_code == 200
         assert writes(web, bearer(anybody.json()["token"])) == {401}
 

@@ -19,7 +19,7 @@ from tests.web import open_access, serving
 
 from flops.manager.api import create_app
 from flops.manager.bus import Bus
-from flops.manager.project import BuilderState, State
+from flops.manager.project import BuilderState, Project, State
 from flops.manager.streams import Streams
 from flops_wire.manager import PROJECTS
 
@@ -51,7 +51,7 @@ class Service:
         world.steps(4)
         world.post(self.done, failed())
         world.settle()
-        self._running = None
+        self._running: Project | None = None
         self._numbers = count(1)
 
     @property

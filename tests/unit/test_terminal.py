@@ -251,12 +251,12 @@ def test_what_the_broker_tells_of_one_project():
     assert feed.take(flops.BUILDER_STARTED, json.dumps(flops.payload("p2")).encode()) is None
     started = feed.take(flops.BUILDER_STARTED, json.dumps(flops.payload("p1")).encode())
     assert (started.source, started.text) == ("fl_actors_image_builder", "started")
-    assert feed.succeeded is None
+    ends = [feed.succeeded]
     done = feed.take(flops.BUILDER_SUCCESS, json.dumps(flops.payload("p1", full_builder_process="9 seconds")).encode())
     assert (done.text, done.level) == ("success: full_builder_process: 9 seconds", Level.SUCCESS)
-    assert feed.succeeded
+    ends.append(feed.succeeded)
     feed.take(flops.BUILDER_FAILED, json.dumps(flops.failure("p1", "no")).encode())
-    assert feed.succeeded is False
+    assert [*ends, feed.succeeded] == [None, True, False]
 
 
 @pytest.mark.parametrize(
