@@ -93,6 +93,9 @@ class NoImages:
     def standing(self, *_: object) -> None:
         return None
 
+    def move_commit(self, *_: object, force: bool = False) -> bool:  # noqa: ARG002
+        return False
+
 
 def manage(directory: Path, builders: int) -> None:
     listener = listen("127.0.0.1", 0)
@@ -164,8 +167,9 @@ class Burst:
         answer, seconds = _timed(lambda: self._client.post(PROJECTS, json=document))
         assert answer.status_code == 200, answer.text
         self.posts.append(seconds)
-        self.ids.put(answer.json()["project"]["id"])
-        return answer.json()["project"]["id"]
+        project: str = answer.json()["project"]["id"]
+        self.ids.put(project)
+        return project
 
     def look(self) -> None:
         """Somebody who looks at the newest project, again and again."""
@@ -180,7 +184,7 @@ class Burst:
 
     def ended(self) -> bool:
         found = self._client.get(PROJECTS, params={"state": "images_ready", "limit": 1}).json()
-        return found["total"] == self.count
+        return bool(found["total"] == self.count)
 
     def accepted(self) -> list[str]:
         """In the order of their acceptance."""
@@ -199,7 +203,7 @@ def _timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
 
 def megabytes(pid: int) -> float:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)[1]) / 1024
+    return int(re.findall(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)[0]) / 1024
 
 
 def cpu(pid: int) -> float:
@@ -213,8 +217,9 @@ def p99(seconds: list[float]) -> float:
 
 
 def measure(directory: Path, count: int, builders: int) -> bool:
-    words = [sys.executable, __file__, "--manage", directory, "--builders", str(builders)]
+    words = [sys.executable, __file__, "--manage", str(directory), "--builders", str(builders)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
         try:
             burst = Burst(json.loads(child.stdout.readline())["url"], count)
             return _run(burst, Builders(child.stdout, builders), child.pid)

@@ -53,7 +53,8 @@ def main() -> int:
         "--rebuild", action="store_true", help="everything is in the registry: a second, worst for viewers"
     )
     options = parser.parse_args()
-    alone, watched = [], []
+    alone: list[float] = []
+    watched: list[float] = []
     for number in range(options.pairs):
         for viewers in (0, options.viewers) if number % 2 == 0 else (options.viewers, 0):
             with tempfile.TemporaryDirectory(prefix="flops-bench-", ignore_cleanup_errors=True) as name:

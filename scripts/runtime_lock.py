@@ -15,6 +15,7 @@ import sys
 import tempfile
 import tomllib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -48,13 +49,13 @@ class Wanted:
 def lists() -> dict[str, Wanted]:
     """By the file's name without its ending."""
     # Flower's own installer of app dependencies is uv, which actors switch off: 38 MB
-    runtime = {"title": "The FL runtime", "requirements": WANTED, "left_out": frozenset({"uv"})}
+    runtime = partial(Wanted, title="The FL runtime", requirements=WANTED, left_out=frozenset({"uv"}))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    builder = {"title": "The builder image", "requirements": tuple(project["dependencies"])}
+    builder = partial(Wanted, title="The builder image", requirements=tuple(project["dependencies"]))
     wanted = [("runtime", BOOKWORM, runtime), ("runtime", TRIXIE, runtime), ("builder", TRIXIE, builder)]
     return {
-        f"{name}-{python.rpartition('.')[0]}": Wanted(python=python, glibc=glibc, **parts)
-        for name, (python, glibc), parts in wanted
+        f"{name}-{python.rpartition('.')[0]}": make(python=python, glibc=glibc)
+        for name, (python, glibc), make in wanted
     }
 
 
