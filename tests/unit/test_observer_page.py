@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 
@@ -363,7 +364,7 @@ class TestPace:
     def test_one_viewer_hardly_waits_and_many_ask_seldom(self):
         for viewers, least, most in ((1, 150, 300), (200, 1500, 3000)):
             now = [0.0]
-            pace = Pace(lambda now=now: now[0])
+            pace = Pace(partial(now.__getitem__, 0))
             due = [0.0] * viewers
             asked = 0
             while now[0] < 60:
