@@ -1,8 +1,11 @@
 """Where images go: names move last, indexes only gain platforms, and what stands there is told."""
 
+import fcntl
 import json
 import os
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 
@@ -231,6 +234,26 @@ def test_before_names_move_all_else_is_in_place(target, store, tmp_path):
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
+def test_two_that_write_one_layout_at_the_same_time_take_nothing_from_each_other(tmp_path, store, monkeypatch):
+    """The second comes while the first, which has read what stands there, is about to write."""
+    place, came = tmp_path / "images", threading.Event()
+    lock = fcntl.flock
+    with ThreadPoolExecutor(1) as pool:
+        second = []
+
+        def begin(_move):
+            monkeypatch.setattr(fcntl, "flock", lambda *words: (came.set(), lock(*words)))
+            late = delivery(store, ARM64, before_tags=lambda _move: came.set())
+            second.append(pool.submit(LayoutTarget(place).publish, late))
+            assert came.wait(30)
+
+        LayoutTarget(place).publish(delivery(store, AMD64, before_tags=begin))
+        second[0].result(30)
+    for actor in Actor:
+        for tag in (COMMIT, f"{COMMIT}-{Recipe().short}"):
+            assert set(LayoutTarget(place).existing(REPOSITORY, actor, tag).manifests) == {AMD64, ARM64}
+
+
 @pytest.mark.parametrize("damage", ["layer", "manifest", "index", "cut layer"])
 def test_what_is_not_whole_in_a_layout_does_not_stand(tmp_path, store, damage):
     place = LayoutTarget(tmp_path / "images")

@@ -6,7 +6,7 @@ import fcntl
 import io
 import os
 import secrets
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -43,6 +43,7 @@ class Layout:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.blobs = BlobStore(root)
+        self._held = False
 
     def write(
         self, reference_name: str, index: ImageIndex, source: BlobStore, referrers: Sequence[Referrer] = ()
@@ -58,7 +59,7 @@ class Layout:
                 self.blobs.take(layer.digest, source)
             for document in (*index.documents(), *(one for referrer in referrers for one in referrer.documents)):
                 self.blobs.put(document)
-            with self._locked():
+            with self.writing():
                 named = self.references() | {reference_name: index.descriptor}
                 digests = {entry.digest for entry in named.values()}
                 there = [entry for entry, subject in self._referrers() if subject in digests]
@@ -90,15 +91,27 @@ class Layout:
         return self.references().get(reference_name)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer of index.json at a time; the marker file, which never changes, carries the lock."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "oci-layout").open("ab") as marker:
-            fcntl.flock(marker, fcntl.LOCK_EX)
-            if os.fstat(marker.fileno()).st_size == 0:
-                marker.write(MARKER)
-                marker.flush()
+    def writing(self) -> Iterator[None]:
+        """One writer at a time, from what it reads first to what it writes last; the marker file, which never changes, carries the lock.
+
+        OutputError where the directory can't be written, DiskFull.
+        """
+        if self._held:
             yield
+            return
+        with ExitStack() as stack:
+            with _output_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                marker = stack.enter_context((self.root / "oci-layout").open("ab"))
+                fcntl.flock(marker, fcntl.LOCK_EX)
+                if os.fstat(marker.fileno()).st_size == 0:
+                    marker.write(MARKER)
+                    marker.flush()
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
 
 def write_archive(

@@ -71,6 +71,10 @@ class LayoutTarget:
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         layout = Layout(self.root)
+        with layout.writing():
+            return self._publish(delivery, layout)
+
+    def _publish(self, delivery: Delivery, layout: Layout) -> Mapping[Actor, Published]:
         found = {actor: self.existing(delivery.repository, actor, delivery.tags[-1]) for actor in delivery.images}
         wholes = {actor: with_others(delivery, actor, before) for actor, before in found.items()}
         for layer in {layer.digest: layer for whole in wholes.values() for layer in whole.layers}.values():
