@@ -30,7 +30,7 @@ from flops.observer.state import Image
 from flops.observer.timeline import WIDTH, timeline
 from flops.observer.view import LINES
 from flops.observer.web import PER_PAGE, ObserverPages, address
-from flops_wire.events import STAGES
+from flops_wire.events import STAGES, TAGGING
 
 STORIES = {
     "success": events.success(),
@@ -300,6 +300,25 @@ class TestWithoutJavaScript:
             assert seen.all("div", data_icon=icon["href"]), "what a page that is open changes to"
             icons.add(web.get(icon["href"]).text)
         assert len(icons) == 2
+
+    def test_what_a_project_waits_for_is_said(self):
+        def facts(**fields):
+            page = pages(Kept(events.success()[:1], **fields)).get(PAGE).text
+            return dict(re.findall(r"<div><dt>(.*?)</dt><dd.*?>(?:<.*?>)?(.*?)<", page))
+
+        waiting = facts(state="accepted", builder="queued")
+        assert (waiting["Waits for"], waiting["Builder"]) == ("its turn", "queued")
+        assert "So far" in waiting
+        assert facts(state="accepted", builder="none", waits_for="b" * 24)["Waits for"] == "another project's builder"
+        running, over = facts(attempt=2), facts(state="failed", attempt=2)
+        assert (running["Builder"], running["Attempt"], "Waits for" in running) == ("running", "2", False)
+        assert ("Builder" in over, "So far" in over, over["Attempt"]) == (False, False, "2")
+
+    def test_words_between_programs_are_no_part_of_the_log(self):
+        page = page_of("success")
+        assert "tags move" in page
+        assert TAGGING not in page
+        assert "PIN_RELAXED" in page
 
 
 class TestParts:
@@ -592,13 +611,18 @@ class TestWords:
             ("write def f(self, x: dict[str, int]):", "def f(self, x: dict[str, int]):"),
             ("write middle==0.2.4 (requirements.txt:1)", "middle==0.2.4"),
             ("write torch[cuda]>=2.1,<3 instead of torch (conda.yaml:4)", "torch[cuda]>=2.1,<3"),
+            ("write class ModelManager(ModelManagerTemplate):", "class ModelManager(ModelManagerTemplate):"),
+            ("write def __init__(self): and give every other argument a default", "def __init__(self):"),
             ("write flower instead of lower (a.txt:5)", None),
             ("write a==1; write b==2", None),
             ("write it relative to its root", None),
         ],
     )
     def test_code_is_copied_without_the_words_around_it(self, words, code):
-        assert advice(words).code == (code or words)
+        found = advice(words)
+        assert found.code == (code or words)
+        assert "".join(part for part, _ in found.parts) == words
+        assert [part for part, is_code in found.parts if is_code] == ([code] if code else [])
 
     @pytest.mark.parametrize(
         ("commit", "told"),
@@ -615,6 +639,8 @@ class TestWords:
     def test_numbers(self):
         assert [words.amount(n) for n in (0, 999, 1500, 2.5e9, None)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", ""]
         assert [words.span(n) for n in (0.44, 200, 7500)] == ["0.4 s", "3 min 20 s", "2 h 5 min"]
+        assert [words.span(n) for n in (59.96, 3599.7, 86_399.9)] == ["1 min 0 s", "1 h 0 min", "1 d 0 h"]
+        assert words.span(3 * 86_400 + 4 * 3600) == "3 d 4 h"
         assert words.ago("2026-01-01T12:00:00Z", NOW) == "30 min ago"
         assert words.ago("2026-01-01T13:00:00Z", NOW) == "just now"
 
@@ -637,7 +663,7 @@ class TestSizes:
         told = events.numbered(events.make("push", "succeeded", data={"result": result}))
         html = pages(Kept(told, state="images_ready")).get(PAGE).text
         assert html.count('<details class="layers">') == 2
-        assert "3 layers, 501 B, 400 B of it in the aggregator too" in html
+        assert "3 layers, 501 B, 400 B of it in the aggregator too" in re.sub("<.*?>", "", html)
 
     def test_what_platforms_share_is_not_shared_by_actors(self):
         """A node has one platform: of its images, only another actor's can have brought a layer."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 #: What builders put before a unified diff of the user's file.
 _MARK = "as a patch:\n"
 #: A definition or a requirement that is to be written, with what stands there and remarks beside it.
-_CODE = re.compile(r"write (def .+?:|[\w.,\[\]-]+[<>=!~]=?[^\s;()]+)(?: instead of [^\s;()]+)?(?: \([^()]*\))?")
+_CODE = re.compile(
+    r"write ((?:def|class) .+?:|[\w.,\[\]-]+[<>=!~]=?[^\s;()]+)(?: instead of [^\s;()]+| and [^;()]+)?(?: \([^()]*\))?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,16 @@ class Advice:
         """What is copied: the code alone where the words are about one piece of it, else all of them."""
         found = _CODE.fullmatch(self.words)
         return found[1] if found else self.words
+
+    @property
+    def parts(self) -> tuple[tuple[str, bool], ...]:
+        """The words in pieces, and whether each is code."""
+        found = _CODE.fullmatch(self.words)
+        if not found:
+            return ((self.words, False),)
+        begin, end = found.span(1)
+        pieces = ((self.words[:begin], False), (self.words[begin:end], True), (self.words[end:], False))
+        return tuple(piece for piece in pieces if piece[0])
 
     @property
     def lines(self) -> tuple[PatchLine, ...]:

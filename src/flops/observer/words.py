@@ -24,15 +24,17 @@ def amount(count: float | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A duration as people say it: `0.4 s`, `3 min 20 s`, `2 h 5 min`."""
+    """A duration as people say it: `0.4 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     if seconds is None:
         return ""
-    if seconds < _MINUTE:
+    if round(seconds, 1) < _MINUTE:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), _MINUTE)
-    if seconds < _HOUR:
+    hours = minutes // 60
+    if not hours:
         return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    days, left = divmod(hours, 24)
+    return f"{days} d {left} h" if days else f"{hours} h {minutes % 60} min"
 
 
 def ago(moment: str | None, now: float) -> str:
