@@ -357,6 +357,14 @@ def test_failures_keep_code_and_exit_code(run, manager, answer, code, exit_code)
     assert (got, json.loads(out)["error"]["code"]) == (exit_code, code)
 
 
+def test_who_sends_no_token_is_told_which_setting_holds_it(run, manager, monkeypatch):
+    manager.refusal = (401, "ACCESS_DENIED", "this needs a login", "send the token: Authorization: Bearer TOKEN")
+    assert "hint: set FLOPS_API_TOKEN\n" in run("project", "list")[2]
+    monkeypatch.setenv("FLOPS_API_TOKEN", "of another day")
+    manager.refusal = (401, "ACCESS_DENIED", "Oakestra does not know this token", "log in to Oakestra again")
+    assert "hint: log in to Oakestra again\n" in run("project", "list")[2]
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"projects": 3}', b"[" * 100_000])
 def test_an_answer_of_something_else(run, manager, body):
     manager.faults = [scripted.status(200, body)]

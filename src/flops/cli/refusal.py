@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from flops.errors import AccessDenied, Finding, FlopsError, ManagerRefused, OrchestratorError
@@ -21,7 +22,10 @@ def failure_of(answer: httpx.Response) -> FlopsError:
         if answer.status_code in (401, 403):
             return AccessDenied(f"{answer.url.host} wants a token", hint="set FLOPS_API_TOKEN")
         return strange(answer)
-    return failure_from(document["error"])
+    error = failure_from(document["error"])
+    if answer.status_code == HTTPStatus.UNAUTHORIZED and "authorization" not in answer.request.headers:
+        error.hint = "set FLOPS_API_TOKEN"  # the manager's own words are for programs
+    return error
 
 
 def failure_from(document: Mapping[str, Any]) -> FlopsError:
