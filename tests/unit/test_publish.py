@@ -241,8 +241,12 @@ def test_two_that_write_one_layout_at_the_same_time_take_nothing_from_each_other
     with ThreadPoolExecutor(1) as pool:
         second = []
 
+        def record(*words):
+            came.set()
+            lock(*words)
+
         def begin(_move):
-            monkeypatch.setattr(fcntl, "flock", lambda *words: (came.set(), lock(*words)))
+            monkeypatch.setattr(fcntl, "flock", record)
             late = delivery(store, ARM64, before_tags=lambda _move: came.set())
             second.append(pool.submit(LayoutTarget(place).publish, late))
             assert came.wait(30)
