@@ -235,6 +235,11 @@ def test_a_line_as_long_as_a_book_leaves_a_terminal_its_lines():
     assert "(98000 more characters)" in shown(terminal.summary(feed))
 
 
+def test_a_message_of_thousands_of_lines_is_cut_and_says_so():
+    told = shown(*terminal.told_lines(Told(source="observer", text="first" + "\nx" * 5000))).splitlines()
+    assert (told[0], told[-1], len(told)) == ("observer: first", "  (4800 more lines)", 202)
+
+
 def test_no_markup_on_a_terminal_with_colours():
     (told, *_) = hostile_events("[bold red]x[/bold red] [link=https://evil.example]y[/link]")
     text = shown(terminal.summary(Feed(told)), color=True)

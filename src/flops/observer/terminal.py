@@ -47,6 +47,8 @@ _OUTCOMES = {"succeeded": ("images are ready", "bold green"), "failed": ("failed
 #: Adjustments below the tree while it is live; the end shows them all.
 _RECENT = 6
 _MEGA, _BAR = 1e6, 20
+#: Further lines of one message.
+_LINES = 200
 #: Columns that a reason needs to be read.
 _REASON = 24
 
@@ -135,6 +137,8 @@ def told_lines(told: Told) -> list[Text]:
     """A message of FLOps' broker; its further lines stand in, so that none passes for another message."""
     first, *others = told.text.splitlines() or [""]
     head = Text.assemble(text(told.source, _STYLES[told.level] or "bold"), ": ", text(first))
+    if len(others) > _LINES:
+        others[_LINES:] = [f"({len(others) - _LINES} more lines)"]
     return [head, *(Text.assemble("  ", text(other)) for other in others)]
 
 
