@@ -236,5 +236,6 @@ def test_a_push_a_pull_and_a_delete(relay, store, image, tmp_path, chunk):
             assert (pulled.manifest, pulled.config) == (one.manifest, one.config)
         assert client.delete_manifest(name, image.digest)
         assert client.tags(name) == ()
-    uploads = sum(line.startswith("POST") for line in relay.asked)
-    assert uploads <= 1 + 2 * 4 + 4, "something was tried again"
+    if not issubclass(relay.RequestHandlerClass, Closing):
+        begun = sum(line.startswith("POST") for line in relay.asked)
+        assert begun == 1 + 4 + 4, "something was tried again"  # asked by check_push, uploaded, mounted

@@ -22,8 +22,9 @@ from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.records import BUILD, LOCKS, PROVENANCE, SBOM
 from flops.cli.main import main
 from flops.errors import BadKey, UsageError
+from flops.oci.blobs import sha256
 from flops.oci.client import RegistryClient
-from flops.oci.image import parse_index, parse_manifest
+from flops.oci.image import INDEX, parse_index, parse_manifest
 from flops.oci.layout import Layout
 from flops.oci.registry import EmbeddedRegistry
 from flops.oci.registry_store import RegistryStore
@@ -342,6 +343,30 @@ def test_a_registry_that_deletes_nothing_is_told(made, registry, capsys, tmp_pat
     assert len(shown(capsys, "list", "--directory", registry.root)["builds"]) == 2
 
 
+def test_what_others_put_into_a_registry_ends_no_command(made, registry, capsys):
+    """An index of indexes under our annotations, and a manifest of an unknown type with our fields."""
+    result = made(AMD64)
+    name = "local/digits/learner"
+    own = RegistryStore(registry.root).read_manifest(result.images[Actor.LEARNER].digest)
+    inner = {"mediaType": INDEX, "digest": sha256(own), "size": len(own)}
+    outer = {**json.loads(own), "manifests": [inner]}
+    odd = {"schemaVersion": 2, "manifests": 5, "artifactType": ["x"], "layers": 7, "annotations": 3}
+    for tag, document, kind in (("nested", outer, INDEX), ("odd", odd, "application/x")):
+        body = json.dumps(document).encode()
+        for reference in (tag, sha256(body + b" ")):
+            data = body if reference == tag else body + b" "  # the second one is nameless
+            url = f"{registry.registry.url}/v2/{name}/manifests/{reference}"
+            answer = httpx.put(url, content=data, headers={"Content-Type": kind})
+            assert answer.status_code == 201, answer.text
+    listed = shown(capsys, "list", "--directory", registry.root)
+    assert ([one["commit"] for one in listed["builds"]], listed["foreign"]) == ([result.commit], 2)
+    for age in ("0", "1e12", "inf"):
+        words = ("prune", "--keep", "0", "--older", age, "--directory", registry.root)
+        assert shown(capsys, *words)["images"] == 0  # the learner's index is a part of somebody's
+    assert remove_superseded(RegistryStore(registry.root), -1) == 1  # the nameless one with our annotations
+    assert shown(capsys, "show", references(registry, result)[0])["platforms"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -349,7 +374,11 @@ def test_a_registry_that_deletes_nothing_is_told(made, registry, capsys, tmp_pat
         (("prune", "--directory", "/"), "no embedded registry's directory"),
         (("list", "--directory", "/"), "neither an OCI layout nor"),
         (("list", "--directory", "/", "--registry", "localhost:1"), "exclude each other"),
+        (("list", "ACME/digits"), "can't be part of an image name"),
+        (("list", "../../x"), "can't be part of an image name"),
+        (("prune", "acme/digits:v1", "--registry", "localhost:1"), "can't be part of an image name"),
         (("show", "local/digits"), "names no tag"),
+        (("show", "ACME/digits:v1"), "can't be part of an image name"),
         (("show", "localhost:1/a:1", "--sbom", "--locks"), "exclude each other"),
         (("base", "--python", "3.8"), "no base has Python 3.8"),
     ],

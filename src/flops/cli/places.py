@@ -13,7 +13,7 @@ from flops.oci.client import RegistryClient
 from flops.oci.credentials import UserCredentials
 from flops.oci.layout import Layout
 from flops.oci.layout_stock import LayoutStock
-from flops.oci.reference import Reference, Registry
+from flops.oci.reference import Reference, Registry, repository_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +95,7 @@ def find(settings: Settings, text: str, directory: Path | None) -> Iterator[tupl
         repository, colon, digest = text.rpartition(":")
         if not colon:
             raise UsageError(f"{text!r} names no tag", hint="flops images list shows what there is")
+    repository_name(repository)
     with look(settings, registry=None, directory=directory or settings.data_dir / "images") as stock:
         yield stock, repository, digest
 

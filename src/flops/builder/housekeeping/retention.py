@@ -94,11 +94,16 @@ def _surplus(builds: Mapping[Build, Sequence[StoredIndex]], rule: Rule, now: dat
         times = [one.when for one in indexes]
         known = [time for time in times if time is not None]
         paths[build[0]].append((max(known) if len(known) == len(times) else _NEVER, build))
-    limit = now - timedelta(days=rule.days)
+    limit = _ago(now, rule.days)
     for dated in paths.values():
         for time, build in sorted(dated, reverse=True)[rule.keep :]:
             if _NEVER < time < limit:
                 yield build
+
+
+def _ago(now: datetime, days: float) -> datetime:
+    """So many days before; at the beginning of all time where they are more than there were."""
+    return now - timedelta(days=days) if days < (now - _NEVER).days else _NEVER
 
 
 def _held_by_others(inventory: Inventory) -> frozenset[tuple[str, str]]:
@@ -139,7 +144,7 @@ def _unused(shared: Sequence[Shared], kept: Iterable[StoredIndex], rule: Rule, n
         if len(tags[one.digest]) > 1:
             continue  # no builder makes two names for one document
         days = rule.days if one.layers else max(rule.days, LOCK_DAYS)
-        if one.created is None or one.created >= now - timedelta(days=days):
+        if one.created is None or one.created >= _ago(now, days):
             continue
         if not any(layer.digest in used for layer in one.layers):
             yield one

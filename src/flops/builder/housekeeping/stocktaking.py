@@ -26,6 +26,7 @@ from flops.builder.shared_cache import REPOSITORY
 from flops.errors import BadImage, ImageNotFound
 from flops.oci.artifacts import parse_artifact
 from flops.oci.image_documents import parse_index, parse_manifest
+from flops.oci.reference import repository_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,8 +65,10 @@ class _Named:
 def take_stock(client: Stock, repositories: Sequence[str] = ()) -> Inventory:
     """All repositories under the registry's prefix, or those that are named (with the prefix).
 
-    A name without its actor stands for both actors' images. ImageNotFound, RegistryError.
+    A name without its actor stands for both actors' images. BadTarget, ImageNotFound, RegistryError.
     """
+    for name in repositories:
+        repository_name(name)
     listed = () if repositories else client.catalog()
     names = [name for name in listed if _below(name, client.registry.prefix)]
     names += dict.fromkeys(found for name in repositories for found in _meant(client, name))
@@ -135,7 +138,10 @@ def _read(client: Stock, named: _Named) -> StoredIndex | Foreign:
         found = client.get_manifest(named.repository, entry.digest)
         if found is None:
             continue  # an index that is not whole: it can still go
-        manifest = parse_manifest(found.document)
+        try:
+            manifest = parse_manifest(found.document)
+        except BadImage:  # an index of indexes: none of ours, though it may be a copy of one
+            return _foreign(named)
         images.append(
             StoredImage(
                 digest=entry.digest,

@@ -14,7 +14,7 @@ from flops.builder.records import KINDS
 from flops.oci.signature import ARTIFACT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from flops.oci.registry_store import RegistryStore
@@ -43,21 +43,24 @@ def reachable(manifests: Mapping[str, Mapping[str, Any]], roots: set[str]) -> se
     todo = set(roots)
     while todo:
         found |= todo
-        parts = {
-            str(entry.get("digest"))
-            for digest in todo
-            for entry in manifests.get(digest, {}).get("manifests") or ()
-            if isinstance(entry, dict)
-        }
+        parts = {part for digest in todo for part in _parts(manifests.get(digest, {}))}
         referring = {digest for digest, one in manifests.items() if _subject(one) in todo}
         todo = (parts | referring) - found
     return found
 
 
+def _parts(document: Mapping[str, Any]) -> Iterator[str]:
+    """A manifest of a type that nobody here knows may have anything under this name."""
+    entries = document.get("manifests")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            yield str(entry.get("digest"))
+
+
 def _ours(document: Mapping[str, Any]) -> bool:
     annotations = document.get("annotations")
     labelled = isinstance(annotations, dict) and RECIPE in annotations
-    return labelled or document.get("artifactType") in {*KINDS, ARTIFACT}
+    return labelled or document.get("artifactType") in (*KINDS, ARTIFACT)
 
 
 def _subject(document: Mapping[str, Any]) -> str | None:
