@@ -149,6 +149,16 @@ class TestProjects:
             path = answer.links.get("next", {}).get("url")
         assert seen == ids[::-1]
 
+    def test_only_what_a_text_finds(self, web):
+        other = web.post(PROJECTS, json=sla(ml_repo_url="https://git.example.com/acme/Other")).json()["project"]["id"]
+        ids = [web.post(PROJECTS, json=sla()).json()["project"]["id"] for _ in range(3)]
+        for text, found in (("me/oth", [other]), (ids[0], [ids[0]]), (other[1:], []), ("\0é\U0001f600%", [])):
+            answer = web.get(PROJECTS, params={"q": text})
+            assert ([one["id"] for one in answer.json()["projects"]], answer.json()["total"]) == (found, len(found))
+        following = web.get(PROJECTS, params={"q": "acme/", "limit": 3}).links["next"]["url"]
+        assert [one["id"] for one in web.get(following).json()["projects"]] == [other]
+        assert web.get(PROJECTS, params={"q": "x" * 256}).status_code == 422
+
     def test_from_beyond_the_end_a_page_leads_back_to_the_last_ones(self, web):
         ids = [web.post(PROJECTS, json=sla()).json()["project"]["id"] for _ in range(3)]
         back = web.get(f"{PROJECTS}?limit=2&offset=50").links["prev"]["url"]

@@ -297,6 +297,7 @@ def test_a_prefix_must_be_of_one_project(run, manager):
     manager.projects[OTHER] = project(OTHER)
     manager.projects[LOOSE] = project(LOOSE)
     assert json.loads(run("project", "show", "aa", "--json")[1])["id"] == LOOSE
+    assert "q=aa" in manager.requests[-2][1], "of ten thousand projects not all are asked for"
     code, _, err = run("project", "show", "65f0")
     assert code == 2
     assert OTHER in err

@@ -86,9 +86,9 @@ class ManagerClient:
         query = {"force": "true"} if force else {}
         return project_of(self._request("POST", "", json=dict(sla), headers=key, params=query), "project")
 
-    def page(self, *, limit: int = 50, offset: int = 0, state: str | None = None) -> dict[str, Any]:
-        """`{"projects": [...], "total": N}`, newest first."""
-        more = {"state": state} if state else {}
+    def page(self, *, limit: int = 50, offset: int = 0, state: str | None = None, text: str = "") -> dict[str, Any]:
+        """`{"projects": [...], "total": N}`, newest first; a manager may know `text` (of an id, for example) or not."""
+        more = {name: value for name, value in (("state", state), ("q", text)) if value}
         answer = self._request("GET", "", params={"limit": limit, "offset": offset, **more})
         document = json_of(answer)
         if not isinstance(document, dict) or not isinstance(document.get("projects"), list):
@@ -121,7 +121,7 @@ class ManagerClient:
         if _PREFIX.fullmatch(wanted):
             offset, total = 0, 1
             while offset < total:
-                page = self.page(limit=_PAGE, offset=offset)
+                page = self.page(limit=_PAGE, offset=offset, text=wanted)  # a document has some 40 kB
                 total, offset = int(page.get("total") or 0), offset + _PAGE
                 found += [one["id"] for one in page["projects"] if str(one.get("id", "")).startswith(wanted)]
         if not found:

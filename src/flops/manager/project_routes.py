@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
 
 import anyio
 from fastapi import Header, Path, Query
@@ -81,16 +82,22 @@ class ProjectRoutes:
         limit: Annotated[int, Query(ge=1, le=200, description="Projects in one answer.")] = 50,
         offset: Annotated[int, Query(ge=0, le=_MOST, description="Projects to pass over.")] = 0,
         state: Annotated[State | None, Query(description="Only projects in this state.")] = None,
+        q: Annotated[
+            str,
+            Query(
+                max_length=255, description="Only projects whose repository holds it, or whose commit or id begins so."
+            ),
+        ] = "",
     ) -> Response:
         """List projects, newest first; the header Link (RFC 8288) leads to further ones."""
-        page = self._manager.projects(limit=limit, offset=offset, state=state)
+        page = self._manager.projects(limit=limit, offset=offset, state=state, text=q)
         document = {
             "projects": [project.to_json() for project in page.projects],
             "total": page.total,
             "limit": limit,
             "offset": offset,
         }
-        return JSONResponse(document, headers=_links(page.total, limit, offset, state))
+        return JSONResponse(document, headers=_links(page.total, limit, offset, state, q))
 
     def show(self, project_id: ProjectId) -> Response:
         """Show one project."""
@@ -145,10 +152,11 @@ def _known(project_id: str) -> str:
     return project_id
 
 
-def _links(total: int, limit: int, offset: int, state: State | None) -> dict[str, str]:
+def _links(total: int, limit: int, offset: int, state: State | None, q: str) -> dict[str, str]:
+    more = {**({"state": state.value} if state else {}), **({"q": q} if q else {})}
+
     def link(rel: str, start: int) -> str:
-        more = f"&state={state.value}" if state else ""
-        return f'<{PROJECTS}?limit={limit}&offset={start}{more}>; rel="{rel}"'
+        return f'<{PROJECTS}?{urlencode({"limit": limit, "offset": start, **more})}>; rel="{rel}"'
 
     links = [link("first", 0)]
     if offset > 0:
