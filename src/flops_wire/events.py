@@ -53,6 +53,8 @@ KINDS = (
 )
 #: Code of the event (stage push, kind started) whose answer 200 is the leave to move tags; from then on cancel comes too late.
 TAGGING = "TAGGING"
+#: Code of a warning that tells what one of FLOps' components sent to the observer's port.
+MESSAGE = "MESSAGE"
 #: The first of these that the manager commits is a project's one outcome.
 TERMINAL_KINDS = ("failed", "succeeded", "cancelled")
 

@@ -30,7 +30,7 @@ from flops.observer.state import Image
 from flops.observer.timeline import WIDTH, timeline
 from flops.observer.view import LINES
 from flops.observer.web import PER_PAGE, ObserverPages, address
-from flops_wire.events import STAGES, TAGGING
+from flops_wire.events import MESSAGE, STAGES, TAGGING
 
 STORIES = {
     "success": events.success(),
@@ -314,6 +314,19 @@ class TestWithoutJavaScript:
         assert (running["Builder"], running["Attempt"], "Waits for" in running) == ("running", "2", False)
         assert "Running for" in running
         assert ("Builder" in over, "Took" in over, over["Attempt"]) == (False, True, "2")
+
+    def test_warnings_stand_beside_the_notes_once_and_messages_in_the_log_alone(self):
+        told = events.numbered(
+            events.make("queue", "warning", "SLA: /foo is unknown and ignored"),
+            events.make("resolve", "warning", "the index is slow", hint="wait"),
+            events.make("resolve", "warning", "the index is slow", hint="wait", attempt=2),
+            events.make("resolve", "warning", "training has begun", code=MESSAGE, attempt=2),
+        )
+        page = pages(Kept(told)).get(PAGE).text
+        notes, log = page.split('aria-label="Notes"')[1].split('aria-label="Log"')
+        assert [notes.count(text) for text in ("/foo is unknown", "index is slow", "training has")] == [1, 1, 0]
+        assert [log.count(text) for text in ("/foo is unknown", "index is slow", "training has")] == [1, 2, 1]
+        assert len(Seen(notes).all("button", data_copy="wait")) == 1
 
     def test_words_between_programs_are_no_part_of_the_log(self):
         page = page_of("success")

@@ -30,7 +30,7 @@ from flops.manager.project import Project, State
 from flops.manager.reconcile import Reconciler
 from flops.manager.sla import parse_sla
 from flops.manager.tallies import Tallies
-from flops_wire.events import event
+from flops_wire.events import MESSAGE, event
 from flops_wire.manager import TEXT_LIMIT
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("flops.manager")
 KEY_LIMIT = 255
-#: Code of an event that tells what one of FLOps' components sent to the observer's port.
-MESSAGE = "MESSAGE"
 #: Characters of what builders printed that one answer holds.
 LOG_LIMIT = 256 * 1024
 

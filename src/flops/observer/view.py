@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 from flops.observer import words
 from flops.observer.advice import Advice, advice
 from flops.observer.sizes import layers
-from flops.observer.state import Level
+from flops.observer.state import Card, Level
 from flops.observer.timeline import WIDTH, timeline
+from flops_wire.events import MESSAGE
 from flops_wire.manager import ENDED, PROJECTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from flops.observer.feed import Feed
-    from flops.observer.state import Card, Line, Outcome
+    from flops.observer.state import Line, Outcome
 
 #: Lines of the log that a page begins with; all of them are had by asking for them.
 LINES = 500
+#: Warnings that stand beside the notes.
+WARNINGS = 50
 
 
 def view(document: Mapping[str, Any], feed: Feed, *, after: int, now: float, whole: bool = False) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def view(document: Mapping[str, Any], feed: Feed, *, after: int, now: float, who
         "wrong": wrong,
         "told": _told(outcome, wrong),
         "remedy": _remedy(outcome, wrong),
-        "notes": [card for card in feed.cards if card.level is Level.NOTE],
+        "notes": [*(card for card in feed.cards if card.level is Level.NOTE), *_warnings(feed.lines)],
         "adjustments": feed.adjustments,
         "images": feed.images,
         "outcome": outcome,
@@ -62,6 +65,16 @@ def is_still(document: Mapping[str, Any]) -> bool:
 def _wrong(outcome: Outcome | None) -> Sequence[Card]:
     """Every place that a failure is about; the failure itself where it is about none."""
     return (outcome.findings or outcome.cards) if outcome else ()
+
+
+def _warnings(lines: Sequence[Line]) -> Iterable[Card]:
+    """Each once, though a second attempt says it again; what FLOps' components sent stands in the log alone."""
+    found = {
+        (line.text, line.hint): Card(level=Level.NOTE, code=line.code, message=line.text, hint=line.hint)
+        for line in lines
+        if line.level is Level.WARNING and line.code != MESSAGE
+    }
+    return list(found.values())[:WARNINGS]
 
 
 def _told(outcome: Outcome | None, wrong: Sequence[Card]) -> str:
