@@ -16,6 +16,7 @@ from flops.observer.broker_feed import BrokerFeed, Told
 from flops.observer.feed import Feed
 from flops.observer.state import Level
 from flops_wire import flops
+from flops_wire.events import MESSAGE
 
 NOW = "2026-01-01T12:00:20.000Z"
 
@@ -157,6 +158,11 @@ def test_plain_lines():
     assert "resolve: done in 1.2 s" in told
     assert not [line for line in told if "progress" in line or "%" in line]
     assert "attempt 2" in lines_of(events.second_attempt())
+
+
+def test_what_a_component_of_flops_sends_is_no_warning():
+    told = events.numbered(events.make("push", "warning", "Training begins", code=MESSAGE))
+    assert lines_of(told) == ["note[MESSAGE]: push: Training begins"]
 
 
 def test_the_summary_of_success():

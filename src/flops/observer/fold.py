@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops.errors import Adjustment
 from flops.observer.state import Attempt, Card, Image, Level, Line, Outcome, PlatformImage, Stage, StageState
-from flops_wire.events import STAGES, TAGGING, TERMINAL_KINDS
+from flops_wire.events import MESSAGE, STAGES, TAGGING, TERMINAL_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -165,7 +165,7 @@ def _line(event: Readable, attempt: int, begun: str) -> Line:
         time=event.time,
         attempt=attempt,
         stage=event.stage,
-        level=_LEVELS.get(event.kind, Level.INFO),
+        level=Level.NOTE if event.code == MESSAGE else _LEVELS.get(event.kind, Level.INFO),
         text=said,
         code=event.code,
         hint=event.hint,

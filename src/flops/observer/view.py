@@ -10,7 +10,6 @@ from flops.observer.advice import Advice, advice
 from flops.observer.sizes import layers
 from flops.observer.state import Card, Level
 from flops.observer.timeline import WIDTH, timeline
-from flops_wire.events import MESSAGE
 from flops_wire.manager import ENDED, PROJECTS
 
 if TYPE_CHECKING:
@@ -68,11 +67,11 @@ def _wrong(outcome: Outcome | None) -> Sequence[Card]:
 
 
 def _warnings(lines: Sequence[Line]) -> Iterable[Card]:
-    """Each once, though a second attempt says it again; what FLOps' components sent stands in the log alone."""
+    """Each once, though a second attempt says it again."""
     found = {
         (line.text, line.hint): Card(level=Level.NOTE, code=line.code, message=line.text, hint=line.hint)
         for line in lines
-        if line.level is Level.WARNING and line.code != MESSAGE
+        if line.level is Level.WARNING
     }
     return list(found.values())[:WARNINGS]
 
