@@ -237,13 +237,36 @@ def test_head_blob(web, name):
 
 @pytest.mark.parametrize(
     ("range_", "status", "content"),
-    [("bytes=2-4", 206, b"234"), ("bytes=7-", 206, b"789"), ("bytes=-2", 206, b"89"), ("bytes=20-30", 416, None)],
+    [
+        ("bytes=2-4", 206, b"234"),
+        ("bytes=7-", 206, b"789"),
+        ("bytes=-2", 206, b"89"),
+        ("Bytes=8-20", 206, b"89"),
+        ("bytes=20-30", 416, None),
+        ("bytes=0-1, 3-4", 206, None),
+        *(
+            (text, 200, b"0123456789")
+            for text in (
+                "lines=1-2",
+                "bytes=x-2",
+                "bytes=4-2",
+                "bytes=",
+                "bytes=1",
+                "0-4",
+                "bytes=1-2,",
+                "bytes=1-2-3",
+                "bytes=" + "9" * 5000 + "-",
+            )
+        ),
+    ],
 )
 def test_ranges(web, name, range_, status, content):
     digest = push_blob(web, name, b"0123456789")
     answer = web.get(f"/v2/{name}/blobs/{digest}", headers={"Range": range_})
     assert answer.status_code == status
     assert content is None or answer.content == content
+    head = web.head(f"/v2/{name}/blobs/{digest}", headers={"Range": range_})
+    assert (head.status_code, head.headers["content-length"]) == (200, "10")  # ranges are GET's alone
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
@@ -19,6 +20,7 @@ from flops.oci.registry_protocol import Refusal, digest_of, is_held, name_of, un
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from flops.oci.registry_store import RegistryStore, Upload
 
@@ -28,13 +30,20 @@ _PIECE = 1024 * 1024
 _PATIENCE = 3600.0
 #: `Content-Range: START-END` of a chunk; some clients write `bytes=` or `bytes ` before it, and `/TOTAL` after it.
 _CONTENT_RANGE = re.compile(r"(?:bytes[= ])?([0-9]{1,18})-([0-9]{1,18})(?:/(?:\*|[0-9]{1,18}))?")
+#: One range of `Range: bytes=...`: from a byte on, to another one, or the last ones.
+_RANGE = re.compile(r"([0-9]{1,18})-([0-9]{0,18})|-[0-9]{1,18}")
 _OCTETS = "application/octet-stream"
 
 
 class _BlobResponse(FileResponse):
-    """Answers ranges too (RFC 9110, 14)."""
+    """Answers ranges too (RFC 9110, 14); those of other units, or that can't be read, and those of HEAD, count for nothing."""
 
     chunk_size = _PIECE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET" or not _is_range(Headers(scope=scope).get("range", "")):
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+        await super().__call__(scope, receive, send)
 
 
 @dataclass(kw_only=True)
@@ -166,6 +175,14 @@ class BlobApi:
         limit = time.monotonic() - _PATIENCE
         for session in [s for s in self._sessions.values() if s.touched < limit and not s.lock.locked()]:
             await self._drop(session)
+
+
+def _is_range(text: str) -> bool:
+    unit, _, ranges = text.partition("=")
+    found = [_RANGE.fullmatch(part.strip()) for part in ranges.split(",")]
+    return unit.strip().lower() == "bytes" and all(
+        match is not None and not (match[2] and int(match[1]) > int(match[2])) for match in found
+    )
 
 
 def _expected(request: Request, session: _Session) -> int | None:
