@@ -36,17 +36,18 @@ class Listener:
         topics: Sequence[str],
         *,
         lost: Callable[[str], None],
+        back: Callable[[], None],
         ca_bundle: Path | None = None,
         seconds: float = 10.0,
     ) -> None:
         self._address = address
         self._topics = [(topic, 1) for topic in topics]
-        self._lost = lost
+        self._lost, self._back = lost, back
         self._ca_bundle = ca_bundle
         self._seconds = seconds
         self._messages: queue.Queue[Message] = queue.Queue(_WAITING)
         self._answers: queue.Queue[str] = queue.Queue()
-        self._listening = False
+        self._listening = self._was_lost = False
         self._client: Any = None
 
     def __enter__(self) -> Self:
@@ -103,10 +104,13 @@ class Listener:
         refused = [str(reason) for reason in reasons if reason.is_failure]
         self._answers.put(f"it does not let us listen: {refused[0]}" if refused else "")
         self._listening = not refused
+        if self._listening and self._was_lost:
+            self._was_lost = False
+            self._back()
 
     def _disconnected(self, _client: object, _data: object, _flags: object, reason: Any, _properties: object) -> None:
         if self._listening and reason.is_failure:
-            self._listening = False
+            self._listening, self._was_lost = False, True
             self._lost(str(reason))
 
     def _heard(self, _client: object, _data: object, message: Any) -> None:

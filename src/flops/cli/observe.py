@@ -59,7 +59,10 @@ def _listen(project: str, broker: str, *, as_json: bool) -> int:
     def lost(why: str) -> None:
         say(f"reconnecting to {address}: {why}")
 
-    with Listener(address, feed.topics, lost=lost, ca_bundle=Settings.read().ca_bundle) as listener:
+    def back() -> None:
+        say("listening again")
+
+    with Listener(address, feed.topics, lost=lost, back=back, ca_bundle=Settings.read().ca_bundle) as listener:
         say(f"listening at {address}")
         quiet_since = time.monotonic()
         while feed.succeeded is None or time.monotonic() - quiet_since < _AFTERWARDS:
