@@ -132,11 +132,12 @@ def resolve(
         except DependencyError as error:
             raise _with_patch(error, files, question) from error.__cause__
         moved = python_adjustments(requirements.python, wish, repair.trial.choice, pythons)
+        locks, bound = _bounded(repair, requirements, reporter)
         if policy is Policy.STRICT:
-            asked = (*(moved if python_flag is None else ()), *repair.adjustments)
+            asked = (*(moved if python_flag is None else ()), *repair.adjustments, *bound)
             if asked:
-                raise _with_patch(_refusal(asked, repair.findings), files, question)
-    locks, bound = _bounded(repair, requirements, reporter)
+                findings = (*repair.findings, *(_bound_finding(change, requirements) for change in bound))
+                raise _with_patch(_refusal(asked, findings), files, question)
     adjustments = (*moved, *repair.adjustments, *bound)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
@@ -290,6 +291,18 @@ def _python_finding(change: Adjustment) -> Finding:
     place, number = (path, int(line)) if path and line.isdecimal() else (change.where, 0)
     hint = f"write python=={change.after}"
     return Finding(path=place, line=number, code=PythonUnavailable.code, message=change.reason, hint=hint)
+
+
+def _bound_finding(change: Adjustment, requirements: Requirements) -> Finding:
+    """What a bound that no metadata states is told as, where it may not be added."""
+    entry = next((entry for entry in requirements.entries if entry.name == change.package), None)
+    return Finding(
+        path=entry.path if entry else change.where,
+        line=entry.line if entry else 0,
+        code=Unresolvable.code,
+        message=change.reason,
+        hint=f"write {change.package}{change.after}",
+    )
 
 
 def _bounded(
