@@ -29,6 +29,7 @@ from flops.errors import (
     FlopsError,
     ManagerRefused,
     ManagerUnreachable,
+    RegistryUnreachable,
     StructureError,
 )
 from flops.job import attempt as attempt_module
@@ -542,6 +543,54 @@ def test_the_terminal_event_carries_the_stage_that_failed(tmp_path, monkeypatch)
         assert attempt_of(manager, tmp_path) == 0
         assert told(manager)[-1] == ("check", "failed", "STRUCTURE")
         assert manager.events[-1]["data"]["error"]["findings"][0]["path"] == "a.py"
+
+
+def test_a_registry_that_is_away_with_its_manager_is_waited_for(tmp_path, monkeypatch):
+    """An embedded one is, while the manager is started again, however long that takes."""
+    builds = []
+
+    def work(job, reporter, events):
+        builds.append(job)
+        with reporter.stage(Stage.CLONE, "a"):
+            events.finding(Finding(path="a.py", line=1, code="NOTE", message="m"))
+        with reporter.stage(Stage.PUSH, "b"):
+            if len(builds) == 1:
+                raise RegistryUnreachable("nobody answers")
+        return {"images": {}}
+
+    def script(method, _body, nth):
+        return CUT if method == "GET" and nth in (2, 3) else None
+
+    scripted_build(monkeypatch, work)
+    with ScriptedManager(job=job_document(), script=script) as manager:
+        assert attempt_of(manager, tmp_path) == 0
+        note = ("clone", "finding", "NOTE")
+        once = [("clone", "started", None), note, ("clone", "finished", None), ("push", "started", None)]
+        again = [one for one in once if one != note]
+        ends = [("push", "finished", None), ("push", "succeeded", None)]
+        assert told(manager) == [*once, ("push", "warning", None), *again, *ends]
+    # where the manager is there, so would its registry be: nothing is to be waited for
+    builds.clear()
+    with ScriptedManager(job=job_document()) as manager:
+        assert attempt_of(manager, tmp_path) == 0
+        assert told(manager) == [*once, ("push", "failed", "REGISTRY_UNREACHABLE")]
+
+
+def test_what_fails_in_a_second_build_is_told_with_its_own_stage(tmp_path, monkeypatch):
+    builds = []
+
+    def work(job, reporter, events):
+        builds.append(job)
+        with reporter.stage(Stage.PUSH if len(builds) == 1 else Stage.FETCH, "a"):
+            raise RegistryUnreachable("nobody answers") if len(builds) == 1 else StructureError("wrong")
+
+    def script(method, _body, nth):
+        return CUT if (method, nth) == ("GET", 2) else None
+
+    scripted_build(monkeypatch, work)
+    with ScriptedManager(job=job_document(), script=script) as manager:
+        assert attempt_of(manager, tmp_path) == 0
+        assert told(manager)[-1] == ("fetch", "failed", "STRUCTURE")
 
 
 def test_a_bug_is_told_as_one(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 class Attempt:
     """Talks to the manager; AttemptOver where it wants no more of this attempt, ManagerUnreachable at `expires`.
 
-    Constructing it connects to nothing. Used by one thread at a time.
+    Constructing it connects to nothing. Once `expires` is set, several threads may use it.
     """
 
     def __init__(
@@ -77,11 +77,18 @@ class Attempt:
             raise ManagerRefused("the manager's job document is not an object")
         return document
 
+    def wait(self) -> bool:
+        """Until the manager answers; whether it was away."""
+        missed: list[str] = []
+        self._request("GET", "/job", missed=missed)
+        return bool(missed)
+
     def post(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Returns once the manager has committed all of them; ManagerRefused where it can't take them as they are."""
         self._request("POST", "/events", json={"events": list(events)})
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, *, missed: list[str] | None = None, **options: Any) -> httpx.Response:
+        """`missed` takes why it had to be tried again."""
         if self._expires is None:
             self.expires(FETCH_SECONDS)
         pause = _FIRST
@@ -97,6 +104,8 @@ class Attempt:
                 if answer.status_code == httpx.codes.OK:
                     return answer
                 why, after = self._judge(answer)
+            if missed is not None:
+                missed.append(why)
             if time.monotonic() + pause > (self._expires or 0.0):
                 raise ManagerUnreachable(
                     f"the manager at {self._host} did not answer in this attempt's time: {why}",

@@ -65,6 +65,8 @@ class Events:
         self._progress: dict[tuple[Stage, str | None], Event] = {}
         self._open: list[Stage] = []
         self._failed: Stage | None = None
+        self._said: set[str] = set()
+        self._repeated: set[str] = set()
         self._closing = False
         self._failure: FlopsError | None = None
         self._told_progress = 0.0
@@ -116,15 +118,25 @@ class Events:
             code=one.code,
             data=one.to_json(),
         )
-        self._put(event)
+        self._put_once(event)
 
     def finding(self, finding: Finding) -> None:
         told = finding.to_json()
         stage = self._now(Stage.CHECK)
-        self._put(_event(stage, "finding", finding.message, code=finding.code, hint=finding.hint or None, data=told))
+        self._put_once(
+            _event(stage, "finding", finding.message, code=finding.code, hint=finding.hint or None, data=told)
+        )
 
     def warning(self, stage: Stage, message: str, *, hint: str = "") -> None:
         self._put(_event(stage, "warning", message, hint=hint or None))
+
+    def begin_again(self) -> None:
+        """What had begun has failed, and is done once more; adjustments and findings that were told are not told again."""
+        with self._changed:
+            self._open.clear()
+            self._progress.clear()
+            self._failed = None
+            self._repeated = self._said.copy()
 
     # --- what must be answered ---
     def ask_to_tag(self, move: dict[str, Any]) -> None:
@@ -154,6 +166,12 @@ class Events:
     def _now(self, otherwise: Stage) -> Stage:
         with self._changed:
             return self._open[-1] if self._open else otherwise
+
+    def _put_once(self, event: Event) -> None:
+        said = json.dumps([event["kind"], event["data"]])
+        self._said.add(said)
+        if said not in self._repeated:
+            self._put(event)
 
     def _put(self, event: Event, *, opens: Stage | None = None, closes: Stage | None = None) -> _Waiting:
         waiting = _Waiting(event=event, size=len(json.dumps(event)))

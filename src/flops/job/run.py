@@ -20,6 +20,7 @@ from flops.errors import (
     FlopsError,
     InternalError,
     RegistryError,
+    RegistryUnreachable,
 )
 from flops.job.both import Both
 from flops.job.events import Events
@@ -87,7 +88,7 @@ def _outcome(
     late = threading.Event()
     try:
         with deadline(job.seconds, late):
-            return _build(job, settings, reporter, events)
+            return _patiently(attempt, events, lambda: _build(job, settings, reporter, events))
     except AttemptOver:
         raise
     except Cancelled:
@@ -99,6 +100,20 @@ def _outcome(
         )
     except Exception as error:  # noqa: BLE001 - told as what it is
         return failure(error)
+
+
+def _patiently(attempt: Attempt, events: Events, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Once more where the registry and the manager were away together: they may be one process, that is started again. What
+    was made by then lies in the cache.
+    """
+    while True:
+        try:
+            return build()
+        except RegistryUnreachable as error:
+            if not attempt.wait():
+                raise
+            events.begin_again()
+            events.warning(Stage.PUSH, f"the manager was away as the registry was, so the build begins again: {error}")
 
 
 def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> dict[str, Any]:
