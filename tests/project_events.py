@@ -128,6 +128,16 @@ def second_attempt():
     return numbered(*first, *[{**event} for event in success(attempt=2)[2:]])
 
 
+def lost_at_once(running=()):
+    """As a manager tells it: a builder that was killed while it ran these stages, and the one after it, which waits for its turn."""
+    return numbered(
+        *stage("queue", attempt=None), *stage("deploy"), *running,
+        make("deploy", "warning", "attempt 1 was lost", code="BUILDER_LOST"), *stage("remove"),
+        make("queue", "started", "the project is queued for another attempt"),
+        make("queue", "finished", "its turn has come", attempt=2), *stage("deploy", attempt=2), make("clone", "started", attempt=2),
+    )  # fmt: skip
+
+
 def cancelled():
     return numbered(
         *stage("queue", attempt=None), *stage("deploy"), make("clone", "started"), make("queue", "cancelled", "the project was cancelled")

@@ -15,6 +15,7 @@ STORIES = {
     "success": events.success(),
     "failure": events.failure(),
     "second": events.second_attempt(),
+    "lost": events.lost_at_once(),
     "cancelled": events.cancelled(),
 }
 
@@ -75,6 +76,18 @@ def test_a_build_that_fails_shows_where_and_everything_that_was_wrong():
     ]
     assert feed.outcome.error.hint == "see above"
     assert feed.cards[0].quote == "class ModelManager:"
+
+
+def test_waiting_for_another_attempt_is_no_failure_of_the_first():
+    told = events.lost_at_once()
+    waiting = next(at for at, one in enumerate(told, 1) if "another attempt" in one["message"])
+    first, second = Feed(told[:waiting]).attempts
+    assert (states(first)["queue"], states(first)["deploy"], states(second)["queue"]) == ("done", "done", "running")
+    first, second = Feed(told).attempts
+    assert (states(first)["queue"], states(second)["queue"], states(second)["clone"]) == ("done", "done", "running")
+    assert "failed" not in states(first).values()
+    first, _ = Feed(events.lost_at_once([events.make("clone", "started")])).attempts
+    assert [name for name, state in states(first).items() if state == "failed"] == ["clone"]
 
 
 def test_a_second_attempt_begins_anew_and_the_first_stays_visible():

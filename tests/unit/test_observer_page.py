@@ -36,9 +36,16 @@ STORIES = {
     "success": events.success(),
     "failure": events.failure(),
     "second": events.second_attempt(),
+    "lost": events.lost_at_once(),
     "cancelled": events.cancelled(),
 }
-STATES = {"success": "images_ready", "failure": "failed", "second": "images_ready", "cancelled": "cancelled"}
+STATES = {
+    "success": "images_ready",
+    "failure": "failed",
+    "second": "images_ready",
+    "lost": "building",
+    "cancelled": "cancelled",
+}
 PAGE = f"/projects/{events.PROJECT}"
 NOW = words.epoch("2026-01-01T12:30:00.000Z")
 PATCH = "--- a/conda.yaml\n+++ b/conda.yaml\n@@ -8,3 +8,3 @@\n same\n-old==1\n+new==2"
@@ -557,6 +564,13 @@ class TestTimeline:
         _, second = timeline(Feed(STORIES["second"][: until + 1]).attempts, now=NOW).lanes
         states = {row.stage: row.state for row in second.rows}
         assert (states["queue"], states["deploy"], states["clone"]) == ("skipped", "running", "waiting")
+
+    def test_a_builder_that_was_lost_before_it_told_anything_failed_at_its_start(self):
+        first, second = timeline(Feed(events.lost_at_once()).attempts, now=NOW).lanes
+        assert [row.stage for row in first.rows if row.state == "failed"] == ["start"]
+        assert first.lost
+        assert next(row for row in first.rows if row.stage == "start").begin is not None
+        assert not second.lost
 
     def test_what_a_cancelled_build_was_at_shows_its_time(self):
         (lane,) = timeline(Feed(STORIES["cancelled"]).attempts, now=NOW).lanes

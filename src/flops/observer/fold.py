@@ -59,6 +59,8 @@ class Fold:
     def apply(self, event: Readable) -> None:
         newest = max(self._attempts, default=1)
         attempt = event.attempt or newest
+        if event.stage == "queue" and event.kind == "started" and "deploy" in self._attempts.get(attempt, {}):
+            attempt += 1  # it waits for the next one, which has no number yet where this is told
         if attempt > newest:
             self._begin(newest)
         stages = self._attempts.setdefault(attempt, {})

@@ -149,8 +149,9 @@ def tree(feed: Feed, title: str, *, now: str) -> RenderableType:
     root = Tree(_cut(text(title, "bold")), guide_style="dim")
     attempts = feed.attempts
     for attempt in attempts:
-        branch = root if len(attempts) == 1 else root.add(Text(f"attempt {attempt.number}", "bold"))
         newest = attempt is attempts[-1]
+        lost = "" if newest else ": its builder was lost"
+        branch = root if len(attempts) == 1 else root.add(Text(f"attempt {attempt.number}{lost}", "bold"))
         told = [one for one in attempt.stages if newest or one.state is StageState.FAILED]
         if feed.outcome is not None:  # nobody waits for the builder's removal
             told = [one for one in told if one.state is not StageState.WAITING]

@@ -120,6 +120,8 @@ def _start(deploy: Stage, later: Sequence[Stage], *, newest: bool) -> Stage:
         )
     if newest and all(one.state is StageState.WAITING for one in later):
         return Stage(name=START, state=StageState.RUNNING, message="the builder's process starts", started=deploy.ended)
+    if not newest:
+        return Stage(name=START, state=StageState.FAILED, message="the builder told nothing", started=deploy.ended)
     return Stage(name=START, state=StageState.SKIPPED)
 
 
