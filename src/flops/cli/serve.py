@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -89,7 +90,10 @@ def command(
     settings = _settings({name: value for name, value in given.items() if value is not None})
     journal.start(log_format, verbose=verbose)
     _warn(settings)
-    with Service(settings, Listening(host=host, port=port, registry_port=registry_port)) as service:
+    with (
+        suppress(KeyboardInterrupt),  # while it is starting; later, signals are the server's
+        Service(settings, Listening(host=host, port=port, registry_port=registry_port)) as service,
+    ):
         if verbose:
             service.bus.listen(journal.heard)
         service.run(lambda: _tell(service, settings, as_json=as_json))
