@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -177,6 +179,81 @@ def test_a_corrected_name_and_its_pin_are_one_edit():
 )
 def test_what_is_added_stands_last(path, text, expected):
     assert edited(path, text, change("pyarrow", "<26", path, code="ADDED", before="")) == expected
+
+
+PROJECT = '[project]\nname = "digits"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dependencies = []", 'dependencies = ["pyarrow<26"]'),
+        ('dependencies = ["numpy"] # few', 'dependencies = ["numpy", "pyarrow<26"] # few'),
+        ("dependencies = ['numpy',]\nx = 1", "dependencies = ['numpy', \"pyarrow<26\",]\nx = 1"),
+        (
+            "dependencies = [\n  'numpy'  # arrays\n  # none\n]\n",
+            "dependencies = [\n  'numpy',  # arrays\n  # none\n  \"pyarrow<26\"\n]\n",
+        ),
+        ("dependencies = [\n\t'a', 'b',\n]\n", "dependencies = [\n\t'a', 'b',\n\t\"pyarrow<26\",\n]\n"),
+        ("dependencies = [\r\n  'a',\r\n]\r\n", "dependencies = [\r\n  'a',\r\n  \"pyarrow<26\",\r\n]\r\n"),
+        ("dependencies = [\n  # later\n]\n", 'dependencies = [\n  # later\n    "pyarrow<26",\n]\n'),
+        ("dependencies = [\n  'a',\n  'b']\n", "dependencies = [\n  'a',\n  'b', \"pyarrow<26\"]\n"),
+        ("", 'dependencies = [\n    "pyarrow<26",\n]\n'),
+        ("[tool.x]\ny = 1\n", 'dependencies = [\n    "pyarrow<26",\n]\n[tool.x]\ny = 1\n'),
+    ],
+)
+def test_what_is_added_to_a_project_stands_last_in_its_list(text, expected):
+    one = change("pyarrow", "<26", "pyproject.toml", code="ADDED", before="")
+    assert edited("pyproject.toml", PROJECT + text, one) == PROJECT + expected
+
+
+def test_what_is_imported_is_added_to_the_list_or_group_that_was_used():
+    one = change("pyarrow", "<26", "model_manager.py:3", code="ADDED", before="")
+    grouped = '[dependency-groups]\nother = ["x"]\nTrain_it = ["numpy"]\n'
+    done = edit({"pyproject.toml": grouped.encode()}, [one], main="pyproject.toml", groups=("train-it",))
+    assert done.files["pyproject.toml"].decode() == grouped.replace('"numpy"', '"numpy", "pyarrow<26"')
+    both = (PROJECT + "dependencies = []\n" + grouped).encode()
+    done = edit({"pyproject.toml": both}, [one], main="pyproject.toml", groups=("train-it",))
+    assert done.files["pyproject.toml"] == both.replace(b"= []", b'= ["pyarrow<26"]')
+    extra = PROJECT + "[project.optional-dependencies]\ntrain = [\n]\n"
+    done = edit({"pyproject.toml": extra.encode()}, [one], main="pyproject.toml", groups=("train",))
+    assert done.files["pyproject.toml"].decode() == extra.replace("[\n]", '[\n    "pyarrow<26",\n]')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PROJECT + 'dynamic = ["dependencies"]\n',
+        'project = { name = "digits" }\n',
+        'project.name = "digits"\n',
+        '[tool.poetry.dependencies]\nnumpy = "1"\n',
+        '[project]\nname = """\ndigits"""\n',
+        "no toml",
+    ],
+)
+def test_a_project_without_a_place_for_more_is_left_alone(text):
+    one = change("pyarrow", "<26", "pyproject.toml", code="ADDED", before="")
+    done = edit({"pyproject.toml": text.encode()}, [one])
+    assert (done.files, done.left) == ({}, (one,))
+
+
+@given(
+    st.lists(st.sampled_from(["'numpy'", '"scipy==1"', "'" * 3 + "a" + "'" * 3, '"b[c]"']), max_size=4),
+    st.lists(st.sampled_from([" ", "\n", "\n  ", " # a, ] comment\n", "\t"]), min_size=10, max_size=10),
+    st.booleans(),
+)
+def test_any_list_keeps_its_items_and_comments_when_some_are_added(items, spaces, trailing):
+    inner = spaces[9]
+    for number, item in enumerate(items):
+        comma = "," if trailing or number + 1 < len(items) else ""
+        inner += item + spaces[2 * number] + comma + spaces[2 * number + 1]
+    text = f"{PROJECT}dependencies = [{inner}]\nversion = '1'\n"
+    changes = [change(name, "<3", "pyproject.toml", code="ADDED", before="") for name in ("one", "two")]
+    after = edited("pyproject.toml", text, *changes)
+    before, read = tomllib.loads(text), tomllib.loads(after)
+    assert read["project"].pop("dependencies") == [*before["project"].pop("dependencies"), "one<3", "two<3"]
+    assert read == before
+    assert after.count("#") == text.count("#")
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

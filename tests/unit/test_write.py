@@ -70,6 +70,15 @@ def test_what_a_failure_proposes_is_written_then_what_is_told_after_it(root):
     assert done.left == ()
 
 
+def test_what_is_imported_is_written_into_a_project_too(root):
+    (root / "requirements.txt").write_text("# none\n")
+    (root / "pyproject.toml").write_text('[project]\nname = "a"\ndependencies = [\n  "numpy==1.0"\n]\n')
+    added = change("pillow", "==9", 3, code="ADDED", path="model_manager.py")
+    done, _ = write(root, Report(added), Report())
+    assert (root / "pyproject.toml").read_text().endswith('[\n  "numpy==1.0",\n  "pillow==9"\n]\n')
+    assert done.left == ()
+
+
 def test_a_failure_without_a_repair_changes_nothing(root):
     with pytest.raises(PackageNotFound):
         write(root, failing())

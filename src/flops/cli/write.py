@@ -50,7 +50,8 @@ def check_and_write(request: Request, check: Callable[[], Report]) -> Written:
     with _Restored(root, before) as files:
         for _ in range(ROUNDS):
             report, changes = _checked(check)
-            edit = rewrite.edit(files.now, changes, main=_main(files.now, request))
+            groups = request.recipe.groups
+            edit = rewrite.edit(files.now, changes, main=_main(files.now, request), groups=groups)
             if not edit.files:
                 break
             requirement_files.read(

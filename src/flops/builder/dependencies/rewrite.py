@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from flops.builder.dependencies import line_edit
+from flops.builder.dependencies import line_edit, toml_edit
 from flops.builder.dependencies.line_edit import CORRECTED, SPELLED, TAKEN_OUT
 
 if TYPE_CHECKING:
@@ -38,10 +38,13 @@ class Edit:
     """Repairs for which no place in a file was found."""
 
 
-def edit(files: Mapping[str, bytes], adjustments: Sequence[Adjustment], *, main: str = "") -> Edit:
+def edit(
+    files: Mapping[str, bytes], adjustments: Sequence[Adjustment], *, main: str = "", groups: Sequence[str] = ()
+) -> Edit:
     """Write what can be written; the adjustments' places count for the files as they are given.
 
-    `main`: the file that takes what is added for a place in the code. Locks are their makers' own and are never edited.
+    `main`: the file that takes what is added for a place in the code. `groups`: those of pyproject.toml that are asked for.
+    Locks are their makers' own and are never edited.
     """
     by_path: dict[str, list[Adjustment]] = {}
     left: list[Adjustment] = []
@@ -53,7 +56,7 @@ def edit(files: Mapping[str, bytes], adjustments: Sequence[Adjustment], *, main:
             (by_path.setdefault(path, []) if path in files and WRITABLE.search(path) else left).append(change)
     changed: dict[str, bytes] = {}
     for path, changes in by_path.items():
-        page = _Page.read(path, files[path])
+        page = _Page.read(path, files[path], groups)
         if page is None:
             left += changes
             continue
@@ -81,14 +84,15 @@ class _Page:
     lines: list[str]
     encoding: str
     mark: bytes
+    groups: Sequence[str]
 
     @classmethod
-    def read(cls, path: str, data: bytes) -> _Page | None:
+    def read(cls, path: str, data: bytes, groups: Sequence[str]) -> _Page | None:
         text = _decode(data)
         if text is None:
             return None
         mark, encoding = _encoding(data)
-        return cls(path=path, lines=_lines(text), encoding=encoding, mark=mark)
+        return cls(path=path, lines=_lines(text), encoding=encoding, mark=mark, groups=groups)
 
     @property
     def data(self) -> bytes:
@@ -157,7 +161,9 @@ class _Page:
         elif self.path.endswith(".txt"):
             place, prefix = len(self.lines), ""
         else:
-            return False
+            after = toml_edit.added("".join(self.lines), texts, groups=self.groups, end=self.end)
+            self.lines = _lines(after or "".join(self.lines))
+            return after is not None
         if self.lines and place and not self.lines[place - 1].endswith(("\n", "\r")):
             self.lines[place - 1] += self.end
         self.lines[place:place] = [f"{prefix}{text}{self.end}" for text in texts]

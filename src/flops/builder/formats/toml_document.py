@@ -115,6 +115,26 @@ def read(
     return Document(path=path, root=root, lines=lines, reading=reading)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListPlace:
+    """Where a list stands; all are offsets in the text."""
+
+    last: int
+    """Behind the last item, else behind the opening bracket."""
+    comma: int | None
+    """Behind the comma that follows the last item; None where none does."""
+    end: int
+    """Of the closing bracket."""
+    empty: bool
+
+
+def list_place(text: str, *keys: str | int) -> ListPlace | None:
+    """Where the list of these keys stands in a valid document; None where there is none. RecursionError as `scan`."""
+    scanner = _Scanner(text=text)
+    scanner.document()
+    return scanner.lists.get(keys)
+
+
 def scan(text: str, closed: frozenset[str] = frozenset()) -> dict[Path, int]:
     """The line (1-based) of every key, table and list item of a valid document; RecursionError beyond DEPTH.
 
@@ -137,6 +157,7 @@ class _Scanner:
     lines: dict[Path, int] = field(default_factory=dict)
     counts: dict[Path, int] = field(default_factory=dict)
     """Of the arrays of tables so far."""
+    lists: dict[Path, ListPlace] = field(default_factory=dict)
     counted: tuple[int, int] = (0, 1)
     """A place, and its line, from where the next is counted."""
 
@@ -216,6 +237,7 @@ class _Scanner:
 
     def collection(self, path: Path, depth: int, closing: str) -> None:
         number = 0
+        last, comma = self.at, None
         self.skip(SPACE)
         while self.text[self.at] != closing:
             if closing == "}":
@@ -224,10 +246,14 @@ class _Scanner:
                 self.mark((*path, number), self.at)
                 self.value((*path, number), depth + 1)
                 number += 1
+            last, comma = self.at, None
             self.skip(SPACE)
             if self.text[self.at] == ",":
                 self.at += 1
+                comma = self.at
                 self.skip(SPACE)
+        if closing == "]":
+            self.lists[path] = ListPlace(last=last, comma=comma, end=self.at, empty=number == 0)
         self.at += 1
 
     def pass_over(self) -> None:
