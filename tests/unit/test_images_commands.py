@@ -315,6 +315,35 @@ def test_pruning_an_embedded_registrys_directory(made, registry, capsys, tmp_pat
             assert flops(capsys, "images", "verify", image.reference, "--key", public)[0] == 0
 
 
+def test_pruning_the_layout_in_the_data_directory(world, settings, repository, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flops.cli.images_prune.GRACE", -1.0)
+    monkeypatch.setenv("FLOPS_DATA_DIR", str(tmp_path))
+    monkeypatch.delenv("FLOPS_REGISTRY", raising=False)
+    place = tmp_path / "images"
+    results = []
+    for number in range(3):
+        (repository / f"file{number}").write_text(str(number))
+        samples.commit(repository)
+        results.append(build(samples.request(repository), LayoutTarget(place), settings=settings))
+    before = list((place / "blobs").rglob("*"))
+    told = shown(capsys, "prune", "--keep", "1", "--older", "0", "--dry-run")
+    assert [one["commit"] for one in told["builds"]] == sorted(one.commit for one in results[:2])
+    assert list((place / "blobs").rglob("*")) == before
+    done = shown(capsys, "prune", "--keep", "1", "--older", "0")
+    assert done["builds"] == told["builds"]
+    assert done["removed"]["indexes"] == 4
+    assert done["collected"] > 0
+    assert len(list((place / "blobs").rglob("*"))) < len(before)
+    (kept,) = shown(capsys, "list")["builds"]
+    assert kept["commit"] == results[2].commit
+    for actor, image in results[2].images.items():
+        target = LayoutTarget(place)
+        assert target.existing("local/digits", actor, results[2].commit).digest == image.digest, "whole, or it is None"
+        assert shown(capsys, "show", image.reference)["records"].keys() == KINDS
+    code, out, _ = flops(capsys, "images", "prune", "--keep", "1", "--older", "0")
+    assert (code, "0 builds" in out) == (0, True)
+
+
 def test_an_index_that_grew_leaves_with_its_records_what_it_grew_into_stays(made, registry, capsys):
     old = made(AMD64)
     new = made(ARM64)
@@ -370,8 +399,8 @@ def test_what_others_put_into_a_registry_ends_no_command(made, registry, capsys)
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("prune",), "no registry is named"),
-        (("prune", "--directory", "/"), "no embedded registry's directory"),
+        (("base",), "no registry is named"),
+        (("prune", "--directory", "/"), "neither an OCI layout nor"),
         (("list", "--directory", "/"), "neither an OCI layout nor"),
         (("list", "--directory", "/", "--registry", "localhost:1"), "exclude each other"),
         (("list", "ACME/digits"), "can't be part of an image name"),

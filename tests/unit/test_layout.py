@@ -11,10 +11,12 @@ import time
 import pytest
 
 from flops.errors import BadImage, DiskFull, OutputError
+from flops.oci.artifacts import EMPTY, Content, artifact_document
 from flops.oci.blobs import BlobStore, sha256
+from flops.oci.descriptor import MANIFEST, Descriptor
 from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
-from flops.oci.layout import Layout, write_archive
+from flops.oci.layout import Layout, Referrer, write_archive
 from flops.platforms import Platform
 
 
@@ -149,6 +151,69 @@ def test_names_are_replaced_and_others_kept(tmp_path, store):
     layout.write("b", two, store)
     assert {name: entry.digest for name, entry in layout.references().items()} == {"a": one.digest, "b": two.digest}
     assert list(layout.references()) == ["a", "b"]
+
+
+def note(whole, text):
+    """A record of an image."""
+    document = artifact_document("text/note", Content(data=text), subject=whole.descriptor)
+    entry = Descriptor(media_type=MANIFEST, digest=sha256(document), size=len(document), artifact_type="text/note")
+    return Referrer(descriptor=entry, documents=(document, EMPTY, text))
+
+
+def entries(root):
+    return json.loads((root / "index.json").read_bytes())["manifests"]
+
+
+def test_what_others_put_there_without_a_name_stays(tmp_path, store):
+    layout = Layout(tmp_path / "out")
+    one, two, three = (image(store, text) for text in (b"1", b"2", b"3"))
+    for number, whole in enumerate((one, two)):
+        layout.write(f"name{number}", whole, store)
+    index_json = json.loads((layout.root / "index.json").read_bytes())
+    for entry in index_json["manifests"]:
+        del entry["annotations"]
+    (layout.root / "index.json").write_text(json.dumps(index_json))
+    layout.write("a", three, store)
+    assert {entry["digest"] for entry in entries(layout.root)} == {one.digest, two.digest, three.digest}
+    assert list(layout.references()) == ["a"]
+
+
+def test_an_image_leaves_with_its_records_and_its_bytes(tmp_path, store):
+    layout = Layout(tmp_path / "out")
+    one, two = image(store, b"1"), image(store, b"2")
+    first, second = note(one, b"of one"), note(two, b"of two")
+    for name in ("acme/a:1", "acme/a:one", "acme/b:1"):
+        layout.write(name, one, store, [first])
+    layout.write("acme/a:2", two, store, [second])
+    whole = files(layout.root)
+    assert layout.unname("acme/a", one.digest)
+    assert sorted(layout.references()) == ["acme/a:2", "acme/b:1"]
+    assert [entry.digest for entry in layout.referrers(one.digest)] == [first.descriptor.digest]
+    assert not layout.unname("acme/a", one.digest)
+    assert layout.collect(-1) == 0
+    assert files(layout.root) == whole
+    assert layout.unname("acme/b", one.digest)
+    assert layout.collect(60) == 0, "all of it came just now"
+    assert files(layout.root) == whole
+    for layer in one.layers:
+        store.path(layer.digest).unlink()  # else its bytes are there still
+    freed = layout.collect(-1)
+    gone = {*map(sha256, one.documents()), *(layer.digest for layer in one.layers), *map(sha256, first.documents)}
+    gone -= {sha256(EMPTY), *map(sha256, two.documents())}
+    assert freed == sum(layer.size for layer in one.layers) + sum(
+        len(document) for document in (*one.documents(), *first.documents) if sha256(document) in gone
+    )
+    assert set(whole) - set(files(layout.root)) == {"blobs/" + digest.replace(":", "/") for digest in gone}
+    assert [entry["digest"] for entry in entries(layout.root)] == [two.digest, second.descriptor.digest]
+
+
+def test_a_cache_keeps_the_bytes_that_a_layout_loses(tmp_path, store):
+    layout = Layout(tmp_path / "out")
+    whole = image(store)
+    layout.write("acme/a:1", whole, store)
+    layout.unname("acme/a", whole.digest)
+    assert layout.collect(-1) == sum(map(len, {*whole.documents()}))
+    assert all(store.has(layer.digest) for layer in whole.layers)
 
 
 def test_many_writers_lose_no_name(tmp_path, store):

@@ -14,7 +14,7 @@ from flops.builder.build import build
 from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
 from flops.builder.publishing.publish import RegistryTarget, Target
 from flops.builder.result import Result
-from flops.cli import options
+from flops.cli import options, places
 from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter, untold
 from flops.errors import UsageError
 from flops.oci.client import RegistryClient
@@ -109,7 +109,7 @@ def choose_target(settings: Settings, *, registry: str | None, output: Path | No
             chunk=settings.upload_chunk,
         )
         return RegistryTarget(client, pull_name=pull)
-    return LayoutTarget(settings.data_dir / "images")
+    return LayoutTarget(places.default_layout(settings))
 
 
 def show(result: Result, progress: Reporter) -> None:

@@ -31,10 +31,7 @@ def command(
     settings = Settings.read()
     suite = suite_with(python)
     platforms = Platform.parse_list(platform) if platform else tuple(Platform)
-    with (
-        places.open_registry(settings, registry=registry, directory=None) as client,
-        reporter(quiet=quiet) as progress,
-    ):
+    with places.open_registry(settings, registry) as client, reporter(quiet=quiet) as progress:
         client.ping()
         done = publish_base(client, suite, platforms, settings=settings, reporter=progress)
     if as_json:

@@ -1,4 +1,4 @@
-"""`flops images prune`: old builds leave a registry, with all that belongs to them."""
+"""`flops images prune`: old builds leave a registry or a layout, with all that belongs to them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flops.builder.housekeeping.retention import Rule, plan
 from flops.builder.housekeeping.stocktaking import take_stock
 from flops.cli import options, places
 from flops.cli.render import megabytes, one_line, print_json, reporter
+from flops.oci.layout import Layout
 from flops.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ Repositories = Annotated[
         help="Whole names, with or without the actor [default: all that it lists].",
     ),
 ]
-#: Seconds that what a push brought is left alone by the collector of an embedded registry's directory.
+#: Seconds that what was brought is left alone by the collector of an embedded registry's directory, or of a layout.
 GRACE = 3600.0
 
 
@@ -51,14 +52,15 @@ def command(
 ) -> None:
     """Delete builds that are neither among the newest nor young, and what builders shared for them."""
     settings = Settings.read()
+    place = places.on_disk(settings, registry=registry, directory=directory)
     with (
-        places.open_registry(settings, registry=registry, directory=directory) as client,
+        places.look(settings, registry=registry, directory=directory) as stock,
         reporter(quiet=quiet) as progress,
     ):
-        inventory = take_stock(client, repositories or ())
+        inventory = take_stock(stock, repositories or ())
         pruning = plan(inventory, Rule(keep=keep, days=older), datetime.now(UTC))
-        removed = None if dry_run else remove(client, pruning, progress)
-    collected = _collect(directory, older) if directory is not None and not dry_run else None
+        removed = None if dry_run else remove(stock, pruning, progress)
+    collected = _collect(place, older) if place is not None and not dry_run else None
     if as_json:
         counts = asdict(removed) if removed else None
         print_json({**document(pruning), "dry_run": dry_run, "removed": counts, "collected": collected})
@@ -99,6 +101,8 @@ def show(pruning: Pruning, *, dry_run: bool, collected: int | None) -> None:
 
 def _collect(directory: Path, days: float) -> int:
     """Bytes that left the disk, those of indexes among them that no name stands for any more."""
+    if not places.is_registry(directory):
+        return Layout(directory).collect(GRACE) if directory.is_dir() else 0
     from flops.builder.housekeeping.superseded import remove_superseded  # noqa: PLC0415 - for this kind of place only
     from flops.oci.registry_store import RegistryStore  # noqa: PLC0415 - for this kind of place only
 

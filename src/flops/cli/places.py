@@ -34,13 +34,11 @@ DirectoryOption = Annotated[
 @contextmanager
 def look(settings: Settings, *, registry: str | None, directory: Path | None) -> Iterator[Stock]:
     """The place that is named, else FLOPS_REGISTRY, else the layout in the data directory."""
-    name = _name(settings, registry, directory)
-    if name is not None:
-        with client(settings, name) as it:
+    place = on_disk(settings, registry=registry, directory=directory)
+    if place is None:
+        with open_registry(settings, registry) as it:
             yield it
-        return
-    place = directory or settings.data_dir / "images"
-    if _is_registry(place):
+    elif is_registry(place):
         with embedded(place) as it:
             yield it
     elif (place / "index.json").is_file() or directory is None:
@@ -49,21 +47,23 @@ def look(settings: Settings, *, registry: str | None, directory: Path | None) ->
         raise UsageError(f"{place} is neither an OCI layout nor an embedded registry's directory", hint="see --output")
 
 
+def on_disk(settings: Settings, *, registry: str | None, directory: Path | None) -> Path | None:
+    """The directory that is looked at; None where it is a registry by its name."""
+    if registry is not None and directory is not None:
+        raise UsageError("--registry and --directory exclude each other", hint="name one place")
+    if registry or (settings.registry and directory is None):
+        return None
+    return directory or default_layout(settings)
+
+
 @contextmanager
-def open_registry(settings: Settings, *, registry: str | None, directory: Path | None) -> Iterator[RegistryClient]:
-    """A registry to change; UsageError where none is named."""
-    name = _name(settings, registry, directory)
-    if name is not None:
-        with client(settings, name) as it:
-            yield it
-    elif directory is not None and _is_registry(directory):
-        with embedded(directory) as it:
-            yield it
-    else:
-        raise UsageError(
-            "no registry is named" if directory is None else f"{directory} is no embedded registry's directory",
-            hint="--registry HOST[:PORT][/PREFIX], or --directory of an embedded one",
-        )
+def open_registry(settings: Settings, registry: str | None) -> Iterator[RegistryClient]:
+    """A registry to push to; UsageError where none is named."""
+    name = registry or settings.registry
+    if name is None:
+        raise UsageError("no registry is named", hint="--registry HOST[:PORT][/PREFIX]")
+    with client(settings, name) as it:
+        yield it
 
 
 @contextmanager
@@ -96,15 +96,14 @@ def find(settings: Settings, text: str, directory: Path | None) -> Iterator[tupl
         if not colon:
             raise UsageError(f"{text!r} names no tag", hint="flops images list shows what there is")
     repository_name(repository)
-    with look(settings, registry=None, directory=directory or settings.data_dir / "images") as stock:
+    with look(settings, registry=None, directory=directory or default_layout(settings)) as stock:
         yield stock, repository, digest
 
 
-def _name(settings: Settings, registry: str | None, directory: Path | None) -> str | None:
-    if registry is not None and directory is not None:
-        raise UsageError("--registry and --directory exclude each other", hint="name one place")
-    return registry or (settings.registry if directory is None else None)
+def default_layout(settings: Settings) -> Path:
+    """Where images go that are to go nowhere else."""
+    return settings.data_dir / "images"
 
 
-def _is_registry(directory: Path) -> bool:
+def is_registry(directory: Path) -> bool:
     return (directory / "repositories").is_dir()

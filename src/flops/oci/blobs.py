@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COPY = 1024 * 1024
 _ABANDONED = 24 * 60 * 60  # seconds
 
@@ -33,10 +33,14 @@ def sha256(data: bytes) -> str:
 
 def digest_hex(digest: str) -> str:
     """The 64 digits of a sha256 digest; BadImage for anything else, so that no digest names another path."""
-    match = _DIGEST.fullmatch(digest)
-    if match is None:
+    if _DIGEST.fullmatch(digest) is None:
         raise BadImage(f"not a sha256 digest: {digest[:100]!r}")
-    return match.group(1)
+    return digest.removeprefix("sha256:")
+
+
+def named_digests(document: bytes) -> set[str]:
+    """Every sha256 digest that stands in a document, whatever it is."""
+    return set(_DIGEST.findall(document.decode("utf-8", "replace")))
 
 
 @contextmanager

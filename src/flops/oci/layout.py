@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import secrets
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from flops.errors import BadImage, OutputError
 from flops.oci import tar
 from flops.oci.artifacts import parse_artifact
-from flops.oci.blobs import BlobStore, disk_errors, sha256
+from flops.oci.blobs import BlobStore, digest_hex, disk_errors, named_digests, sha256
 from flops.oci.image import REFERENCE_NAME, Descriptor, index_document, parse_index
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ __all__ = ["BlobStore", "Layout", "Referrer", "write_archive"]
 
 MARKER = b'{"imageLayoutVersion":"1.0.0"}'
 _COPY = 1024 * 1024
+#: Bytes; a larger blob is no manifest.
+_DOCUMENT = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,24 +64,72 @@ class Layout:
                 self.blobs.put(document)
             with self.writing():
                 named = self.references() | {reference_name: index.descriptor}
-                digests = {entry.digest for entry in named.values()}
-                there = [entry for entry, subject in self._referrers() if subject in digests]
-                unnamed = {entry.digest: entry for entry in [*there, *(one.descriptor for one in referrers)]}
-                _replace(self.root / "index.json", _index_json(named, unnamed.values()))
+                self._replace(named, [one.descriptor for one in referrers])
+
+    def unname(self, repository: str, digest: str) -> bool:
+        """Take what stands under any name REPOSITORY:TAG away from there, with its referrers; whether anything did. OutputError, DiskFull."""
+        with self.writing(), _output_errors(self.root):
+            named = self.references()
+            left = {
+                name: entry
+                for name, entry in named.items()
+                if entry.digest != digest or name.rpartition(":")[0] != repository
+            }
+            if len(left) == len(named):
+                return False
+            self._replace(left, ())
+            return True
+
+    def collect(self, seconds: float) -> int:
+        """Remove blobs that nothing in index.json reaches and that came longer ago; the bytes that this freed. OutputError.
+
+        A blob that a cache has too (a hard link) frees nothing.
+        """
+        freed, before = 0, time.time() - seconds
+        with self.writing(), _output_errors(self.root):
+            held = self._reached()
+            for path in (self.root / "blobs" / "sha256").glob("*"):
+                there = path.stat()
+                if path.name not in held and max(there.st_mtime, there.st_ctime) < before:
+                    path.unlink()
+                    freed += there.st_size if there.st_nlink == 1 else 0
+        return freed
+
+    def _reached(self) -> set[str]:
+        """The hexadecimal digits of every digest in index.json, and in the documents that these name."""
+        found: set[str] = set()
+        todo = {entry.digest for entry in self._entries()}
+        while todo:
+            digest = todo.pop()
+            found.add(digest_hex(digest))
+            if (size := self.blobs.size(digest)) is not None and size <= _DOCUMENT:
+                todo |= {one for one in named_digests(self.blobs.read(digest)) if digest_hex(one) not in found}
+        return found
 
     def references(self) -> dict[str, Descriptor]:
         """The images by name; empty where there is no layout yet."""
-        return {entry.annotations.get(REFERENCE_NAME, ""): entry for entry in self._entries() if not _unnamed(entry)}
+        return {name: entry for entry in self._entries() if (name := _name(entry))}
 
     def referrers(self, digest: str) -> tuple[Descriptor, ...]:
         """The manifests that have this one as their subject."""
         return tuple(entry for entry, subject in self._referrers() if subject == digest)
 
     def _referrers(self) -> Iterator[tuple[Descriptor, str]]:
-        for entry in filter(_unnamed, self._entries()):
-            with suppress(BadImage, FileNotFoundError):
-                subject = parse_artifact(self.blobs.read(entry.digest)).subject
-                yield entry, subject.digest if subject is not None else ""
+        for entry in self._entries():
+            if entry.artifact_type and not _name(entry):
+                with suppress(BadImage, FileNotFoundError):
+                    subject = parse_artifact(self.blobs.read(entry.digest)).subject
+                    yield entry, subject.digest if subject is not None else ""
+
+    def _replace(self, named: Mapping[str, Descriptor], referrers: Iterable[Descriptor]) -> None:
+        """Write index.json: these names, and what has none already, but for referrers of what is not named any more."""
+        unnamed = {entry.digest: entry for entry in self._entries() if not _name(entry)}
+        standing = {entry.digest for entry in named.values()} | unnamed.keys()
+        for entry, subject in self._referrers():
+            if subject and subject not in standing:
+                unnamed.pop(entry.digest, None)
+        unnamed |= {entry.digest: entry for entry in referrers}
+        _replace(self.root / "index.json", _index_json(named, unnamed.values()))
 
     def _entries(self) -> tuple[Descriptor, ...]:
         try:
@@ -172,9 +223,8 @@ def _index_json(named: Mapping[str, Descriptor], unnamed: Iterable[Descriptor]) 
     return index_document([*entries, *sorted(unnamed, key=lambda entry: entry.digest)])
 
 
-def _unnamed(entry: Descriptor) -> bool:
-    """What stands in index.json as a referrer."""
-    return bool(entry.artifact_type) and REFERENCE_NAME not in entry.annotations
+def _name(entry: Descriptor) -> str:
+    return entry.annotations.get(REFERENCE_NAME, "")
 
 
 def _replace(path: Path, content: bytes) -> None:

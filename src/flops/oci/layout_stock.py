@@ -17,7 +17,7 @@ _PIECE = 1024 * 1024
 
 
 class LayoutStock:
-    """Reads a layout; what is not there is None or empty, as with a registry."""
+    """Reads a layout, and takes names away; what is not there is None or empty, as with a registry."""
 
     #: A layout has no host and no prefix.
     registry = Registry(host="localhost")
@@ -50,3 +50,7 @@ class LayoutStock:
     def fetch_blob(self, _repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None:
         with self._layout.blobs.open(digest) as file:
             write(iter(lambda: file.read(_PIECE), b""))
+
+    def delete_manifest(self, repository: str, digest: str) -> bool:
+        """An image's names with its records; the rest of it has no name of its own, and goes when the layout is collected."""
+        return self._layout.unname(repository, digest)

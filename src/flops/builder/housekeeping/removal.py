@@ -1,4 +1,4 @@
-"""A pruning carried out in a registry that allows deletes."""
+"""A pruning carried out in a registry that allows deletes, or in a layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from flops.builder.housekeeping.inventory import Shared
     from flops.builder.housekeeping.retention import Pruning, Removal
-    from flops.oci.client import RegistryClient
+    from flops.builder.housekeeping.stocktaking import Stock
     from flops.progress import Reporter
 
 
@@ -26,34 +26,34 @@ class Removed:
     shared: int = 0
 
 
-def remove(client: RegistryClient, pruning: Pruning, reporter: Reporter) -> Removed:
+def remove(stock: Stock, pruning: Pruning, reporter: Reporter) -> Removed:
     """Delete what a plan names; DeletesUnsupported (with the first one, so nothing is gone) and other RegistryErrors.
 
     A repository whose names were moved since the plan was made is left alone, with a warning.
     """
     indexes = manifests = 0
     for removal in pruning.removals:
-        if _moved(client, removal):
+        if _moved(stock, removal):
             reporter.warning(
                 Stage.REMOVE, f"{removal.repository} was pushed to meanwhile, and is left alone", hint="prune again"
             )
             continue
-        indexes += _delete(client, removal.repository, removal.indexes)
-        manifests += _delete(client, removal.repository, [*removal.referrers, *removal.manifests])
-    return Removed(indexes=indexes, manifests=manifests, shared=_delete_shared(client, pruning.shared))
+        indexes += _delete(stock, removal.repository, removal.indexes)
+        manifests += _delete(stock, removal.repository, [*removal.referrers, *removal.manifests])
+    return Removed(indexes=indexes, manifests=manifests, shared=_delete_shared(stock, pruning.shared))
 
 
-def _moved(client: RegistryClient, removal: Removal) -> bool:
+def _moved(stock: Stock, removal: Removal) -> bool:
     for tag, digest in removal.tags.items():
-        found = client.get_manifest(removal.repository, tag)
+        found = stock.get_manifest(removal.repository, tag)
         if found is not None and found.digest != digest:
             return True
     return False
 
 
-def _delete(client: RegistryClient, repository: str, digests: Iterable[str]) -> int:
-    return sum(client.delete_manifest(repository, digest) for digest in digests)
+def _delete(stock: Stock, repository: str, digests: Iterable[str]) -> int:
+    return sum(stock.delete_manifest(repository, digest) for digest in digests)
 
 
-def _delete_shared(client: RegistryClient, shared: Iterable[Shared]) -> int:
-    return sum(client.delete_manifest(one.repository, one.digest) for one in shared)
+def _delete_shared(stock: Stock, shared: Iterable[Shared]) -> int:
+    return sum(stock.delete_manifest(one.repository, one.digest) for one in shared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from flops.builder.records import read_timestamp
 from flops.builder.shared_cache import REPOSITORY
 from flops.errors import BadImage, ImageNotFound
 from flops.oci.artifacts import parse_artifact
+from flops.oci.blobs import named_digests
 from flops.oci.image_documents import parse_index, parse_manifest
 from flops.oci.reference import repository_name
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 #: Requests at the same time.
 WORKERS = 8
-_DIGESTS = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class Stock(Protocol):
@@ -51,6 +50,7 @@ class Stock(Protocol):
     def get_manifest(self, repository: str, reference: str) -> Manifest | None: ...
     def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]: ...
     def fetch_blob(self, repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None: ...
+    def delete_manifest(self, repository: str, digest: str) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,8 @@ def _read(client: Stock, named: _Named) -> StoredIndex | Foreign:
 
 def _foreign(named: _Named) -> Foreign:
     """Whatever it is: the digests in it are left alone."""
-    names = {f"sha256:{digits}" for digits in _DIGESTS.findall(named.manifest.document.decode("utf-8", "replace"))}
-    return Foreign(repository=named.repository, digest=named.manifest.digest, tags=named.tags, names=frozenset(names))
+    names = frozenset(named_digests(named.manifest.document))
+    return Foreign(repository=named.repository, digest=named.manifest.digest, tags=named.tags, names=names)
 
 
 def _unclaimed(foreign: Sequence[Foreign], indexes: Sequence[StoredIndex]) -> list[Foreign]:
