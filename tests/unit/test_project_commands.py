@@ -358,6 +358,15 @@ def test_failures_keep_code_and_exit_code(run, manager, answer, code, exit_code)
     assert (got, json.loads(out)["error"]["code"]) == (exit_code, code)
 
 
+@pytest.mark.parametrize("words", [("watch", OTHER), ("start", "sla.json", "--watch")])
+def test_json_of_what_follows_has_one_object_in_each_line_in_failure_too(run, manager, tmp_path, words):
+    sla(tmp_path)
+    manager.refusal = (422, "SLA_INVALID", "the SLA can't be accepted", "see there", [])
+    code, out, _ = run("project", *words, "--json")
+    assert code == 2
+    assert [json.loads(line)["error"]["code"] for line in out.splitlines()] == ["SLA_INVALID"]
+
+
 def test_who_sends_no_token_is_told_which_setting_holds_it(run, manager, monkeypatch):
     manager.refusal = (401, "ACCESS_DENIED", "this needs a login", "send the token: Authorization: Bearer TOKEN")
     assert "hint: set FLOPS_API_TOKEN\n" in run("project", "list")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -43,6 +44,10 @@ GROUPS = {
         {name: f"flops.cli.images_{name}" for name in ("list", "show", "prune", "verify", "base", "builder")},
     ),
 }
+
+
+#: Words of commands that follow something: their JSON is one object per line, in failure too.
+FOLLOWING = frozenset({"watch", "--watch", "observe"})
 
 
 def _version(asked: bool) -> None:
@@ -121,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     else:
         return code if isinstance(code, int) else 0
-    return _fail(failure, as_json="--json" in words)
+    return _fail(failure, words)
 
 
 class _Output:
@@ -189,10 +194,13 @@ def _usage(error: typer.TyperException) -> UsageError:
     return UsageError(told, hint=f"{command} --help lists what there is")
 
 
-def _fail(error: FlopsError, *, as_json: bool) -> int:
-    if as_json:
+def _fail(error: FlopsError, words: Sequence[str]) -> int:
+    if "--json" in words:
         with suppress(OutputError, BrokenPipeError), _output():  # then stderr alone has it
-            print_json({"error": error.to_json()})
+            if FOLLOWING.isdisjoint(words):
+                print_json({"error": error.to_json()})
+            else:
+                sys.stdout.write(json.dumps({"error": error.to_json()}, separators=(",", ":")) + "\n")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in error_lines(error):
         console.print(line)
