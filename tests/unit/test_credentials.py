@@ -74,6 +74,27 @@ def test_auths(tmp_path, key):
     assert files(tmp_path, {"auths": {key: auth("ann", "a:b")}}).find("registry.example.org") is None
 
 
+def test_a_namespace_may_have_its_own(tmp_path):
+    entries = {"a.example": "host", "a.example/team": "team", "a.example/team/deep": "deep", "b.example/team": "other"}
+    for order in (list(entries), list(reversed(entries))):
+        found = files(tmp_path, {"auths": {key: auth(entries[key], "x") for key in order}})
+        assert found.find("a.example").username == "host"
+        assert found.find("a.example", "team/learner").username == "team"
+        assert found.find("a.example", "team/deep").username == "deep"
+        assert found.find("a.example", "teams/learner").username == "host"
+        assert found.find("b.example", "team/learner").username == "other"
+        assert found.find("b.example", "x/learner") is None
+        assert found.find("b.example").username == "other"
+
+
+def test_an_empty_entry_hides_no_other_one(tmp_path):
+    """`docker logout`, and a store of credentials, leave empty ones."""
+    found = files(
+        tmp_path, {"auths": {"https://a.example/v2/": auth("ann", "x"), "a.example": {}, "http://a.example": 7}}
+    )
+    assert found.find("a.example").username == "ann"
+
+
 def test_identity_tokens_and_plain_fields(tmp_path):
     found = files(
         tmp_path, {"auths": {"a.example": {"identitytoken": "t"}, "b.example": {"username": "u", "password": "p"}}}
@@ -251,6 +272,20 @@ def test_basic_is_sent_after_it_was_asked_for_and_then_at_once():
     client.ping()
     client.ping()
     assert ["authorization" in request.headers for request in guarded.requests] == [False, True, True]
+
+
+@pytest.mark.parametrize("basic", [True, False])
+def test_a_repository_is_asked_for_with_its_namespaces_credential(tmp_path, basic):
+    other = auth("bob", "wrong")
+    known = files(
+        tmp_path, {"auths": {"registry.example.org": other, "registry.example.org/a": auth("ann", ANN.password)}}
+    )
+    guarded = Guarded(basic=basic)
+    registry = Registry.parse("registry.example.org")
+    with RegistryClient(registry, credentials=known, transport=httpx.MockTransport(guarded), retry=QUICK) as client:
+        with pytest.raises(RegistryAuth):
+            client.tags("elsewhere")
+        assert client.has_blob("a/b", "sha256:" + "0" * 64)
 
 
 def test_nobody_at_a_registry_that_wants_a_login():

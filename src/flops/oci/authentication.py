@@ -104,14 +104,17 @@ class RegistryAuthentication(httpx.Auth):
         by_scheme = {challenge.scheme: challenge for challenge in offered}
         if "bearer" in by_scheme:
             return (yield from self._fetch_token(by_scheme["bearer"], scope))
-        credential = self._credential() if "basic" in by_scheme else None
+        credential = self._credential(scope) if "basic" in by_scheme else None
         if credential is None or not credential.username or credential.basic == used:
             return None
         self._basic = credential.basic
         return self._basic
 
-    def _credential(self) -> Credential | None:
-        return self._credentials.find(self._registry.host) if self._credentials is not None else None
+    def _credential(self, scope: tuple[str, ...]) -> Credential | None:
+        """For the first repository that a request is about."""
+        kind, _, resource = next(iter(scope), "").partition(":")
+        repository = resource.rpartition(":")[0] if kind == "repository" else self._registry.prefix
+        return self._credentials.find(self._registry.host, repository) if self._credentials is not None else None
 
     def _fetch_token(
         self, challenge: Challenge, scope: tuple[str, ...]
@@ -123,7 +126,7 @@ class RegistryAuthentication(httpx.Auth):
         except (httpx.InvalidURL, UnicodeError) as error:  # a host that is no IDNA name is seen when it is asked for
             raise AuthRealm(f"the registry {self._registry.host} names a token realm that can't be read") from error
         scopes = merge_scopes((*challenge.parameters.get("scope", "").split(), *scope))
-        response = yield _token_request(realm, challenge.parameters.get("service", ""), scopes, self._credential())
+        response = yield _token_request(realm, challenge.parameters.get("service", ""), scopes, self._credential(scope))
         token = self._read_token(response)
         self._tokens[scope] = token
         return f"Bearer {token.value}"

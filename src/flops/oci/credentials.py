@@ -41,9 +41,12 @@ class Credential:
 
 
 class Credentials(Protocol):
-    """Finds the credential for a registry, named as its users write it (`HOST[:PORT]`); None where there is none."""
+    """Finds the credential for a registry, named as its users write it (`HOST[:PORT]`); None where there is none.
 
-    def find(self, host: str) -> Credential | None: ...
+    A registry may have several, each for a part of its repositories; without one, any of them.
+    """
+
+    def find(self, host: str, repository: str = "") -> Credential | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class FixedCredentials:
 
     by_host: Mapping[str, Credential]
 
-    def find(self, host: str) -> Credential | None:
+    def find(self, host: str, repository: str = "") -> Credential | None:  # noqa: ARG002 - one for each host
         return self.by_host.get(host)
 
 
@@ -75,10 +78,10 @@ class UserCredentials:
         files.append(Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "containers" / "auth.json")
         return cls(files=tuple(files))
 
-    def find(self, host: str) -> Credential | None:
+    def find(self, host: str, repository: str = "") -> Credential | None:
         """Read the files and ask helpers; RegistryAuth where one can't be read or fails."""
         for path in self.files:
-            found = _find_in(_read(path), host, path)
+            found = _find_in(_read(path), host, repository, path)
             if found is not None:
                 return found
         return None
@@ -94,14 +97,13 @@ def _read(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _find_in(document: dict[str, Any], host: str, path: Path) -> Credential | None:
+def _find_in(document: dict[str, Any], host: str, repository: str, path: Path) -> Credential | None:
     helpers, auths = document.get("credHelpers"), document.get("auths")
     helper = next((helpers[key] for key in _keys(host) if key in helpers), "") if isinstance(helpers, dict) else ""
     found = _ask_helper(str(helper), host) if helper else None
     if found is None and isinstance(auths, dict):
-        entries = {_normal(key): value for key, value in auths.items()}
-        entry = next((entries[key] for key in map(_normal, _keys(host)) if key in entries), None)
-        found = _from_entry(entry, host, path) if isinstance(entry, dict) else None
+        entries = _entries(auths, host, repository)
+        found = next(filter(None, (_from_entry(entry, host, path) for entry in entries)), None)
     if found is None and not helper and document.get("credsStore"):
         found = _ask_helper(str(document["credsStore"]), host)
     return found
@@ -111,9 +113,22 @@ def _keys(host: str) -> tuple[str, ...]:
     return (host, *_HUB_KEYS) if host == "docker.io" else (host,)
 
 
-def _normal(key: str) -> str:
-    """Older files hold whole URLs: `https://HOST/v1/`."""
-    return key.removeprefix("https://").removeprefix("http://").partition("/")[0].lower()
+def _entries(auths: dict[str, Any], host: str, repository: str) -> list[dict[str, Any]]:
+    """Those for a repository, the narrowest first: podman's keys may be `HOST/NAMESPACE` (containers-auth.json)."""
+    hosts = [_split(key)[0] for key in _keys(host)]
+    found = []
+    for key, entry in auths.items():
+        name, namespace = _split(key)
+        if name in hosts and isinstance(entry, dict) and (not repository or f"{repository}/".startswith(namespace)):
+            found.append((-len(namespace) if repository else len(namespace), hosts.index(name), entry))
+    return [entry for *_, entry in sorted(found, key=lambda one: one[:2])]
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Host and namespace, which ends with a slash where there is one. Older files hold whole URLs: `https://HOST/v1/`."""
+    host, _, path = key.removeprefix("https://").removeprefix("http://").partition("/")
+    namespace = path.strip("/")
+    return host.lower(), f"{namespace}/" if namespace not in {"", "v1", "v2"} else ""
 
 
 def _from_entry(entry: dict[str, Any], host: str, path: Path) -> Credential | None:
