@@ -148,6 +148,22 @@ def test_modules_that_lie_below_the_root_are_seen(module, place):
 
 
 @pytest.mark.parametrize(
+    ("module", "begins"),
+    [
+        ("data.loader", "data is a directory of the repository that lacks the module loader: commit"),
+        ("data", "data is a directory of the repository that has no module: commit"),
+        ("dat", ""),
+        ("top", ""),
+        ("seaborn", ""),
+    ],
+)
+def test_a_directory_of_the_repository_is_no_reason_to_propose_a_package(module, begins):
+    hint = imports.not_in_directory(module, ["top.py", "data/x.csv", "src/seaborn/x.csv"])
+    assert hint.startswith(begins)
+    assert bool(hint) is bool(begins)
+
+
+@pytest.mark.parametrize(
     ("module", "package"),
     [("some_thing.x", "some-thing"), ("_private", None), ("flwr.client", None), ("ünder", None)],
 )

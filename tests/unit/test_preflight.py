@@ -228,6 +228,16 @@ def test_a_module_of_the_repository_is_not_looked_for_on_the_index(index, settin
     assert found.hint == "helpers lies in src: move it to the root, which alone is imported from"
 
 
+def test_a_directory_of_the_repository_that_lacks_the_module_is_no_package(index, settings, repository, tmp_path):
+    index.add("data", "2.0", modules=("data/loader",))
+    request = repository("numpy\n", "import data.loader")
+    (tmp_path / "digits/data").mkdir()
+    (tmp_path / "digits/data/train.csv").touch()
+    (found,) = [one for one in check(request, settings=settings).findings if one.code == "IMPORT_MISSING"]
+    assert found.where == "model_manager.py:1"
+    assert found.hint.startswith("data is a directory of the repository that lacks the module loader: commit")
+
+
 def test_a_package_of_the_name_without_the_module_is_not_proposed(index, settings, repository):
     index.add("thing", "1.0", modules=("another",))
     report = check(repository("numpy\n", "import numpy, thing"), settings=settings)

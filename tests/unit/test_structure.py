@@ -212,6 +212,43 @@ def test_imports_with_their_lines(check):
     ]
 
 
+def test_modules_that_the_repositorys_own_packages_lack(check):
+    text = "import own.there, own.gone, alone.part, own.inner.deep.x\nfrom own.inner.gone import y\nimport own.native\n"
+    guarded = "try:\n    import own.other\nexcept ImportError:\n    pass\n"
+    found = check(
+        {
+            "model_manager.py": text + guarded + "from .own import attribute\nfrom own import attribute\n" + MODEL,
+            "own/__init__.py": "from . import there\nfrom .lost import x\n",
+            "own/there.py": "",
+            "own/native.cpython-311-x86_64-linux-gnu.so": b"\x7fELF",
+            "own/inner/a.py": "",
+            "alone.py": "",
+            "script.py": "import own.unreached",
+        }
+    )
+    told = [(note.where, note.message) for note in found.notes if note.code == "MODULE_MISSING"]
+    assert told == [
+        ("model_manager.py:1", "alone.part is imported, and alone.py is no package"),
+        ("model_manager.py:1", "own.gone is imported, and own/__init__.py has no module gone beside it"),
+        ("own/__init__.py:2", "own.lost is imported, and own/__init__.py has no module lost beside it"),
+    ]
+    assert [item.module for item in found.imports] == []
+
+
+def test_a_directory_without_code_or_without_init_may_be_a_packages(check, tmp_path):
+    text = "import data.loader, spaces.there, spaces.gone, linked, linked.x\n"
+    listed = {"model_manager.py": text + MODEL, "data/a.csv": "1", "spaces/there.py": "", "sklearn.csv": ""}
+    assert [item.module for item in check(listed).imports] == ["data.loader", "linked", "linked.x", "spaces.gone"]
+    files = [
+        RepositoryFile(path=path, executable=False, size=(tmp_path / path).stat().st_size, blob="")
+        for path in (*listed, "data_manager.py")
+    ]
+    link = RepositoryFile(path="linked", executable=False, size=1, blob="", link="spaces")
+    found = structure.check(tmp_path, [*files, link])
+    assert [item.module for item in found.imports] == ["data.loader", "spaces.gone"]
+    assert found.notes == structure.check(tmp_path, files).notes
+
+
 @pytest.mark.parametrize(
     ("text", "flavor"),
     [

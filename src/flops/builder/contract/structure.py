@@ -10,7 +10,7 @@ Findings (errors):
     SET_MODEL_DATA_IN_INIT   `__init__` calls set_model_data; the aggregator has no data
     SYNTAX, TOO_COMPLEX      a module that the contract's modules need can't be parsed
 
-Notes: TEMPLATE_NOT_INHERITED, CLASS_NOT_CHECKED and METHOD_NOT_CHECKED (they come from an installed package), SHADOWS (a
+Notes: MODULE_MISSING (the repository's own package has no such module), TEMPLATE_NOT_INHERITED, CLASS_NOT_CHECKED and METHOD_NOT_CHECKED (they come from an installed package), SHADOWS (a
 module named as one of Python's), SYNTAX_UNUSED (a broken file that nothing imports), FILES_NOT_CHECKED.
 """
 
@@ -29,7 +29,7 @@ from flops.errors import Finding, StructureError
 from flops.recipe import Flavor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flops.builder.contract.modules import Module, Modules
@@ -112,7 +112,9 @@ def check(root: Path, files: Sequence[RepositoryFile]) -> Structure:
     if known.skipped:
         message = f"{len(known.skipped)} Python files were not parsed, there is too much code"
         notes.append(Finding(path=known.skipped[0], line=0, code="FILES_NOT_CHECKED", message=message))
-    imports = tuple(sorted(_imports(known, reached)))
+    own = _names(files)
+    notes += _missing_modules(known, reached, own)
+    imports = tuple(sorted(_imports(known, reached, own)))
     where = min(_load_dataset(known, reached), default=None)
     return Structure(
         findings=tuple(sorted(set(findings))),
@@ -159,11 +161,50 @@ def _shadows(known: Modules) -> Iterator[Finding]:
         yield Finding(path=path, line=0, code="SHADOWS", message=message, hint="rename it")
 
 
-def _imports(known: Modules, reached: frozenset[str]) -> Iterator[ImportedModule]:
+def _names(files: Sequence[RepositoryFile]) -> dict[str, bool]:
+    """Dotted names of all that an import may find from the root: modules, directories that hold some; True for links."""
+    names: dict[str, bool] = {}
+    for file in files:
+        if file.link is not None or file.path.endswith((".py", ".so")):
+            *places, name = file.path.split("/")
+            parts = [*places, name.partition(".")[0]]
+            names.update((".".join(parts[:length]), False) for length in range(1, len(parts)))
+            names[".".join(parts)] = file.link is not None
+    return names
+
+
+def _is_own(module: str, own: Mapping[str, bool]) -> bool:
+    """Whether the repository has a module, or a link on the way to it: what lies behind that is not looked at."""
+    parts = module.split(".")
+    return module in own or any(own.get(".".join(parts[:length])) for length in range(1, len(parts)))
+
+
+def _missing_modules(known: Modules, reached: frozenset[str], own: Mapping[str, bool]) -> Iterator[Finding]:
+    """Imports from the repository's own packages and modules of what they surely don't have."""
+    for path in sorted(reached):
+        for item in known.files[path].imports:
+            parts = known.absolute(path, item).split(".")
+            names = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+            lacking = next((place for place, name in enumerate(names) if name not in own), 0)
+            # in a directory without `__init__`, or behind a link, nothing is sure
+            if item.guarded or not lacking or names[lacking - 1] not in known.by_name:
+                continue
+            parent = known.by_name[names[lacking - 1]]
+            message = f"{names[-1]} is imported, and {parent} has no module {parts[lacking]} beside it"
+            if not parent.endswith("/__init__.py"):
+                message = f"{names[-1]} is imported, and {parent} is no package"
+            hint = (
+                "commit the module (see .gitignore), correct the name, or guard the import with try/except ImportError"
+            )
+            yield Finding(path=path, line=item.line, code="MODULE_MISSING", message=message, hint=hint)
+
+
+def _imports(known: Modules, reached: frozenset[str], own: Mapping[str, bool]) -> Iterator[ImportedModule]:
+    """Imports of what the repository does not have; a package may lend modules to its directories without `__init__`."""
     for path, module in known.files.items():
         for item in module.imports:
             name = item.module.partition(".")[0]
-            if item.level == 0 and name not in known.tops:
+            if item.level == 0 and not _is_own(item.module, own) and name not in known.by_name:
                 yield ImportedModule(
                     path=path,
                     line=item.line,

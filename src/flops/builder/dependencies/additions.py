@@ -156,7 +156,11 @@ class Additions:
         inside = {one: place for one in left if (place := imports.lies_in(one.item.module, self._files))}
         for one, place in inside.items():
             hints[one] = f"{one.item.name} lies in {place}: move it to the root, which alone is imported from"
-        unknown = [one for one in left if one not in inside and not imports.known().requirement(one.item.module)]
+        own = {one: hint for one in left if (hint := imports.not_in_directory(one.item.module, self._files))}
+        hints |= own
+        unknown = [
+            one for one in left if one not in {**inside, **own} and not imports.known().requirement(one.item.module)
+        ]
         for one in [one for one in unknown if imports.near(one.item.module, roots) is None][:TRIED]:
             if pin := self._same_name(chosen, one):
                 hints[one] = f"add {pin} if that is meant (its wheel has this module, and it locks), or {GUARD}"

@@ -154,6 +154,19 @@ def lies_in(module: str, paths: Iterable[str]) -> str | None:
     return min(found, key=lambda place: (place.count("/"), place), default=None)
 
 
+def not_in_directory(module: str, paths: Iterable[str]) -> str:
+    """What to do where the repository has a directory of a module's top-level name, without it; empty where it has none."""
+    name, _, rest = module.partition(".")
+    if not any(path.startswith(f"{name}/") for path in paths):
+        return ""
+    lacking = f"the module {rest}" if rest else "no module"
+    verb = "lacks" if rest else "has"
+    return (
+        f"{name} is a directory of the repository that {verb} {lacking}: commit what is missing (see .gitignore), "
+        "or correct the name"
+    )
+
+
 def same_name(module: str) -> str | None:
     """The name of the package that might provide a module; None where there can be none."""
     name = module.partition(".")[0]
