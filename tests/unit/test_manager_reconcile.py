@@ -900,7 +900,7 @@ def test_a_burst_ends_in_order_by_itself(tmp_path):
 
 
 def test_one_that_hangs_delays_no_other(tmp_path):
-    """An orchestrator's call and a git host that do not return hold up their own project only."""
+    """An orchestrator's call that does not return holds up its own project only."""
     hang = threading.Event()
 
     class Hanging(ScriptedOrchestrator):
@@ -927,6 +927,36 @@ def test_one_that_hangs_delays_no_other(tmp_path):
     wait(lambda: world.manager.counts()["builders"]["removed"] == 6)
     stop.set()
     check_ended(world, stuck, *made)
+    world.close()
+
+
+def test_a_git_host_that_hangs_delays_neither_others_nor_chores(tmp_path):
+    hang = threading.Event()
+    world: World
+
+    def builder(deployment, stop):
+        world.manager.post_events(world.manager.admit(deployment.project, 1, deployment.token), [failed()])
+
+    world = World(tmp_path / "manager.db", orchestrator=ScriptedOrchestrator(builder), clock=SystemClock())
+    answer = world.sources.commit
+
+    def commit(place, ref, credential=None):
+        if "hangs" in place.text:
+            hang.wait(60)
+        return answer(place, ref, credential)
+
+    world.sources.commit = commit
+    stuck = [world.submit(ml_repo_url=f"https://hangs.example.org/acme/r{number}") for number in range(40)]
+    stop = threading.Event()
+    world.manager.run(stop)
+    made = [world.submit(ml_repo_url=f"https://git.example.com/acme/r{number}") for number in range(5)]
+    wait(lambda: all(world.now(one).state.ended for one in made))
+    assert not any(world.now(one).state.ended for one in stuck)
+    assert "stranded" in world.manager.reconciler._chores, "the last of them"
+    hang.set()
+    wait(lambda: world.manager.counts()["builders"]["removed"] == 45)
+    stop.set()
+    check_ended(world, *stuck, *made)
     world.close()
 
 

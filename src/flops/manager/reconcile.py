@@ -1,14 +1,15 @@
 """Brings every project to its end: at start, when something happens, and every few seconds, from what the database says.
 
 Nothing is remembered between two passes but pauses and what is being done right now, so a manager that was killed goes
-on where it was. One thread decides what is due; two pools do it, so that a slow git host delays no builder, and
-a call that hangs for one project none of another.
+on where it was. One thread decides what is due; pools do it, so that a git host that hangs delays neither builders nor
+projects of most other hosts, and a call to the orchestrator that hangs for one project none of another.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from flops.manager.tables import Tables
 
 _log = logging.getLogger("flops.manager")
-RESOLVERS = 4
+#: Git hosts share so many lanes, each with so many questions at once: whoever is in another lane than a host that hangs goes on.
+LANES = 8
+RESOLVERS = 2
 #: Calls to the orchestrator at the same time, beyond one for each builder.
 SPARE = 8
 PAUSE_LIMIT = 60.0
@@ -85,7 +88,8 @@ class Reconciler:
         self._pauses: dict[tuple[str, Kind], _Pause] = {}
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
-        self._resolvers: ThreadPoolExecutor | None = None
+        self._resolvers: list[ThreadPoolExecutor] = []
+        self._housekeeper: ThreadPoolExecutor | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._stop = threading.Event()
         self._chores: dict[str, float] = {}
@@ -95,7 +99,8 @@ class Reconciler:
     # --- as a thread ---
     def start(self, stop: threading.Event) -> None:
         self._stop = stop
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
+        self._resolvers = [ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve") for _ in range(LANES)]
+        self._housekeeper = ThreadPoolExecutor(1, thread_name_prefix="chores")
         self._workers = ThreadPoolExecutor(self._settings.builders + SPARE, thread_name_prefix="builders")
         self._thread = threading.Thread(target=self._work, name="reconcile", daemon=True)
         self._thread.start()
@@ -106,7 +111,7 @@ class Reconciler:
         self._news.set()
         if self._thread is not None:
             self._thread.join()
-        for pool in (self._resolvers, self._workers):
+        for pool in (*self._resolvers, self._housekeeper, self._workers):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
         with self._guard:
@@ -129,7 +134,8 @@ class Reconciler:
         with self._ledger.store.read() as tables:
             tasks = [_for_builder(project, tables) for project in tables.deployed()]
             tasks += [
-                Task(kind=Kind.RESOLVE, project=project) for project in tables.unresolved(limit=RESOLVERS + passed_over)
+                Task(kind=Kind.RESOLVE, project=project)
+                for project in tables.unresolved(limit=LANES * RESOLVERS + passed_over)
             ]
         admitted = self.steps.admit(self.prefix, not_counted=self._stubborn())
         tasks += [Task(kind=Kind.DEPLOY, project=project) for project in admitted]
@@ -204,7 +210,8 @@ class Reconciler:
             self._news.wait(self._rest())
 
     def _hand_out(self, task: Task) -> None:
-        pool = self._resolvers if task.kind is Kind.RESOLVE else self._workers
+        resolves = task.kind is Kind.RESOLVE and self._resolvers
+        pool = self._resolvers[_lane(task.project.repository)] if resolves else self._workers
         with self._guard:
             if pool is None or task.project.id in self._busy:
                 return
@@ -214,10 +221,10 @@ class Reconciler:
     def _hand_out_chores(self) -> None:
         name = "chores"
         with self._guard:
-            if self._resolvers is None or name in self._busy:
+            if self._housekeeper is None or name in self._busy:
                 return
             self._busy.add(name)
-        self._submit(self._resolvers, name, self._do_chores)
+        self._submit(self._housekeeper, name, self._do_chores)
 
     def _submit(self, pool: ThreadPoolExecutor, name: str, call: Callable[[], object]) -> None:
         def done() -> None:
@@ -290,6 +297,12 @@ class Reconciler:
                 current = entry.project(project.id)
                 if current.leader == project.leader and not current.state.ended:
                     entry.put(replace(current, leader=None))
+
+
+def _lane(repository: str) -> int:
+    """The same for all of a host's repositories, and for all directories."""
+    host = repository.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    return zlib.crc32(host.lower().encode()) % LANES
 
 
 def _for_builder(project: Project, tables: Tables) -> Task:
