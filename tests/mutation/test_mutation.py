@@ -30,6 +30,9 @@ class MadeProvides:
     def requires(self, wheels):
         return {wheel.sha256: () for wheel in wheels}
 
+    def pythons(self, wheels):  # noqa: ARG002 - none asks for one
+        return {}
+
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):

@@ -77,13 +77,15 @@ class FakeIndex:
             self.thread.join()
             self.server.server_close()
 
-    def add(self, name: str, version: str, *requires: str, modules: tuple[str, ...] = (), size: int = 0) -> None:
+    def add(
+        self, name: str, version: str, *requires: str, modules: tuple[str, ...] = (), size: int = 0, python: str = ""
+    ) -> None:
         own = name.replace("-", "_")
         info = f"{own}-{version}.dist-info"
         texts = {f"{module}/__init__.py": "" for module in modules or (own,)}
         texts |= {f"{(modules or (own,))[0]}/data.bin": "0" * size} if size else {}
         texts[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(
-            f"Requires-Dist: {line}\n" for line in requires
+            [*(f"Requires-Dist: {line}\n" for line in requires), f"Requires-Python: {python}\n" if python else ""]
         )
         texts[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         record = "".join(f"{path},sha256={_hash(text)},{len(text)}\n" for path, text in texts.items())
@@ -236,6 +238,16 @@ def test_a_directory_of_the_repository_that_lacks_the_module_is_no_package(index
     (found,) = [one for one in check(request, settings=settings).findings if one.code == "IMPORT_MISSING"]
     assert found.where == "model_manager.py:1"
     assert found.hint.startswith("data is a directory of the repository that lacks the module loader: commit")
+
+
+def test_a_python_that_an_imported_package_does_not_foresee_is_told(index, settings, repository):
+    index.add("older", "1.0", python=">=3.8,<3.11")
+    index.add("newer", "1.0", python=">=3.8,!=3.11.99")
+    report = check(repository("older\nnewer\n", "import older, newer"), settings=settings)
+    (found,) = [one for one in report.findings if one.code == "PYTHON_NOT_FORESEEN"]
+    assert found.where == "requirements.txt:1"
+    assert found.message == f"older 1.0 asks for Python >=3.8,<3.11, and Python {report.locks[AMD64].python} is used"
+    assert found.quote == "older"
 
 
 def test_a_package_of_the_name_without_the_module_is_not_proposed(index, settings, repository):

@@ -143,6 +143,46 @@ def test_metadata_far_from_the_end_are_fetched(reading):
     assert len(server.asked) == 2
 
 
+PYTHON = FILES | {
+    "shop-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nRequires-Python: >=3.8, <3.11\n\nRequires-Python: 2\n"
+}
+
+
+def test_the_python_that_is_asked_for_comes_with_the_modules_and_costs_no_request(reading):
+    data = archive(PYTHON, padding=300_000)
+    server = Server(data)
+    provides = reading(server)
+    assert provides.pythons([locked(data)]) == {}
+    provides.modules([locked(data)])
+    assert provides.pythons([locked(data)]) == {locked(data).sha256: ">=3.8, <3.11"}
+    assert len(server.asked) == 1
+    plain = archive()
+    provides = reading(Server(plain))
+    provides.modules([locked(plain)])
+    assert provides.pythons([locked(plain)]) == {}
+
+
+def test_the_python_that_is_asked_for_is_not_fetched_where_it_lies_far_from_the_end(reading):
+    name = "shop-1.0.dist-info/METADATA"
+    large = {"shop/large.py": "".join(map(chr, range(33, 127))) * 3000}
+    data = archive({name: PYTHON[name]} | large, method=zipfile.ZIP_STORED)
+    server = Server(data)
+    provides = reading(server)
+    provides.modules([locked(data)])
+    assert provides.pythons([locked(data)]) == {}
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(("data", "known"), [(archive(PYTHON), True), (archive()[:-30], False), (b"no zip", False)])
+def test_the_python_that_a_wheel_which_is_here_asks_for(reading, tmp_path, data, known):
+    path = WheelCache(tmp_path / "wheels").path(locked(data))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    server = Server(b"", status=500)
+    assert reading(server).pythons([locked(data)]) == ({locked(data).sha256: ">=3.8, <3.11"} if known else {})
+    assert server.asked == []
+
+
 def test_what_was_read_is_remembered_by_hash(reading):
     data = archive()
     first = reading(Server(data)).modules([locked(data)])
@@ -154,7 +194,7 @@ def test_what_was_read_is_remembered_by_hash(reading):
 def test_a_damaged_memory_is_read_again(reading, tmp_path):
     data = archive()
     reading(Server(data)).modules([locked(data)])
-    (kept,) = (tmp_path / "provides").rglob("*.json")
+    (kept,) = (tmp_path / "provides/modules").rglob("*.json")
     kept.write_text("{")
     server = Server(data)
     assert reading(server).modules([locked(data)])[locked(data).sha256] == {"shop", "single", "_fast"}

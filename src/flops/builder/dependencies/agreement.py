@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packaging.specifiers import SpecifierSet
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from flops.builder.dependencies.nearest import lookalikes
@@ -63,6 +63,34 @@ def withdrawn(locks: Mapping[Platform, Lock], requirements: Requirements) -> lis
             )
         )
     return findings
+
+
+def outgrown(
+    locks: Mapping[Platform, Lock], requires: Mapping[str, str], requirements: Requirements
+) -> tuple[Finding, ...]:
+    """One finding for each package whose own Requires-Python excludes the Python that it is locked for.
+
+    uv, as other resolvers, takes no heed of its upper bounds, which are mostly guesses. `requires`: by the wheels' sha256.
+    """
+    found: dict[tuple[str, str], Finding] = {}
+    for lock in locks.values():
+        for wheel in lock.wheels:
+            asked = requires.get(wheel.sha256, "")
+            try:
+                fits = SpecifierSet(asked).contains(lock.python, prereleases=True)
+            except InvalidSpecifier:
+                continue
+            if not fits:
+                shown = " ".join(asked.split())[:100]
+                entry = next((entry for entry in requirements.entries if entry.name == wheel.name), None)
+                found[wheel.name, wheel.version] = Finding(
+                    path=entry.path if entry else requirements.path,
+                    line=entry.line if entry else 0,
+                    code="PYTHON_NOT_FORESEEN",
+                    message=f"{wheel.name} {wheel.version} asks for Python {shown}, and Python {lock.python} is used",
+                    hint=f"see that it works, or take a version of {wheel.name} or of Python for which it is made",
+                )
+    return tuple(found[key] for key in sorted(found))
 
 
 def suspects(requirements: Requirements, modules: Collection[str]) -> list[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flops.builder.dependencies import accelerator, doctor, own_lock, privacy
+from flops.builder.dependencies import accelerator, agreement, doctor, own_lock, privacy
 from flops.builder.dependencies.additions import Additions
 from flops.builder.formats import requirements as requirement_files
 from flops.errors import Adjustment, Finding, FlopsError, ImportMissing
@@ -88,7 +88,9 @@ def settle(seen: Inspection, question: Question, *, locker: Locker, provides: Pr
     except FlopsError as error:
         reporter.warning(Stage.RESOLVE, f"imports were not compared with the packages: {error.message}")
     resolution = chosen.resolution
-    findings += (*resolution.findings, *_trackers(chosen, seen, provides))
+    wheels = [wheel for lock in resolution.locks.values() for wheel in lock.wheels]
+    foreseen = agreement.outgrown(resolution.locks, provides.pythons(wheels), chosen.requirements)
+    findings += (*resolution.findings, *foreseen, *_trackers(chosen, seen, provides))
     adjustments = (
         *requirements.adjustments[len(seen.requirements.adjustments) :],
         *chosen.adjustments,

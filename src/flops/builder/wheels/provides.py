@@ -13,6 +13,7 @@ import os
 import secrets
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from flops.builder.shared_cache import PROVIDES
@@ -21,6 +22,7 @@ from flops.errors import IndexUnreachable, WheelUnsafe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from email.message import Message
     from pathlib import Path
 
     import httpx
@@ -101,6 +103,22 @@ class Provides:
         """The `Requires-Dist` lines of each wheel, by its sha256. IndexUnreachable, WheelUnsafe."""
         return {sha256: tuple(lines) for sha256, lines in self._all("requires", wheels, _read_requires).items()}
 
+    def pythons(self, wheels: Iterable[LockedWheel]) -> dict[str, str]:
+        """`Requires-Python` of the wheels of which it is known here, by sha256; nobody is asked.
+
+        Known are those whose end was read for their modules and held the metadata, and those that lie here as a whole.
+        """
+        found: dict[str, str] = {}
+        for wheel in wheels:
+            known = self._recall("python", wheel.sha256)
+            if known is None and self._wheels.has(wheel):
+                with contextlib.suppress(OSError):
+                    self._note_python(wheel, _local(self._wheels.path(wheel)))
+                known = self._recall("python", wheel.sha256)
+            if known and known[0]:
+                found[wheel.sha256] = known[0]
+        return found
+
     def _all(
         self, kind: str, wheels: Iterable[LockedWheel], read: Callable[[_Source], list[str]]
     ) -> dict[str, list[str]]:
@@ -137,10 +155,22 @@ class Provides:
         try:
             if not self._wheels.has(wheel):
                 with contextlib.suppress(_NoRanges):
-                    return read(client.open(wheel, self._wheels))
-            return read(_local(self._wheels.fetch(wheel)))
+                    return self._noted(wheel, client.open(wheel, self._wheels), read)
+            return self._noted(wheel, _local(self._wheels.fetch(wheel)), read)
         except (ZipError, zlib.error, UnicodeError) as error:
             raise WheelUnsafe(f"{wheel.filename} can't be read: {error}", hint="take another version of it") from error
+
+    def _noted(self, wheel: LockedWheel, source: _Source, read: Callable[[_Source], list[str]]) -> list[str]:
+        """What is read, and the Requires-Python that is there with it."""
+        names = read(source)
+        self._note_python(wheel, source)
+        return names
+
+    def _note_python(self, wheel: LockedWheel, source: _Source) -> None:
+        with contextlib.suppress(ZipError, zlib.error, UnicodeError):
+            if (metadata := _metadata(source)).header >= source.held:
+                python = str(_headers(source, metadata).get("Requires-Python", ""))
+                self._remember("python", wheel.sha256, [python])
 
     def _path(self, kind: str, sha256: str) -> Path:
         return self._root / kind / sha256[:2] / f"{sha256}.json"
@@ -169,10 +199,13 @@ def _key(kind: str, sha256: str) -> str:
 class _Source:
     """A wheel that can be read in pieces."""
 
-    def __init__(self, read: Callable[[int, int], bytes], length: int) -> None:
+    def __init__(self, read: Callable[[int, int], bytes], length: int, *, held: int = 0) -> None:
         self.read = read
         self.length = length
+        self.held = held
+        """Where that begins which costs no request."""
 
+    @cached_property
     def members(self) -> tuple[Member, ...]:
         return list_members(self.read, self.length, most=MOST_MEMBERS)
 
@@ -217,7 +250,7 @@ class _Client:
                 return tail[offset - start : offset - start + size]
             return self._get(wheel, auth, f"{offset}-{min(offset + size, length) - 1}")[0]
 
-        return _Source(read, length)
+        return _Source(read, length, held=start)
 
     def _get(self, wheel: LockedWheel, auth: tuple[str, str] | None, what: str) -> tuple[bytes, int, int]:
         """The bytes, where they begin, and how long the whole file is."""
@@ -262,17 +295,24 @@ def _local(path: Path) -> _Source:
 
 
 def _read_modules(source: _Source) -> list[str]:
-    return sorted(modules(member.name for member in source.members()))
+    return sorted(modules(member.name for member in source.members))
 
 
 def _read_requires(source: _Source) -> list[str]:
-    from email.parser import BytesHeaderParser  # noqa: PLC0415 - only where chains are looked for
+    return [str(line) for line in _headers(source, _metadata(source)).get_all("Requires-Dist", [])]
 
-    found = [one for one in source.members() if one.name.count("/") == 1 and one.name.endswith(".dist-info/METADATA")]
+
+def _metadata(source: _Source) -> Member:
+    found = [one for one in source.members if one.name.count("/") == 1 and one.name.endswith(".dist-info/METADATA")]
     if len(found) != 1:
         raise ZipError("it has no METADATA, or more than one")
-    headers = BytesHeaderParser().parsebytes(_content(source, found[0]))
-    return [str(line) for line in headers.get_all("Requires-Dist", [])]
+    return found[0]
+
+
+def _headers(source: _Source, metadata: Member) -> Message:
+    from email.parser import BytesHeaderParser  # noqa: PLC0415 - not needed where everything is remembered
+
+    return BytesHeaderParser().parsebytes(_content(source, metadata))
 
 
 def _content(source: _Source, member: Member) -> bytes:
