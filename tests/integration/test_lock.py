@@ -33,6 +33,8 @@ from flops.errors import (
 )
 from flops.platforms import Platform
 
+pytestmark = pytest.mark.integration
+
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 BOOKWORM = {"python": "3.11.2", "glibc": (2, 36)}
 DEAD = "http://127.0.0.1:9/simple"

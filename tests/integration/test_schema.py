@@ -23,6 +23,8 @@ from flops.manager.project import BuilderState, Project, State
 from flops.manager.streams import Streams
 from flops_wire.manager import PROJECTS
 
+pytestmark = pytest.mark.integration
+
 OPERATIONS = {
     f"POST {PROJECTS}",
     f"GET {PROJECTS}",
