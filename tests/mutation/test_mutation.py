@@ -30,7 +30,7 @@ class MadeProvides:
     def requires(self, wheels):
         return {wheel.sha256: () for wheel in wheels}
 
-    def pythons(self, wheels):  # noqa: ARG002 - none asks for one
+    def pythons(self, wheels):
         return {}
 
 
