@@ -329,6 +329,7 @@ def test_end_9_a_manifest_is_deleted_with_its_tags_and_as_a_referrer(web, v2):
     put(web, v2, "other", document)
     assert web.delete(f"{v2}/manifests/{digest_of(document)}").status_code == 202
     assert web.get(f"{v2}/manifests/other").status_code == 404
+    assert web.get(f"{v2}/tags/list").json()["tags"] == ["v1"]
     assert web.get(f"{v2}/referrers/{digest_of(subject)}").json()["manifests"] == []
     assert web.delete(f"{v2}/manifests/{digest_of(document)}").status_code == 404
 

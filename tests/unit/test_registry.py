@@ -221,6 +221,15 @@ def test_a_mount_that_is_not_possible_begins_an_upload(web, name, source):
     assert web.put(done.headers["location"], params={"digest": digest_of(b"m")}, content=b"m").status_code == 201
 
 
+def test_a_mount_takes_nothing_from_a_repository_that_does_not_hold_it(web, name):
+    """Its bytes lie on the disk for a third one, which need not be readable to who asks."""
+    digest = push_blob(web, name, b"of a third one")
+    push_blob(web, f"{name}/source", b"something else")
+    answer = web.post(f"/v2/{name}/other/blobs/uploads/", params={"mount": digest, "from": f"{name}/source"})
+    assert answer.status_code == 202
+    assert web.head(f"/v2/{name}/other/blobs/{digest}").status_code == 404
+
+
 def test_a_blob_is_in_the_repositories_that_got_it_only(web, name):
     digest = push_blob(web, name, b"mine alone")
     answer = web.get(f"/v2/{name}/other/blobs/{digest}")

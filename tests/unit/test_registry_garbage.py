@@ -18,6 +18,7 @@ from flops.oci.blobs import sha256
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import MANIFEST, Descriptor
 from flops.oci.registry import EmbeddedRegistry
+from flops.oci.registry_garbage import Collected
 from flops.oci.registry_store import RegistryStore
 
 OLD = 1_000_000
@@ -117,6 +118,23 @@ def test_what_was_pushed_lately_stays(store):
     blob(store, "a", b"pushed for an image that is still to come")
     assert store.collect(3600).links == 0
     assert store.collect(-1).links == 1
+
+
+def test_what_is_used_after_it_was_noted_stays(store, monkeypatch):
+    """Between the reading without a lock and the removal under it, somebody asks for it."""
+    held, loose, locked = blob(store, "a", b"held"), blob(store, "a", b"loose"), store.locked
+    age(store)
+    store.unlink("a", loose)
+
+    def later(*, exclusive=False):
+        if exclusive:
+            assert store.use("a", [held]) == []
+            os.utime(store.blob_path(loose))  # as the end of an upload of the same bytes does
+        return locked(exclusive=exclusive)
+
+    monkeypatch.setattr(store, "locked", later)
+    assert store.collect() == Collected()
+    assert files(store) == {held, loose}
 
 
 @pytest.mark.parametrize("use", ["asked for", "mounted", "pushed again", "named"])
