@@ -31,6 +31,7 @@ from flops.builder.contract import structure
 from flops.builder.dependencies import doctor, own_lock
 from flops.builder.dependencies.doctor import PythonChoice
 from flops.builder.formats import requirements
+from flops.builder.locking.lock import Locker
 from flops.builder.repository.checkout import checkout
 from flops.builder.repository.source import parse_source
 from flops.errors import DependencyError, FlopsError
@@ -99,7 +100,7 @@ def build_values(place, destination, expected):
     return done, found, requirements.with_data_packages(asked, found)
 
 
-def resolve(name, room, locker, table):
+def resolve(name, room, locker: Locker, table):
     """Lock a sample, by its own lock where it has one; the hashes that it names hold. Errors of locking."""
     expected = expectation(name)
     place = room / "repository"
@@ -123,7 +124,7 @@ def resolve(name, room, locker, table):
     return resolution, (*resolution.findings, *notes)
 
 
-def check_lock(name, room, locker, table):
+def check_lock(name, room, locker: Locker, table):
     """Compare what locking gives with a table of `expected.toml`; what is not named is not compared, but adjustments and findings are."""
     expected = expectation(name)[table]
     assert set(expected) <= LOCK_KEYS

@@ -349,11 +349,11 @@ class Playground:
         shutil.rmtree(self.root / "registry/repositories" / repository)
         return faulty.happened, end
 
-    def refer(self, client, repository):
+    def refer(self, client: RegistryClient, repository):
         subject = Descriptor(media_type=INDEX, digest=self.new.digest, size=len(self.new.document))
         return client.put_referrer(repository, subject, "text/x", Content(data=b'{"about": "new"}'))
 
-    def pull(self, client, repository, seed):
+    def pull(self, client: RegistryClient, repository, seed):
         if seed % 4:
             return
         place = self.root / f"pulled-{seed}"

@@ -113,8 +113,8 @@ def wanted(*lines: str, hashes: tuple[FileHash, ...] = ()) -> Requirements:
     return Requirements(path="requirements.txt", python=None, entries=tuple(entries))
 
 
-def choose(requirements, locker, *, want=Accelerator.CPU, platforms=(AMD64, ARM64)):
-    def solve(requirements, locker):
+def choose(requirements, locker: Locker, *, want=Accelerator.CPU, platforms=(AMD64, ARM64)):
+    def solve(requirements, locker: Locker):
         return doctor.resolve(
             requirements,
             platforms,

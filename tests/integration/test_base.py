@@ -67,7 +67,7 @@ def bases(mirror, cache):
     return provider(cache).prepare([AMD64, ARM64])
 
 
-def unpack(base, store, target):
+def unpack(base, store: BlobStore, target):
     for layer in base.layers:
         with tarfile.open(store.path(layer.digest)) as archive:
             archive.extractall(target, filter="fully_trusted")

@@ -10,6 +10,7 @@ from tests.unit.test_concurrent_tags import check_whole, pause, together
 from tests.unit.test_publish import AMD64, ARM64, delivery, store
 
 from flops.builder.publishing.publish import RegistryTarget
+from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 
 pytestmark = pytest.mark.integration
@@ -20,14 +21,14 @@ RACES = 20
 
 
 @pytest.mark.parametrize("step", [2, 4, 5, 7, 8])
-def test_no_platform_is_lost_where_one_is_paused(server, store, step):
+def test_no_platform_is_lost_where_one_is_paused(server, store: BlobStore, step):
     one, other = delivery(store, AMD64), delivery(store, ARM64)
     together(server.registry, pause(step), {"a": one, "b": other})
     with RegistryClient(server.registry) as client:
         check_whole(client, one, other)
 
 
-def test_no_platform_is_lost_where_both_begin_at_once(server, store):
+def test_no_platform_is_lost_where_both_begin_at_once(server, store: BlobStore):
     one, other = delivery(store, AMD64), delivery(store, ARM64)
     for number in range(RACES):
         registry = replace(server.registry, prefix=f"race{number}")

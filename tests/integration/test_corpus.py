@@ -53,7 +53,7 @@ more = ["exceptiongroup==1.2.0"]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, locker):
+def project(tmp_path_factory, locker: Locker):
     """Files of a project: pyproject.toml, and what uv itself makes of it."""
     place = tmp_path_factory.mktemp("project")
     (place / "pyproject.toml").write_text(PROJECT)
@@ -108,7 +108,7 @@ def test_a_uv_lock_gives_what_uv_exports_of_it(project):
     assert "requests" not in ours
 
 
-def test_a_lock_of_uv_is_taken_with_its_hashes(project, locker):
+def test_a_lock_of_uv_is_taken_with_its_hashes(project, locker: Locker):
     for name in ("uv.lock", "pylock.toml"):
         found = requirements.read({name: project[name], "pyproject.toml": project["pyproject.toml"]})
         resolution = own_lock.take(
@@ -128,5 +128,5 @@ def test_a_lock_of_uv_is_taken_with_its_hashes(project, locker):
 
 
 @pytest.mark.parametrize("name", corpus.with_table("real"))
-def test_a_repository_locks_as_it_expects(name, tmp_path, locker):
+def test_a_repository_locks_as_it_expects(name, tmp_path, locker: Locker):
     corpus.check_lock(name, tmp_path, locker, "real")

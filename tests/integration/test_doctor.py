@@ -66,7 +66,14 @@ def asked(python: str | None) -> PythonRequest | None:
 
 
 def run(
-    locker, requirements, *, platforms=BOTH, policy=Policy.FIX, flag=None, offered=(BOOKWORM, TRIXIE), reporter=None
+    locker: Locker,
+    requirements,
+    *,
+    platforms=BOTH,
+    policy=Policy.FIX,
+    flag=None,
+    offered=(BOOKWORM, TRIXIE),
+    reporter=None,
 ):
     return resolve(
         requirements,
@@ -87,7 +94,7 @@ def versions(resolution):
     return {platform.architecture: lock.versions for platform, lock in resolution.locks.items()}
 
 
-def test_what_locks_is_left_as_it_is(shelf, locker):
+def test_what_locks_is_left_as_it_is(shelf, locker: Locker):
     shelf.add("plain", "1.0", "base")
     shelf.add("base", "1.0")
     resolution = run(locker, wanted("plain==1.0", python="3.11.2"))
@@ -96,7 +103,7 @@ def test_what_locks_is_left_as_it_is(shelf, locker):
     assert versions(resolution) == {"amd64": {"base": "1.0", "plain": "1.0"}, "arm64": {"base": "1.0", "plain": "1.0"}}
 
 
-def test_a_pin_moves_only_where_its_wheel_is_missing(shelf, locker):
+def test_a_pin_moves_only_where_its_wheel_is_missing(shelf, locker: Locker):
     shelf.add("native", "5.9.8", tags=(f"cp36-abi3-{X86}",))
     shelf.add("native", "6.0.0", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
     shelf.add("native", "6.1.0", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
@@ -111,7 +118,7 @@ def test_a_pin_moves_only_where_its_wheel_is_missing(shelf, locker):
     assert reporter.seen == list(resolution.adjustments)
 
 
-def test_a_repair_is_remembered(shelf, locker, tmp_path, monkeypatch):
+def test_a_repair_is_remembered(shelf, locker: Locker, tmp_path, monkeypatch):
     shelf.add("native", "1.0", tags=(f"cp36-abi3-{X86}",))
     shelf.add("native", "1.1", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
     first = run(locker, wanted("native==1.0"))
@@ -125,14 +132,14 @@ def test_a_repair_is_remembered(shelf, locker, tmp_path, monkeypatch):
         run(upgrading, wanted("native==1.0"))
 
 
-def test_a_pin_missing_everywhere_moves_to_one_version_for_all(shelf, locker):
+def test_a_pin_missing_everywhere_moves_to_one_version_for_all(shelf, locker: Locker):
     shelf.add("native", "1.0.1", tags=(f"cp311-cp311-{X86}",))
     shelf.add("native", "1.0.5", tags=(f"cp311-cp311-{X86}", f"cp311-cp311-{ARM}"))
     resolution = run(locker, wanted("native==1.0.0"), offered=(BOOKWORM,))
     assert told(resolution) == [("PIN_RELAXED", "native", "==1.0.0", "==1.0.5", None, "conda.yaml:5")]
 
 
-def test_the_nearest_version_must_fit_the_other_pins(shelf, locker):
+def test_the_nearest_version_must_fit_the_other_pins(shelf, locker: Locker):
     shelf.add("native", "1.0.3", "base<2")
     shelf.add("native", "1.0.4", "base>=2")
     shelf.add("base", "1.0")
@@ -141,14 +148,14 @@ def test_the_nearest_version_must_fit_the_other_pins(shelf, locker):
     assert told(resolution) == [("PIN_RELAXED", "native", "==1.0.2", "==1.0.4", None, "conda.yaml:5")]
 
 
-def test_python_moves_to_the_nearest_that_fits_every_pin(shelf, locker):
+def test_python_moves_to_the_nearest_that_fits_every_pin(shelf, locker: Locker):
     shelf.add("new", "1.0", tags=(f"cp313-cp313-{X86}", f"cp313-cp313-{ARM}"))
     resolution = run(locker, wanted("new==1.0", python="3.10.14"))
     assert resolution.python == TRIXIE
     assert told(resolution) == [("PYTHON_MOVED", "python", "3.10.14", "3.13.5", None, "conda.yaml:3")]
 
 
-def test_a_pin_moves_before_an_offered_python_does(shelf, locker):
+def test_a_pin_moves_before_an_offered_python_does(shelf, locker: Locker):
     shelf.add("new", "1.0", tags=(f"cp313-cp313-{X86}",))
     shelf.add("new", "1.1", tags=(f"cp311-cp311-{X86}",))
     resolution = run(locker, wanted("new==1.0", python="3.11"), platforms=[AMD64])
@@ -156,21 +163,21 @@ def test_a_pin_moves_before_an_offered_python_does(shelf, locker):
     assert told(resolution) == [("PIN_RELAXED", "new", "==1.0", "==1.1", None, "conda.yaml:5")]
 
 
-def test_an_offered_python_moves_where_no_pin_can(shelf, locker):
+def test_an_offered_python_moves_where_no_pin_can(shelf, locker: Locker):
     shelf.add("new", "1.0", tags=(f"cp313-cp313-{X86}",))
     resolution = run(locker, wanted("new", python="3.11"), platforms=[AMD64])
     assert resolution.python == TRIXIE
     assert "not every requirement has a wheel for Python 3.11" in resolution.adjustments[0].reason
 
 
-def test_platforms_agree_on_versions_where_they_can(shelf, locker):
+def test_platforms_agree_on_versions_where_they_can(shelf, locker: Locker):
     shelf.add("plain", "1.0", tags=("py3-none-any",))
     shelf.add("plain", "1.1", tags=(f"cp311-cp311-{ARM}",))
     resolution = run(locker, wanted("plain"))
     assert versions(resolution) == {"amd64": {"plain": "1.0"}, "arm64": {"plain": "1.0"}}
 
 
-def test_strict_names_the_repairs_and_does_none(shelf, locker):
+def test_strict_names_the_repairs_and_does_none(shelf, locker: Locker):
     shelf.add("native", "1.0", tags=(f"cp36-abi3-{X86}",))
     shelf.add("native", "1.1", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
     reporter = Recorder()
@@ -188,7 +195,7 @@ def test_strict_names_the_repairs_and_does_none(shelf, locker):
     assert "--python 3.13 was given" in flagged.adjustments[0].reason
 
 
-def test_an_unknown_package_is_told_with_its_line(shelf, locker):
+def test_an_unknown_package_is_told_with_its_line(shelf, locker: Locker):
     shelf.add("plain", "1.0")
     with pytest.raises(PackageNotFound) as caught:
         run(locker, wanted("plain", "plane==2.0", "plone"))
@@ -199,7 +206,7 @@ def test_an_unknown_package_is_told_with_its_line(shelf, locker):
     assert "plane" in caught.value.message
 
 
-def test_a_package_without_wheels_is_told_with_its_line(shelf, locker):
+def test_a_package_without_wheels_is_told_with_its_line(shelf, locker: Locker):
     shelf.file("source", "source-1.0.tar.gz", b"")
     shelf.add("native", "1.0", tags=(f"cp36-abi3-{X86}",))
     shelf.add("native", "2.0", tags=(f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}"))
@@ -214,7 +221,7 @@ def test_a_package_without_wheels_is_told_with_its_line(shelf, locker):
     assert "2.0" in found[7].hint
 
 
-def test_a_dependency_without_wheels_is_told_at_the_line_that_brings_it(shelf, locker):
+def test_a_dependency_without_wheels_is_told_at_the_line_that_brings_it(shelf, locker: Locker):
     shelf.add("plain", "1.0")
     shelf.add("app", "1.0", "source")
     shelf.file("source", "source-1.0.tar.gz", b"")
@@ -224,7 +231,7 @@ def test_a_dependency_without_wheels_is_told_at_the_line_that_brings_it(shelf, l
     assert "source" in caught.value.message
 
 
-def test_a_conflict_names_its_lines(shelf, locker):
+def test_a_conflict_names_its_lines(shelf, locker: Locker):
     shelf.add("plain", "1.0")
     shelf.add("app", "1.0", "base<2")
     shelf.add("tool", "1.0", "base>=2")
@@ -238,7 +245,7 @@ def test_a_conflict_names_its_lines(shelf, locker):
     assert "plain" not in caught.value.message
 
 
-def test_an_index_that_fails_in_mid_diagnosis_is_not_the_users_fault(shelf, locker):
+def test_an_index_that_fails_in_mid_diagnosis_is_not_the_users_fault(shelf, locker: Locker):
     shelf.add("plain", "1.0")
     shelf.stop()
     with pytest.raises(IndexUnreachable):
@@ -246,7 +253,7 @@ def test_an_index_that_fails_in_mid_diagnosis_is_not_the_users_fault(shelf, lock
 
 
 @pytest.mark.parametrize(("lines", "after"), [((), "25.0"), (("pyarrow>=26",), "26.0")])
-def test_pyarrow_is_bound_beside_numpy_1(shelf, locker, lines, after):
+def test_pyarrow_is_bound_beside_numpy_1(shelf, locker: Locker, lines, after):
     shelf.add("datasets", "2.0", "pyarrow", "numpy")
     for version in ("25.0", "26.0"):
         shelf.add("pyarrow", version)

@@ -92,7 +92,7 @@ class DockersRegistry:
         return sum(path.stat().st_size for path in (self.data / "docker/registry/v2/blobs").rglob("data"))
 
 
-def publish(registry, store, number, key):
+def publish(registry, store: BlobStore, number, key):
     """One build's images, records and signatures, as a build puts them in place."""
     commit = f"{number:040x}"
     created = f"2026-01-{number + 1:02d}T00:00:00Z"

@@ -131,7 +131,7 @@ def project(number):
     )
 
 
-def put_out(store, number):
+def put_out(store: Store, number):
     """One project's whole life, as the manager enters it."""
     life = [
         event("deploy", "started", ""),

@@ -57,7 +57,7 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def locker(settings):
+def locker(settings: Settings):
     locker = Locker(settings.cache_dir, index_url=settings.index_url, ca_bundle=settings.ca_bundle)
     try:
         with locker.index() as index:
@@ -68,13 +68,13 @@ def locker(settings):
 
 
 @pytest.fixture(scope="module")
-def provides(settings):
+def provides(settings: Settings):
     cache = WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
     with cache:
         yield Provides(settings.cache_dir / "provides", cache, ca_bundle=settings.ca_bundle)
 
 
-def contents(locker, provides, requirements):
+def contents(locker: Locker, provides: Provides, requirements):
     """The modules of each requirement's own wheel; None where it has no wheel."""
 
     def lock(text):
@@ -91,14 +91,14 @@ def contents(locker, provides, requirements):
     }
 
 
-def test_every_package_that_is_added_for_a_module_has_it(locker, provides):
+def test_every_package_that_is_added_for_a_module_has_it(locker: Locker, provides: Provides):
     table = imports.known().packages
     found = contents(locker, provides, sorted(set(table.values())))
     wrong = {module: text for module, text in table.items() if not provided(module, found[text] or ())}
     assert wrong == {}
 
 
-def test_every_tracker_has_the_modules_that_lead_to_it(locker, provides):
+def test_every_tracker_has_the_modules_that_lead_to_it(locker: Locker, provides: Provides):
     table = privacy.trackers()
     found = contents(locker, provides, sorted(table))
     wrong = {
@@ -111,7 +111,7 @@ def test_every_tracker_has_the_modules_that_lead_to_it(locker, provides):
 
 
 @pytest.fixture
-def checked(tmp_path, settings, locker):
+def checked(tmp_path, settings: Settings, locker: Locker):
     def run(requirements: str, lines: str, recorder=None):
         root = tmp_path / "digits"
         root.mkdir()

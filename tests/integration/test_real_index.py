@@ -70,7 +70,7 @@ def locker(cache):
     return locker
 
 
-def run(locker, name: str, text: str):
+def run(locker: Locker, name: str, text: str):
     return resolve(
         reader.read({name: text.encode()}),
         Platform,
@@ -86,7 +86,7 @@ def told(resolution):
     return [(a.code, a.package, a.before, a.after, a.platform, a.where) for a in resolution.adjustments]
 
 
-def test_a_pin_without_an_arm64_wheel_and_an_old_python(locker):
+def test_a_pin_without_an_arm64_wheel_and_an_old_python(locker: Locker):
     resolution = run(locker, "conda.yaml", SCIKIT_LEARN)
     assert told(resolution) == [
         ("PYTHON_MOVED", "python", "3.10.14", "3.11.2", None, "conda.yaml:5"),
@@ -100,7 +100,7 @@ def test_a_pin_without_an_arm64_wheel_and_an_old_python(locker):
     assert arm64 == {**amd64, "psutil": "6.0.0"}
 
 
-def test_old_protobuf_and_numpy_lock_as_they_are(locker):
+def test_old_protobuf_and_numpy_lock_as_they_are(locker: Locker):
     resolution = run(locker, "conda.yaml", OLD_PROTOBUF)
     assert told(resolution) == [("PYTHON_MOVED", "python", "3.11.5", "3.11.2", None, "conda.yaml:2")]
     for lock in resolution.locks.values():
@@ -109,7 +109,7 @@ def test_old_protobuf_and_numpy_lock_as_they_are(locker):
         assert lock.versions["pillow"] == "10.0.1"
 
 
-def test_unpinned_requirements_agree_between_platforms(locker):
+def test_unpinned_requirements_agree_between_platforms(locker: Locker):
     resolution = run(locker, "requirements.txt", "scikit-learn\n")
     assert resolution.adjustments == ()
     assert resolution.python.version == "3.11.2"
@@ -119,7 +119,7 @@ def test_unpinned_requirements_agree_between_platforms(locker):
     assert all(wheel.size for lock in (amd64, arm64) for wheel in lock.wheels)
 
 
-def test_wheels_of_both_platforms_are_fetched_and_verified(locker, cache):
+def test_wheels_of_both_platforms_are_fetched_and_verified(locker: Locker, cache):
     locks = run(locker, "requirements.txt", "psutil\npyyaml\n").locks
     wheels = [wheel for lock in locks.values() for wheel in lock.wheels]
     counted = []

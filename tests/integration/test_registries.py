@@ -18,7 +18,7 @@ from flops.errors import RegistryAuth, RegistryUnreachable
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
-from flops.oci.image import INDEX, ImageConfig, compose, index
+from flops.oci.image import INDEX, ImageConfig, ImageIndex, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
 from flops.oci.registry import EmbeddedRegistry
@@ -122,7 +122,7 @@ def store(tmp_path):
     return BlobStore(tmp_path / "store")
 
 
-def make_layer(store, path, content, compression=Compression.GZIP):
+def make_layer(store: BlobStore, path, content, compression=Compression.GZIP):
     with store.writer() as blob:
         writer = LayerWriter(blob, compression=compression)
         writer.file(path, content)
@@ -132,7 +132,7 @@ def make_layer(store, path, content, compression=Compression.GZIP):
 
 
 @pytest.fixture
-def image(store):
+def image(store: BlobStore):
     big = make_layer(store, "big", os.urandom(8_000_000))
     shared = [make_layer(store, f"shared/{number}", os.urandom(50_000)) for number in range(6)]
     images = []
@@ -143,7 +143,7 @@ def image(store):
     return index(images, {"io.flops.recipe": "r"})
 
 
-def assert_whole(client, name, reference, whole, place):
+def assert_whole(client: RegistryClient, name, reference, whole, place):
     found = client.get_manifest(name, reference)
     assert (found.digest, found.media_type, found.document) == (whole.digest, INDEX, whole.document)
     for expected in whole.images:
@@ -155,7 +155,7 @@ def assert_whole(client, name, reference, whole, place):
         assert [one.uncompressed_size for one in pulled.layers] == [one.uncompressed_size for one in expected.layers]
 
 
-def test_push_and_pull(client, store, image, tmp_path):
+def test_push_and_pull(client: RegistryClient, store: BlobStore, image: ImageIndex, tmp_path):
     client.ping()
     seen = []
     report = client.push_index(
@@ -172,7 +172,7 @@ def test_push_and_pull(client, store, image, tmp_path):
     assert_whole(client, "acme/digits/learner", "v2", image, tmp_path / "out")
 
 
-def test_the_second_repository_mounts_and_the_second_push_reuses(server, store, image, tmp_path):
+def test_the_second_repository_mounts_and_the_second_push_reuses(server, store: BlobStore, image: ImageIndex, tmp_path):
     with RegistryClient(server.registry) as client:
         client.push_index("acme/learner", image, store, ["v1"])
         report = client.push_index("acme/aggregator", image, store, ["v1"])
@@ -185,7 +185,9 @@ def test_the_second_repository_mounts_and_the_second_push_reuses(server, store, 
         assert_whole(client, "acme/third", "v1", image, tmp_path / "out")
 
 
-def test_a_blob_that_was_lost_is_pushed_again(client, server, store, image, tmp_path):
+def test_a_blob_that_was_lost_is_pushed_again(
+    client: RegistryClient, server, store: BlobStore, image: ImageIndex, tmp_path
+):
     client.push_blobs("acme/a", image.layers, store)
     lost = httpx.delete(f"{server.registry.url}/v2/acme/a/blobs/{image.layers[1].digest}")
     assert lost.status_code == 202
@@ -193,14 +195,14 @@ def test_a_blob_that_was_lost_is_pushed_again(client, server, store, image, tmp_
     assert_whole(client, "acme/a", "v1", image, tmp_path / "out")
 
 
-def test_what_is_not_there(client):
+def test_what_is_not_there(client: RegistryClient):
     assert client.get_manifest("no/such", "v1") is None
     assert not client.has_blob("no/such", "sha256:" + "0" * 64)
     assert client.tags("no/such") == ()
     assert client.images("no/such", "v1") is None
 
 
-def test_both_registries_hold_the_same_documents(store, image, tmp_path):
+def test_both_registries_hold_the_same_documents(store: BlobStore, image: ImageIndex, tmp_path):
     documents = []
     with EmbeddedRegistry(tmp_path / "ours") as ours, DockerRegistry(tmp_path / "docker") as docker:
         for server in (ours, docker):
@@ -245,7 +247,7 @@ def guarded(tmp_path, authority):
         yield running
 
 
-def test_a_login_over_tls(guarded, store, image, tmp_path):
+def test_a_login_over_tls(guarded, store: BlobStore, image: ImageIndex, tmp_path):
     known = FixedCredentials(by_host={guarded.registry.host: ANN})
     wrong = FixedCredentials(by_host={guarded.registry.host: Credential(username="ann", password="no")})
     bundle = guarded.place / "ca.pem"
@@ -263,7 +265,7 @@ def test_a_login_over_tls(guarded, store, image, tmp_path):
 
 
 # --- other people's clients against the embedded registry ---
-def test_skopeo_inspects_copies_and_deletes(embedded, store, image, tmp_path):
+def test_skopeo_inspects_copies_and_deletes(embedded: EmbeddedRegistry, store: BlobStore, image: ImageIndex, tmp_path):
     need("skopeo")
     with RegistryClient(embedded.registry) as client:
         client.push_index("acme/digits/learner", image, store, ["v1"])
@@ -291,7 +293,7 @@ def storage():
     shutil.rmtree(place, ignore_errors=True)
 
 
-def test_podman_pulls_and_pushes(embedded, store, image, storage):
+def test_podman_pulls_and_pushes(embedded: EmbeddedRegistry, store: BlobStore, image: ImageIndex, storage):
     need("podman", "runc")
     podman = ("podman", *storage, "--runtime", "runc")
     with RegistryClient(embedded.registry) as client:
@@ -307,7 +309,7 @@ def test_podman_pulls_and_pushes(embedded, store, image, storage):
         assert pushed.parsed_config.diff_ids == tuple(layer.diff_id for layer in own.layers)
 
 
-def test_buildah_pulls(embedded, store, image, storage):
+def test_buildah_pulls(embedded: EmbeddedRegistry, store: BlobStore, image: ImageIndex, storage):
     need("buildah")
     with RegistryClient(embedded.registry) as client:
         client.push_index("acme/a", image, store, ["v1"])

@@ -19,7 +19,7 @@ from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
 from flops.oci.descriptor import INDEX, Descriptor
-from flops.oci.image import ImageConfig, compose, index
+from flops.oci.image import ImageConfig, ImageIndex, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
@@ -43,7 +43,7 @@ def run(*words, check=True, **options):
     return done
 
 
-def make_layer(store, path, content):
+def make_layer(store: BlobStore, path, content):
     with store.writer() as blob:
         writer = LayerWriter(blob)
         writer.file(path, content)
@@ -58,7 +58,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def image(store):
+def image(store: BlobStore):
     shared = [make_layer(store, "big", os.urandom(1_500_000)), make_layer(store, "small", b"x" * 1000)]
     images = [
         compose(
@@ -96,7 +96,7 @@ class Side:
     def option(self):
         return ("--authfile", self.auth) if self.token else ()
 
-    def client(self):
+    def client(self) -> RegistryClient:
         known = FixedCredentials(by_host={self.host: Credential(username="us", password=self.token)})
         return RegistryClient(self.server.registry, credentials=known if self.token else None)
 
@@ -119,7 +119,7 @@ def storage():
     shutil.rmtree(place, ignore_errors=True)
 
 
-def test_skopeo_copies_inspects_lists_and_deletes(side, store, image, tmp_path):
+def test_skopeo_copies_inspects_lists_and_deletes(side: Side, store: BlobStore, image: ImageIndex, tmp_path):
     need("skopeo")
     name = f"docker://{side.host}/acme/digits"
     with side.client() as client:
@@ -136,7 +136,7 @@ def test_skopeo_copies_inspects_lists_and_deletes(side, store, image, tmp_path):
         assert client.get_manifest("acme/digits", "v1").digest == image.digest
 
 
-def test_podman_pulls_by_tag_and_digest_and_pushes(side, store, image, storage):
+def test_podman_pulls_by_tag_and_digest_and_pushes(side: Side, store: BlobStore, image: ImageIndex, storage):
     need("podman", "runc")
     podman = ("podman", *storage, "--runtime", "runc")
     own = next(one for one in image.images if one.platform is Platform.host())
@@ -152,7 +152,7 @@ def test_podman_pulls_by_tag_and_digest_and_pushes(side, store, image, storage):
         assert pushed.parsed_config.diff_ids == tuple(layer.diff_id for layer in own.layers)
 
 
-def test_buildah_pulls_and_pushes(side, store, image, storage):
+def test_buildah_pulls_and_pushes(side: Side, store: BlobStore, image: ImageIndex, storage):
     need("buildah")
     with side.client() as client:
         client.push_index("acme/a", image, store, ["v1"])
@@ -172,7 +172,9 @@ def test_a_login_takes_the_token_alone(tmp_path, program):
             client.check_push(["acme/a"])
 
 
-def test_without_a_login_an_open_registry_is_read_and_a_private_one_is_not(tmp_path, store, image):
+def test_without_a_login_an_open_registry_is_read_and_a_private_one_is_not(
+    tmp_path, store: BlobStore, image: ImageIndex
+):
     need("skopeo")
     for private in (False, True):
         with Side(tmp_path / str(private), token=TOKEN, private=private) as side:
@@ -226,7 +228,7 @@ class DockerRegistry:
         self.process.wait(10)
 
 
-def push_everything(client, store, image):
+def push_everything(client: RegistryClient, store: BlobStore, image: ImageIndex):
     """An image over platforms, a mount, an artifact with a blob, and three referrers; the subject."""
     client.push_index("acme/a", image, store, ["v1", "v2"])
     client.push_index("acme/b", image, store, ["v1"], mount_from=["acme/a"])
@@ -242,7 +244,7 @@ def push_everything(client, store, image):
     return subject
 
 
-def test_both_registries_hold_the_same_manifests_to_the_byte(tmp_path, store, image):
+def test_both_registries_hold_the_same_manifests_to_the_byte(tmp_path, store: BlobStore, image: ImageIndex):
     held = []
     with EmbeddedRegistry(tmp_path / "ours") as ours, DockerRegistry(tmp_path / "docker") as docker:
         for server in (ours, docker):
@@ -265,7 +267,7 @@ def test_both_registries_hold_the_same_manifests_to_the_byte(tmp_path, store, im
 
 
 @pytest.mark.parametrize("kind", [EmbeddedRegistry, DockerRegistry])
-def test_referrers_come_and_go(kind, tmp_path, store, image):
+def test_referrers_come_and_go(kind, tmp_path, store: BlobStore, image: ImageIndex):
     """On docker-registry 2.8, which has no list of referrers, by the tag's index."""
     with kind(tmp_path / "registry") as server, RegistryClient(server.registry) as client:
         subject = push_everything(client, store, image)
@@ -277,7 +279,7 @@ def test_referrers_come_and_go(kind, tmp_path, store, image):
 
 
 @pytest.mark.parametrize("kind", [EmbeddedRegistry, DockerRegistry])
-def test_an_upload_in_chunks(kind, tmp_path, store, image):
+def test_an_upload_in_chunks(kind, tmp_path, store: BlobStore, image: ImageIndex):
     layer = max(image.layers, key=lambda layer: layer.size)
     with kind(tmp_path / "registry") as server, RegistryClient(server.registry, chunk=400_000) as client:
         client.push_blob("acme/a", layer.digest, layer.size, lambda: store.open(layer.digest))

@@ -6,6 +6,7 @@ import pytest
 
 from flops.builder.dependencies.doctor import PythonChoice, resolve
 from flops.builder.formats import requirements as reader
+from flops.builder.locking.lock import Locker
 from flops.errors import NoWheel, PackageNotFound, SdistOnly, Unresolvable, VersionNotFound, Yanked
 from flops.platforms import Platform
 from flops.progress import Silent
@@ -20,7 +21,7 @@ ARM = "manylinux_2_17_aarch64"
 NATIVE = (f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}")
 
 
-def run(locker, text, *, path="requirements.txt", policy=Policy.FIX, modules=(), offered=(BOOKWORM,)):
+def run(locker: Locker, text, *, path="requirements.txt", policy=Policy.FIX, modules=(), offered=(BOOKWORM,)):
     files = {path: text.encode()}
     return resolve(
         reader.read(files),
@@ -62,7 +63,7 @@ def rivals(shelf):
 
 
 @pytest.mark.parametrize(("imported", "moved"), [("app", "tool"), ("tool", "app")])
-def test_what_the_code_imports_moves_last(rivals, locker, imported, moved):
+def test_what_the_code_imports_moves_last(rivals, locker: Locker, imported, moved):
     resolution = run(locker, "app==1.0.0\nplain\ntool==1.0.0\n", modules=[f"{imported}.part"])
     line = 1 if moved == "app" else 3
     assert told(resolution) == [("PIN_RELAXED", moved, "==1.0.0", "==1.0.1", f"requirements.txt:{line}")]
@@ -70,7 +71,7 @@ def test_what_the_code_imports_moves_last(rivals, locker, imported, moved):
     assert f"{moved} 1.0.0 can't stand beside {other}" in resolution.adjustments[0].reason
 
 
-def test_of_two_the_one_that_moves_less(shelf, locker):
+def test_of_two_the_one_that_moves_less(shelf, locker: Locker):
     shelf.add("app", "1.0.0", "base<2")
     shelf.add("app", "1.5.0", "base")
     shelf.add("base", "1.9")
@@ -80,7 +81,7 @@ def test_of_two_the_one_that_moves_less(shelf, locker):
     assert told(resolution) == [("PIN_RELAXED", "app", "==1.0.0", "==1.5.0", "requirements.txt:1")]
 
 
-def test_a_second_pin_of_the_same_package(shelf, locker):
+def test_a_second_pin_of_the_same_package(shelf, locker: Locker):
     shelf.add("app", "1.0")
     shelf.add("app", "2.0")
     resolution = run(locker, "app==1.0\napp==2.0\n", offered=(BOOKWORM, TRIXIE))
@@ -88,7 +89,7 @@ def test_a_second_pin_of_the_same_package(shelf, locker):
     assert resolution.python == BOOKWORM
 
 
-def test_what_can_only_move_together_is_unpinned(shelf, locker):
+def test_what_can_only_move_together_is_unpinned(shelf, locker: Locker):
     for name in ("app", "tool"):
         shelf.add(name, "1.0", "base==1" if name == "app" else "base==2")
         shelf.add(name, "2.0", "base==3", "peer==2")
@@ -103,7 +104,7 @@ def test_what_can_only_move_together_is_unpinned(shelf, locker):
     ]
 
 
-def test_a_range_without_versions_takes_the_nearest(shelf, locker):
+def test_a_range_without_versions_takes_the_nearest(shelf, locker: Locker):
     shelf.add("native", "1.0", tags=NATIVE[:1])
     shelf.add("native", "2.0", tags=NATIVE)
     shelf.add("native", "3.0", tags=NATIVE)
@@ -111,14 +112,14 @@ def test_a_range_without_versions_takes_the_nearest(shelf, locker):
     assert told(resolution) == [("PIN_RELAXED", "native", "<2", "==2.0", "requirements.txt:1")]
 
 
-def test_two_pythons_are_tried_before_a_major_version(shelf, locker):
+def test_two_pythons_are_tried_before_a_major_version(shelf, locker: Locker):
     shelf.add("native", "1.0", tags=(f"cp313-cp313-{X86}", f"cp313-cp313-{ARM}"))
     shelf.add("native", "2.0", tags=NATIVE)
     resolution = run(locker, "native==1.0\n", offered=(BOOKWORM, TRIXIE))
     assert resolution.python == TRIXIE
 
 
-def test_a_version_that_never_was(shelf, locker):
+def test_a_version_that_never_was(shelf, locker: Locker):
     shelf.add("plain", "1.26.4")
     shelf.add("plain", "2.0")
     resolution = run(locker, "plain==1.26.9\n", offered=(BOOKWORM, TRIXIE))
@@ -130,7 +131,7 @@ def test_a_version_that_never_was(shelf, locker):
     assert apply("plain==1.26.9\n", caught.value.hint) == "plain==1.26.4\n"
 
 
-def test_yanked_and_source_only(shelf, locker):
+def test_yanked_and_source_only(shelf, locker: Locker):
     shelf.add("gone", "1.0", yanked=True)
     shelf.add("gone", "2.0")
     shelf.file("source", "source-1.0.tar.gz", b"")
@@ -146,7 +147,7 @@ def test_yanked_and_source_only(shelf, locker):
     assert apply("gone==2.0\nsource==1.0\n", caught.value.hint).strip() == "gone==2.0"
 
 
-def test_a_misspelt_name_is_proposed_and_not_taken(shelf, locker):
+def test_a_misspelt_name_is_proposed_and_not_taken(shelf, locker: Locker):
     shelf.add("numpy", "1.26.4")
     shelf.add("scikit-learn", "1.4.2", "numpy")
     text = "numpy==1.26.9\nscikit-lern==1.4.2  # models\n"
@@ -163,7 +164,7 @@ def test_a_misspelt_name_is_proposed_and_not_taken(shelf, locker):
     assert run(locker, after).adjustments == ()
 
 
-def test_a_misspelt_name_that_exists_is_not_taken_for_the_one_that_was_meant(shelf, locker):
+def test_a_misspelt_name_that_exists_is_not_taken_for_the_one_that_was_meant(shelf, locker: Locker):
     shelf.add("scipy", "1.13.0")
     shelf.add("scfpy", "0.2")
     with pytest.raises(VersionNotFound) as caught:
@@ -172,7 +173,7 @@ def test_a_misspelt_name_that_exists_is_not_taken_for_the_one_that_was_meant(she
     assert run(locker, "scfpy==0.3\n", modules=["scfpy"]).adjustments[0].after == "==0.2"
 
 
-def test_a_name_that_nobody_knows_has_no_proposal(shelf, locker):
+def test_a_name_that_nobody_knows_has_no_proposal(shelf, locker: Locker):
     shelf.add("plain", "1.0")
     with pytest.raises(PackageNotFound) as caught:
         run(locker, "plain\nqqqqzzzz==1\n", modules=["qqqqzzzz"])
@@ -183,7 +184,7 @@ def test_a_name_that_nobody_knows_has_no_proposal(shelf, locker):
     assert [(a.code, a.package) for a in caught.value.repairs] == [("TAKEN_OUT", "qqqqzzzz")]
 
 
-def test_strict_gives_a_patch_that_locks(shelf, locker):
+def test_strict_gives_a_patch_that_locks(shelf, locker: Locker):
     shelf.add("native", "1.0", tags=NATIVE[:1])
     shelf.add("native", "1.1", tags=NATIVE)
     with pytest.raises(NoWheel) as caught:
@@ -202,7 +203,7 @@ def test_strict_gives_a_patch_that_locks(shelf, locker):
     assert run(locker, after, path="conda.yaml", policy=Policy.STRICT).adjustments == ()
 
 
-def test_no_patch_where_it_would_not_lock(shelf, locker):
+def test_no_patch_where_it_would_not_lock(shelf, locker: Locker):
     shelf.add("native", "1.0", tags=NATIVE[:1])
     shelf.add("native", "1.1", tags=NATIVE[1:])
     with pytest.raises(NoWheel) as caught:
@@ -211,7 +212,7 @@ def test_no_patch_where_it_would_not_lock(shelf, locker):
     assert "+++" not in caught.value.hint
 
 
-def test_a_conflict_without_a_repair_keeps_its_lines(shelf, locker):
+def test_a_conflict_without_a_repair_keeps_its_lines(shelf, locker: Locker):
     shelf.add("app", "1.0", "base<2")
     shelf.add("tool", "1.0", "base>=2")
     for number in range(12):
@@ -224,7 +225,7 @@ def test_a_conflict_without_a_repair_keeps_its_lines(shelf, locker):
     assert [finding.line for finding in caught.value.findings] == [1, 14]
 
 
-def test_versions_that_differ_and_names_that_look_alike_are_findings(shelf, locker):
+def test_versions_that_differ_and_names_that_look_alike_are_findings(shelf, locker: Locker):
     shelf.add("native", "1.0", tags=NATIVE[:1])
     shelf.add("native", "1.1", tags=NATIVE)
     shelf.add("numsy", "1.0", "numpy")

@@ -122,7 +122,7 @@ def stored(server):
     return sum({told.st_ino: told.st_size for told in files}.values())
 
 
-def layers(client, result, actor):
+def layers(client: RegistryClient, result, actor):
     """Each platform's layers, as the registry has them."""
     name = result["images"][actor]["reference"].partition("/")[2].rpartition(":")[0]
     whole = parse_index(client.get_manifest(name, result["images"][actor]["digest"]).document)
@@ -132,7 +132,7 @@ def layers(client, result, actor):
     return {platform: [layer.digest for layer in one.layers] for platform, one in found.items()}
 
 
-def copy_images(source, target, store):
+def copy_images(source: RegistryClient, target: RegistryClient, store: BlobStore):
     """Everything that one registry has, into another one."""
 
     def copy(name, reference):
@@ -196,7 +196,7 @@ def server(request, made, tmp_path):
         yield running
 
 
-def differing(client, first, second):
+def differing(client: RegistryClient, first, second):
     """By actor and platform, which layers of two builds are not the same, and how many there are."""
     for actor in ACTORS:
         one, other = layers(client, first, actor), layers(client, second, actor)

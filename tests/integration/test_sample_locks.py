@@ -15,5 +15,5 @@ def locker(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", corpus.with_table("lock"))
-def test_a_repository_locks_as_it_expects(name, tmp_path, locker):
+def test_a_repository_locks_as_it_expects(name, tmp_path, locker: Locker):
     corpus.check_lock(name, tmp_path, locker, "lock")
