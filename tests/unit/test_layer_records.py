@@ -252,6 +252,17 @@ def test_a_record_that_is_none_of_ours_is_ignored_with_a_warning(machine, what):
     assert other.layers.recorded(OTHER) == layer
 
 
+@pytest.mark.parametrize("held", [0, 2])
+def test_a_record_that_does_not_hold_its_layer_alone_is_ignored(machine, held):
+    """Nothing would keep the layer from the registry's collector, though it is there today."""
+    one, other = machine(), machine()
+    layer, another = one.make(), one.make("two")
+    one.keep(OTHER, layer)
+    poison(one, envelope(change(layer)), blobs=[layer, another][:held])
+    assert other.layers.recorded(KEY) is None
+    assert "can't be read" in other.told.warnings[0]
+
+
 def test_a_sound_record_passes_what_the_broken_ones_do_not(machine):
     one, other = machine(), machine()
     layer = one.make()
