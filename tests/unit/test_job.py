@@ -24,6 +24,7 @@ from flops import process
 from flops.errors import (
     Adjustment,
     AttemptOver,
+    BadSetting,
     Cancelled,
     Finding,
     FlopsError,
@@ -279,6 +280,20 @@ def test_trouble_on_the_way_loses_and_doubles_nothing(trouble):
         assert [event["message"] for event in manager.events][:50] == [str(number) for number in range(50)]
         assert told(manager)[50:] == [("push", "started", "TAGGING"), ("push", "succeeded", None)]
         assert (manager.doubled > 0) == (trouble == COMMIT_AND_CUT)
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "told"),
+    [
+        ("file:///etc/passwd", TOKEN, "FLOPS_JOB_URL is no http"),
+        ("http://", TOKEN, "FLOPS_JOB_URL is no http"),
+        ("http://127.0.0.1:9", "clé", "FLOPS_JOB_TOKEN holds characters"),
+        ("http://127.0.0.1:9", "two\nlines", "FLOPS_JOB_TOKEN holds characters"),
+    ],
+)
+def test_an_environment_that_no_manager_made_is_told(url, token, told):
+    with pytest.raises(BadSetting, match=told):
+        Attempt(url, token)
 
 
 @settings(max_examples=20, deadline=None)

@@ -38,6 +38,10 @@ class Attempt:
         self, url: str, token: str, *, ca_bundle: Path | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
         self._url = _checked(url)
+        if not token.isascii() or not token.isprintable():
+            raise BadSetting(
+                "FLOPS_JOB_TOKEN holds characters that no HTTP header can", hint="the manager sets it for its builders"
+            )
         self._expires: float | None = None
         self._stopped = threading.Event()
         try:
