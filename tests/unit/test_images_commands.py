@@ -394,6 +394,8 @@ def test_what_others_put_into_a_registry_ends_no_command(made, registry, capsys)
         assert shown(capsys, *words)["images"] == 0  # the learner's index is a part of somebody's
     assert remove_superseded(RegistryStore(registry.root), -1) == 1  # the nameless one with our annotations
     assert shown(capsys, "show", references(registry, result)[0])["platforms"]
+    code, _, err = flops(capsys, "images", "show", f"{registry.registry.host}/{name}:odd")
+    assert (code, f"{name}:odd is no image over platforms" in err) == (7, True)
 
 
 @pytest.mark.parametrize(

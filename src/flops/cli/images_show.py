@@ -15,7 +15,7 @@ from flops.builder.housekeeping.reading import listed, read
 from flops.builder.records import LOCKS, PROVENANCE, SBOM, TITLE
 from flops.cli import options, places
 from flops.cli.render import megabytes, one_line, plain, print_json
-from flops.errors import ImageNotFound, UsageError
+from flops.errors import BadImage, ImageNotFound, UsageError
 from flops.oci.image_documents import parse_config, parse_index, parse_manifest
 from flops.oci.signature import signature_tag
 from flops.platforms import Platform
@@ -82,7 +82,10 @@ def _look(stock: Stock, repository: str, selector: str, reference: str) -> _Show
     found = stock.get_manifest(repository, selector)
     if found is None:
         raise ImageNotFound(f"there is no image {reference}", hint="flops images list shows what there is")
-    index = parse_index(found.document)
+    try:
+        index = parse_index(found.document)
+    except BadImage as error:
+        raise BadImage(f"{reference} is no image over platforms: {error.message}") from error
     images = {}
     for entry in index.manifests:
         child = stock.get_manifest(repository, entry.digest)
