@@ -1,7 +1,7 @@
 """Which modules a wheel provides and what it requires, read from its directory before the wheel itself is fetched.
 
-The end of a zip names all its members. Two range requests (RFC 9110, 14) bring it, and what was found is kept by the
-wheel's hash. A server without ranges costs the whole wheel, which a build needs anyway.
+Two range requests bring the end of a wheel, and what was found is kept by its hash. A server without ranges costs the whole
+wheel, which a build needs anyway.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import os
 import secrets
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from flops.builder.shared_cache import PROVIDES
-from flops.builder.wheels.zip_directory import DEFLATED, STORED, ZipError, list_members
-from flops.errors import IndexUnreachable, WheelUnsafe
+from flops.builder.wheels.ranges import NoRanges, Ranges, Source, content, local
+from flops.builder.wheels.zip_directory import ZipError
+from flops.errors import WheelUnsafe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,21 +34,12 @@ if TYPE_CHECKING:
 
 #: Raised whenever the same wheel would be read otherwise.
 FORMAT = 1
-#: Bytes of the first request: the end record with the longest comment, and the directory of most wheels.
-TAIL = 72 * 1024
-MOST_MEMBERS = 200_000
-MOST_METADATA = 4 * 1024 * 1024
-#: Of one answer; the largest real directories have about 2 MB.
-MOST_BYTES = 32 * 1024 * 1024
 #: Levels of packages that have no `__init__` of their own (PEP 420) before the rest counts as one.
 LEVELS = 3
 #: The file by which setuptools stands in for the distutils that Python no longer has.
 _DISTUTILS = "distutils-precedence.pth"
 #: Wheels that are read at a time.
 WORKERS = 8
-SECONDS = 20.0
-#: Of a member's own header: the fixed part, and room for its name and extra fields.
-_LOCAL, _LOCAL_ROOM = 30, 512
 
 
 def modules(names: Iterable[str]) -> frozenset[str]:
@@ -113,14 +104,14 @@ class Provides:
             known = self._recall("python", wheel.sha256)
             if known is None and self._wheels.has(wheel):
                 with contextlib.suppress(OSError):
-                    self._note_python(wheel, _local(self._wheels.path(wheel)))
+                    self._note_python(wheel, local(self._wheels.path(wheel)))
                 known = self._recall("python", wheel.sha256)
             if known and known[0]:
                 found[wheel.sha256] = known[0]
         return found
 
     def _all(
-        self, kind: str, wheels: Iterable[LockedWheel], read: Callable[[_Source], list[str]]
+        self, kind: str, wheels: Iterable[LockedWheel], read: Callable[[Source], list[str]]
     ) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         missing: list[LockedWheel] = []
@@ -136,7 +127,7 @@ class Provides:
             found |= {wheel.sha256: names for wheel, names in zip(missing, told, strict=True) if names is not None}
             missing = [wheel for wheel in missing if wheel.sha256 not in found]
         if missing:
-            with _Client(self._ca_bundle, self._transport) as client, ThreadPoolExecutor(self._workers) as pool:
+            with Ranges(self._ca_bundle, self._transport) as client, ThreadPoolExecutor(self._workers) as pool:
                 answers = pool.map(lambda wheel: self._read(wheel, client, read), missing)
                 for wheel, names in zip(missing, answers, strict=True):
                     found[wheel.sha256] = names
@@ -151,22 +142,22 @@ class Provides:
         names = note.content if note else None
         return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
-    def _read(self, wheel: LockedWheel, client: _Client, read: Callable[[_Source], list[str]]) -> list[str]:
+    def _read(self, wheel: LockedWheel, client: Ranges, read: Callable[[Source], list[str]]) -> list[str]:
         try:
             if not self._wheels.has(wheel):
-                with contextlib.suppress(_NoRanges):
+                with contextlib.suppress(NoRanges):
                     return self._noted(wheel, client.open(wheel, self._wheels), read)
-            return self._noted(wheel, _local(self._wheels.fetch(wheel)), read)
+            return self._noted(wheel, local(self._wheels.fetch(wheel)), read)
         except (ZipError, zlib.error, UnicodeError) as error:
             raise WheelUnsafe(f"{wheel.filename} can't be read: {error}", hint="take another version of it") from error
 
-    def _noted(self, wheel: LockedWheel, source: _Source, read: Callable[[_Source], list[str]]) -> list[str]:
+    def _noted(self, wheel: LockedWheel, source: Source, read: Callable[[Source], list[str]]) -> list[str]:
         """What is read, and the Requires-Python that is there with it."""
         names = read(source)
         self._note_python(wheel, source)
         return names
 
-    def _note_python(self, wheel: LockedWheel, source: _Source) -> None:
+    def _note_python(self, wheel: LockedWheel, source: Source) -> None:
         with contextlib.suppress(ZipError, zlib.error, UnicodeError):
             if (metadata := _metadata(source)).header >= source.held:
                 python = str(_headers(source, metadata).get("Requires-Python", ""))
@@ -196,138 +187,25 @@ def _key(kind: str, sha256: str) -> str:
     return hashlib.sha256(json.dumps([FORMAT, kind, sha256]).encode()).hexdigest()
 
 
-class _Source:
-    """A wheel that can be read in pieces."""
-
-    def __init__(self, read: Callable[[int, int], bytes], length: int, *, held: int = 0) -> None:
-        self.read = read
-        self.length = length
-        self.held = held
-        """Where that begins which costs no request."""
-
-    @cached_property
-    def members(self) -> tuple[Member, ...]:
-        return list_members(self.read, self.length, most=MOST_MEMBERS)
-
-
-class _NoRanges(Exception):
-    """The server gives only whole files."""
-
-
-class _Client:
-    """Range requests; the connection is opened with the first one."""
-
-    def __init__(self, ca_bundle: Path | None, transport: httpx.BaseTransport | None) -> None:
-        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
-
-        from flops.builder.locking.index import tls  # noqa: PLC0415
-
-        self._httpx = httpx
-        self._client = httpx.Client(
-            verify=tls(ca_bundle) if transport is None else True,
-            transport=transport,
-            timeout=SECONDS,
-            follow_redirects=True,
-            headers={"Accept-Encoding": "identity"},
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-
-    def open(self, wheel: LockedWheel, wheels: WheelCache) -> _Source:
-        """The wheel's end is here afterwards, and other parts are asked for as they are read. _NoRanges."""
-        auth = wheels.auth(wheel)
-        first = max(0, wheel.size - TAIL) if wheel.size is not None else None
-        tail, start, length = self._get(wheel, auth, f"{first}-" if first is not None else f"-{TAIL}")
-        if wheel.size not in {None, length}:
-            raise ZipError("it has another size than was locked")
-
-        def read(offset: int, size: int) -> bytes:
-            if offset >= start:
-                return tail[offset - start : offset - start + size]
-            return self._get(wheel, auth, f"{offset}-{min(offset + size, length) - 1}")[0]
-
-        return _Source(read, length, held=start)
-
-    def _get(self, wheel: LockedWheel, auth: tuple[str, str] | None, what: str) -> tuple[bytes, int, int]:
-        """The bytes, where they begin, and how long the whole file is."""
-        try:
-            with self._client.stream("GET", wheel.url, headers={"Range": f"bytes={what}"}, auth=auth) as response:
-                if response.status_code in {200, 416, 501}:
-                    raise _NoRanges
-                if response.status_code != self._httpx.codes.PARTIAL_CONTENT:
-                    raise IndexUnreachable(f"{wheel.filename} can't be read: status {response.status_code}")
-                unit, _, place = response.headers.get("Content-Range", "").partition(" ")
-                span, _, length = place.partition("/")
-                start, _, end = span.partition("-")
-                if unit != "bytes" or not (start.isdecimal() and end.isdecimal() and length.isdecimal()):
-                    raise _NoRanges
-                return _bounded(response, int(end) - int(start) + 1), int(start), int(length)
-        except (self._httpx.HTTPError, self._httpx.InvalidURL) as error:
-            raise IndexUnreachable(
-                f"{wheel.filename} can't be read: {type(error).__name__}",
-                hint="nothing is wrong with the repository; try again later",
-            ) from error
-
-
-def _bounded(response: httpx.Response, size: int) -> bytes:
-    """The body, as long as its header said; one that goes on is not read."""
-    if size > MOST_BYTES:
-        raise ZipError(f"its directory has more than {MOST_BYTES} bytes")
-    data = bytearray()
-    for piece in response.iter_raw():
-        data += piece
-        if len(data) > size:
-            raise _NoRanges
-    return bytes(data)
-
-
-def _local(path: Path) -> _Source:
-    def read(offset: int, size: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    return _Source(read, path.stat().st_size)
-
-
-def _read_modules(source: _Source) -> list[str]:
+def _read_modules(source: Source) -> list[str]:
     return sorted(modules(member.name for member in source.members))
 
 
-def _read_requires(source: _Source) -> list[str]:
+def _read_requires(source: Source) -> list[str]:
     return [str(line) for line in _headers(source, _metadata(source)).get_all("Requires-Dist", [])]
 
 
-def _metadata(source: _Source) -> Member:
+def _metadata(source: Source) -> Member:
     found = [one for one in source.members if one.name.count("/") == 1 and one.name.endswith(".dist-info/METADATA")]
     if len(found) != 1:
         raise ZipError("it has no METADATA, or more than one")
     return found[0]
 
 
-def _headers(source: _Source, metadata: Member) -> Message:
+def _headers(source: Source, metadata: Member) -> Message:
     from email.parser import BytesHeaderParser  # noqa: PLC0415 - not needed where everything is remembered
 
-    return BytesHeaderParser().parsebytes(_content(source, metadata))
-
-
-def _content(source: _Source, member: Member) -> bytes:
-    if max(member.size, member.compressed_size) > MOST_METADATA:
-        raise ZipError(f"{member.name} is larger than any text needs")
-    data = source.read(member.header, _LOCAL + _LOCAL_ROOM + member.compressed_size)
-    skipped = _LOCAL + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
-    if len(data) < skipped + member.compressed_size:
-        data = source.read(member.header, skipped + member.compressed_size)
-    raw = data[skipped : skipped + member.compressed_size]
-    if member.method == STORED:
-        return raw
-    if member.method != DEFLATED:
-        raise ZipError(f"{member.name} is compressed in a way that wheels don't use")
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, MOST_METADATA)
+    return BytesHeaderParser().parsebytes(content(source, metadata))
 
 
 def _installed(name: str) -> tuple[str, ...]:
