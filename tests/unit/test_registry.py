@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import os
+import resource
 import socket
 import threading
 import time
@@ -13,8 +14,9 @@ import httpx
 import pytest
 
 from flops.errors import DiskFull, RegistryError
-from flops.oci import registry_store
+from flops.oci import registry_blobs, registry_store
 from flops.oci.registry import EmbeddedRegistry
+from flops.oci.registry_store import RegistryStore
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -526,6 +528,38 @@ def test_uploads_of_a_run_that_was_killed_are_removed(tmp_path):
     with EmbeddedRegistry(tmp_path):
         assert not left.exists()
         assert len(list((tmp_path / "uploads").iterdir())) == 1
+
+
+def test_what_a_failed_write_left_is_taken_back(tmp_path):
+    """A disk may take a part of a piece before it is full; the client sends the whole piece again."""
+    store = RegistryStore(tmp_path)
+    store.prepare()
+    upload, limits = store.begin("a"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    upload.append(b"a" * 1000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            upload.append(b"b" * 1000)
+        left = upload.path.stat().st_size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (left, upload.size) == (1000, 1000)
+    upload.append(b"b" * 1000)
+    assert store.finish(upload) == digest_of(b"a" * 1000 + b"b" * 1000)
+    assert store.blob_path(upload.digest).read_bytes() == b"a" * 1000 + b"b" * 1000
+    store.close()
+
+
+def test_an_upload_that_nobody_continues_is_forgotten(tmp_path, monkeypatch):
+    with EmbeddedRegistry(tmp_path) as server, httpx.Client(base_url=server.registry.url) as web:
+        first = web.post("/v2/a/blobs/uploads/").headers["location"]
+        assert web.patch(first, content=b"x" * 100).status_code == 202
+        web.post("/v2/a/blobs/uploads/")
+        assert web.get(first).status_code == 204
+        monkeypatch.setattr(registry_blobs, "_PATIENCE", -1.0)
+        web.post("/v2/a/blobs/uploads/")
+        assert web.get(first).status_code == 404
+        assert {path.name for path in (tmp_path / "uploads").rglob("*") if path.is_file()} == {"alive"}
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_blob(tmp_path, monkeypatch):

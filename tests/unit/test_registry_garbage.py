@@ -1,5 +1,7 @@
 """The embedded registry's collector: what nobody names goes, whatever is named or in use stays."""
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -118,6 +120,15 @@ def test_what_was_pushed_lately_stays(store):
     blob(store, "a", b"pushed for an image that is still to come")
     assert store.collect(3600).links == 0
     assert store.collect(-1).links == 1
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_who_collects_is_alone_and_who_pushes_is_not(store, collects):
+    with store.locked(exclusive=collects), (store.root / "lock").open("ab") as another:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(BlockingIOError) if collects else contextlib.nullcontext():
+            fcntl.flock(another, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def test_what_is_used_after_it_was_noted_stays(store, monkeypatch):
