@@ -2,7 +2,10 @@
 
 import sys
 
+import pytest
 from tests import fault_schedules
+
+pytestmark = pytest.mark.integration
 
 SCHEDULES = 100
 

@@ -17,6 +17,8 @@ from flops.oci.registry import EmbeddedRegistry
 from flops.oci.retry import Retry
 from flops.platforms import Platform
 
+pytestmark = pytest.mark.integration
+
 #: Relays share this process: the end of a connection that was not told comes late now and then, and costs a try.
 BRISK = Retry(tries=30, first=0.01, longest=0.1)
 
