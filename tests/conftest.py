@@ -6,6 +6,7 @@ import functools
 import hashlib
 import html
 import io
+import logging
 import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,18 @@ from flops.builder.locking.lock import Locker
 # A machine that is busy with something else is no failure of ours.
 settings.register_profile("flops", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("flops")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """A program under test sets up its log for good: its handler would write to a later test's stderr, or to a closed one."""
+    loggers = [logging.getLogger(name) for name in (None, "flops", "uvicorn")]
+    before = [(one, [*one.handlers], one.level, one.propagate) for one in loggers]
+    yield
+    for one, handlers, level, propagate in before:
+        one.handlers[:] = [handler for handler in one.handlers if handler in handlers]
+        one.setLevel(level)
+        one.propagate = propagate
 
 
 class Shelf:
