@@ -13,6 +13,7 @@ from flops.errors import Finding
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from flops.builder.formats.requirement import Requirement
     from flops.builder.formats.requirements import Requirements
     from flops.builder.locking.lock import Lock
     from flops.platforms import Platform
@@ -30,9 +31,9 @@ def differences(locks: Mapping[Platform, Lock], requirements: Requirements) -> l
         entry = next((entry for entry in requirements.entries if entry.name == name), None)
         shown = ", ".join(f"{version} on {platform}" for platform, version in own.items())
         found.append(
-            Finding(
-                path=entry.path if entry else requirements.path,
-                line=entry.line if entry else 0,
+            _finding(
+                requirements,
+                entry,
                 code="VERSIONS_DIFFER",
                 message=f"{name} is {shown}: learners of these platforms may not agree on parameters",
                 hint=f"pin a version of {name} that has a wheel on every platform",
@@ -54,9 +55,9 @@ def withdrawn(locks: Mapping[Platform, Lock], requirements: Requirements) -> lis
         entry = next((one for one in own if SpecifierSet(one.specifier).contains(version, prereleases=True)), None)
         where = "" if len(on) == len(locks) else f" (on {' and '.join(map(str, on))})"
         findings.append(
-            Finding(
-                path=entry.path if entry else requirements.path,
-                line=entry.line if entry else 0,
+            _finding(
+                requirements,
+                entry,
                 code="PIN_YANKED",
                 message=f"{name} {version} was withdrawn by its authors{where}{f': {reason}' if reason else ''}",
                 hint=f"it is taken as it is pinned; pin a version of {name} that stands",
@@ -83,9 +84,9 @@ def outgrown(
             if not fits:
                 shown = " ".join(asked.split())[:100]
                 entry = next((entry for entry in requirements.entries if entry.name == wheel.name), None)
-                found[wheel.name, wheel.version] = Finding(
-                    path=entry.path if entry else requirements.path,
-                    line=entry.line if entry else 0,
+                found[wheel.name, wheel.version] = _finding(
+                    requirements,
+                    entry,
                     code="PYTHON_NOT_FORESEEN",
                     message=f"{wheel.name} {wheel.version} asks for Python {shown}, and Python {lock.python} is used",
                     hint=f"see that it works, or take a version of {wheel.name} or of Python for which it is made",
@@ -107,3 +108,9 @@ def suspects(requirements: Requirements, modules: Collection[str]) -> list[Findi
         for entry in requirements.entries
         if entry.name in alike
     ]
+
+
+def _finding(requirements: Requirements, entry: Requirement | None, *, code: str, message: str, hint: str) -> Finding:
+    """At the line that asks for a package; of one that nobody asks for, in the file that counts."""
+    path, line = (entry.path, entry.line) if entry else (requirements.path, 0)
+    return Finding(path=path, line=line, code=code, message=message, hint=hint)
