@@ -9,20 +9,22 @@ import contextlib
 import os
 import resource
 import select
+import selectors
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from flops import lifeline
 from flops.errors import Cancelled, ToolFailed, ToolMissing, ToolTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: What a child may see of our own environment; all else is given by name.
 INHERITED = (
@@ -42,6 +44,10 @@ INHERITED = (
 )
 #: Bytes kept of each of a child's outputs; the rest stays in the temporary file and goes with it.
 OUTPUT_LIMIT = 16 * 1024 * 1024
+#: Seconds between two looks at a program that `exchange` talks to.
+LOOK_SECONDS = 0.02
+_PIECE = 64 * 1024
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: Bytes of one line of a program that is followed; a longer line arrives in pieces.
 LINE_LIMIT = 64 * 1024
 
@@ -53,6 +59,15 @@ class Completed:
     arguments: tuple[str, ...]
     code: int
     stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back over a program's pipes. `code` as in `Completed`."""
+
+    code: int
+    stdout: bytes
     stderr: str
 
 
@@ -108,29 +123,90 @@ def run(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as feed:
         feed.write((stdin or "").encode())
         feed.seek(0)
-        check_cancelled()
-        try:
-            child = subprocess.Popen(
-                words, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd, start_new_session=True
-            )
-        except (FileNotFoundError, PermissionError) as error:
-            raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
-        lifeline.add(child.pid)
-        _running.add(child)
-        try:
-            check_cancelled()
-            code = _wait(child, seconds)
-        except subprocess.TimeoutExpired:
-            raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
-        finally:
-            _running.discard(child)
-            _kill_group(child)
-        check_cancelled()
+        with _started(words, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd) as child:
+            try:
+                code = _wait(child, seconds)
+            except subprocess.TimeoutExpired:
+                raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
         done = Completed(arguments=words, code=code, stdout=_text(out), stderr=_text(err))
     if check and code != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ToolFailed(f"{Path(words[0]).name} ended with {code}: {last[0][:500]}")
+        raise ToolFailed(f"{Path(words[0]).name} ended with {code}: {last_line(done.stderr)}")
     return done
+
+
+def last_line(stderr: str) -> str:
+    """What a program that failed says of it."""
+    return (stderr.strip().splitlines()[-1:] or ["no message"])[0][:500]
+
+
+def exchange(
+    arguments: Sequence[str | Path],
+    *,
+    stdin: bytes,
+    seconds: float,
+    output: int,
+    env: Mapping[str, str],
+    descriptors: Sequence[int] = (),
+    begin: Callable[[], Callable[[], None]] | None = None,
+) -> Answer:
+    """Run a program that is fed and read over pipes. ToolFailed beyond `output` bytes of both its outputs, ToolTimeout.
+
+    `env` is its whole environment. `begin` is called once it runs, and what that returns every LOOK_SECONDS and at
+    the end: whatever either raises ends the program.
+    """
+    words = [str(argument) for argument in arguments]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with _started(words, **pipes, env=dict(env), cwd="/", pass_fds=descriptors) as child:
+        look = begin() if begin else lambda: None
+        code, out, err = _talk(child, stdin, seconds, output, look)
+        look()
+    return Answer(code=code, stdout=out, stderr=err.decode("utf-8", "replace"))
+
+
+def _talk(
+    child: subprocess.Popen[bytes], stdin: bytes, seconds: float, limit: int, look: Callable[[], None]
+) -> tuple[int, bytes, bytes]:
+    """Feed and read a program until it has closed its outputs and ended."""
+    out, err = bytearray(), bytearray()
+    end, next_look = time.monotonic() + seconds, 0.0
+    with selectors.DefaultSelector() as selector:
+        for stream, data in ((child.stdin, memoryview(stdin)), (child.stdout, out), (child.stderr, err)):
+            if stream is not None:
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, _WRITE if stream is child.stdin else _READ, data)
+        while selector.get_map() or child.poll() is None:
+            if time.monotonic() > end:
+                raise ToolTimeout(f"the program did not end within {seconds:.0f} s")
+            if time.monotonic() >= next_look:
+                look()
+                next_look = time.monotonic() + LOOK_SECONDS
+            if not selector.get_map():  # all is read, and it goes on
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(LOOK_SECONDS)
+                continue
+            for key, _ in selector.select(LOOK_SECONDS):
+                _move(selector, key)
+            if len(out) + len(err) > limit:
+                raise ToolFailed(f"the program wrote more than {limit} bytes")
+    return child.wait(), bytes(out), bytes(err)
+
+
+def _move(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    """Write a piece to a pipe (`data`: what is left to write), or read one; a pipe that is done is closed."""
+    if isinstance(key.data, bytearray):
+        piece = os.read(key.fd, _PIECE)
+        key.data.extend(piece)
+        more = bool(piece)
+    else:
+        try:
+            left = key.data[os.write(key.fd, key.data[:_PIECE]) :]
+        except BrokenPipeError:  # it wants no more
+            left = key.data[:0]
+        selector.modify(key.fileobj, key.events, left)
+        more = bool(left)
+    if not more:
+        selector.unregister(key.fileobj)
+        cast("IO[bytes]", key.fileobj).close()
 
 
 class Running:
@@ -263,6 +339,28 @@ def confine(pid: int, limits: Limits) -> None:
         _lower(pid, resource.RLIMIT_NOFILE, limits.files)
         if limits.memory is not None:
             _lower(pid, resource.RLIMIT_DATA, limits.memory)
+
+
+@contextlib.contextmanager
+def _started(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in a session of its own, which ends with us, by `cancel`, and at exit with all that it started."""
+    check_cancelled()
+    try:
+        child = subprocess.Popen(words, start_new_session=True, **options)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ToolMissing(f"{words[0]} can't be started: {error.strerror}") from error
+    lifeline.add(child.pid)
+    _running.add(child)
+    try:
+        check_cancelled()
+        yield child
+    finally:
+        _running.discard(child)
+        _kill_group(child)
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+    check_cancelled()
 
 
 def _lower(pid: int, kind: int, value: int) -> None:

@@ -1,13 +1,19 @@
 """A base that is an image: the merged tree of its layers, what it must offer, and what is added."""
 
 import io
+import os
+import shutil
+import subprocess
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from flops.builder import sandbox
+from flops.builder.rootfs import bytecode
 from flops.builder.rootfs.base_image import ImageBase
+from flops.builder.rootfs.bytecode import Target, write_bytecode
 from flops.builder.rootfs.deb import Kind
 from flops.builder.rootfs.image_tree import ImageTree
 from flops.builder.rootfs.interpreter import unpack_interpreter
@@ -325,3 +331,80 @@ def test_an_image_that_is_not_offered_for_this_machine_gives_no_interpreter(stor
         pytest.skip("bubblewrap is not installed, or this host forbids namespaces")
     monkeypatch.setattr(Platform, "host", classmethod(lambda cls: AMD64))
     assert base(store, client, tmp_path).interpreter().program == "usr/local/bin/python3.11"
+
+
+def test_links_devices_and_directories_of_an_image_lead_to_nothing_of_this_machine(store, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    odd = [
+        (f"{WHERE}/libm.so.6", tarfile.SYMTYPE, str(secret)),
+        (f"{WHERE}/libdl.so.2", tarfile.SYMTYPE, "../" * 20 + str(secret)),
+        (f"{WHERE}/libutil.so.1", tarfile.SYMTYPE, "."),
+        (f"{WHERE}/librt.so.1", tarfile.FIFOTYPE, ""),
+        (f"{WHERE}/libcrypt.so.1", tarfile.CHRTYPE, ""),
+        (f"{WHERE}/libexpat.so.1", tarfile.LNKTYPE, str(secret)),
+        ("usr/local/lib/python3.11/json.py", tarfile.SYMTYPE, str(secret)),
+    ]
+    tree = ImageTree.read([layer(store, root(AMD64)), raw_layer(store, *odd)], store)
+    made = unpack_interpreter(tree, program="usr/local/bin/python3.11", platform=AMD64, cache_dir=tmp_path / "cache")
+    found = [path for path in made.root.rglob("*") if not path.is_dir() or path.is_symlink()]
+    assert all(path.is_file() and not path.is_symlink() for path in found)
+    assert not {path.name for path in found} & {Path(path).name for path, *_ in odd}
+    whole = ImageTree.read([layer(store, root(AMD64)), raw_layer(store, ("usr/lib64", tarfile.SYMTYPE, "/"))], store)
+    with pytest.raises(BaseUnsuitable, match=r"has no /lib64/ld-linux-x86-64\.so\.2"):
+        unpack_interpreter(whole, program="usr/local/bin/python3.11", platform=AMD64, cache_dir=tmp_path / "cache")
+
+
+#: In the place of an image's loader. It puts links where it is told to write, and beside it, where its next runs find their
+#: sources; and it says what it can read itself.
+STATIC = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    char *place = words[count - 1], next[4200], found[4096];
+    unlink(place);
+    symlink(SECRET, place);
+    char *name = strrchr(place, '/');
+    for (int n = 0; name && n < 9; n++) {
+        snprintf(next, sizeof next, "%.*s/%d.sources", (int)(name - place), place, n);
+        symlink(VICTIM, next);
+    }
+    int file = open(SECRET, O_RDONLY), size = file < 0 ? 0 : (int)read(file, found, sizeof found);
+    write(1, &size, 4);
+    write(1, found, size);
+    return 0;
+}
+"""
+
+
+def test_a_static_program_in_the_place_of_a_loader_reads_and_writes_nothing_of_this_machine(
+    store, tmp_path, monkeypatch
+):
+    host = Platform.host()
+    if host is None or shutil.which("gcc") is None or not sandbox.available():
+        pytest.skip("gcc or bubblewrap is not installed, or this host forbids namespaces")
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    environment = {"PATH": os.environ["PATH"], "TOKEN": "canary-of-another-process"}
+    with subprocess.Popen(["sleep", "300"], env=environment) as process, ExitStack() as stack:
+        stack.callback(process.kill)
+        secret = Path(f"/proc/{process.pid}/environ")
+        words = ["gcc", "-static", "-w", "-x", "c", "-", f'-DSECRET="{secret}"', f'-DVICTIM="{victim}"', "-o"]
+        subprocess.run([*words, tmp_path / "static"], input=STATIC, text=True, check=True, timeout=60)
+        loader = f"usr/lib/{host.multiarch}/{host.loader.rpartition('/')[2]}"
+        files = root(host, files={loader: (tmp_path / "static").read_bytes()})
+        interpreter = base(store, FakeClient(store, {host: files}), tmp_path).interpreter()
+        monkeypatch.setattr(bytecode, "_CHUNK_FILES", 1)
+        output = io.BytesIO()
+        writer = LayerWriter(output, compression=Compression.GZIP)
+        sources = {f"{name}.py": (lambda: b"") for name in "abcdef"}
+        write_bytecode(interpreter, [Target(writer=writer, sources=sources)])
+        writer.close()
+        assert b"canary" in secret.read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(output.getvalue()), mode="r:gz") as archive:
+        assert not [
+            member.name for member in archive if b"canary" in (archive.extractfile(member) or io.BytesIO()).read()
+        ]
+    assert victim.read_text() == "as it was"

@@ -152,13 +152,8 @@ def test_what_layers_share_is_compiled_once_and_differences_stay_apart(monkeypat
 
 
 def test_an_interpreter_that_fails_is_our_error():
-    class Broken(Ours):
-        def command(self, arguments):
-            return [sys.executable, "-c", "raise SystemExit('no loader')"]
-
-    broken = Broken(root=Path("/"), minor=MINOR, program="x", loader="", libraries=())
-    with pytest.raises(BuildError, match=r"can't compile a\.py to a\.py: .*no loader"):
-        write_bytecode(broken, [target(LayerWriter(io.BytesIO()), {"a.py": b""})])
+    with pytest.raises(BuildError, match=r"can't compile a\.py to b\.py: it ended with 1: no loader"):
+        write_bytecode(said("sys.exit('no loader')"), [target(LayerWriter(io.BytesIO()), TWO)])
 
 
 def test_the_interpreter_is_started_through_its_own_loader():
@@ -181,23 +176,36 @@ def test_the_interpreter_is_started_through_its_own_loader():
     assert interpreter.home == Path("/cache/abc/usr")
 
 
-def test_an_interpreter_that_writes_nothing_is_told():
-    class Silent(Ours):
+ANSWERS = {
+    "nothing": b"",
+    "too few": bytes(4),
+    "too many": bytes(12),
+    "cut": b"\x05\0\0\0abc" + bytes(4),
+    "huge": b"\xff\xff\xff\xff" + bytes(8),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_that_is_not_one_piece_for_each_source_is_told(answer):
+    with pytest.raises(BuildError, match=rf"wrote no bytecode for a\.py to b\.py: its {len(answer)} bytes are not"):
+        write_bytecode(said(f"sys.stdout.buffer.write({answer!r})"), [target(LayerWriter(io.BytesIO()), TWO)])
+
+
+def test_an_interpreter_can_not_fill_the_memory_or_the_disk(monkeypatch):
+    monkeypatch.setattr(bytecode, "_ANSWER_BYTES", 1024 * 1024)
+    endless = said("while True: sys.stdout.buffer.write(bytes(65536))")
+    with pytest.raises(BuildError, match=r"can't compile a\.py to b\.py: the program wrote more than \d+ bytes"):
+        write_bytecode(endless, [target(LayerWriter(io.BytesIO()), TWO)])
+
+
+TWO = {"a.py": b"", "b.py": b""}
+
+
+def said(program):
+    """An interpreter that runs a program in the place of what it is given."""
+
+    class Other(Ours):
         def command(self, arguments):
-            return [sys.executable, "-c", ""]
+            return [sys.executable, "-c", "import sys\n" + program]
 
-    silent = Silent(root=Path("/"), minor=MINOR, program="x", loader="", libraries=())
-    with pytest.raises(BuildError, match=r"wrote no bytecode for a\.py"):
-        write_bytecode(silent, [target(LayerWriter(io.BytesIO()), {"a.py": b""})])
-
-
-def test_an_interpreter_can_not_fill_the_disk(monkeypatch):
-    class Endless(Ours):
-        def command(self, arguments):
-            program = "import sys\nwith open(sys.argv[1], 'wb') as f:\n  while True: f.write(bytes(65536))"
-            return [sys.executable, "-c", program, str(list(arguments)[-1])]
-
-    monkeypatch.setattr(bytecode, "_CHUNK_OUTPUT", 1024 * 1024)
-    endless = Endless(root=Path("/"), minor=MINOR, program="x", loader="", libraries=())
-    with pytest.raises(BuildError, match="can't compile"):
-        write_bytecode(endless, [target(LayerWriter(io.BytesIO()), {"a.py": b""})])
+    return Other(root=Path("/"), minor=MINOR, program="x", loader="", libraries=())

@@ -173,7 +173,7 @@ class ImageBase:
 
 
 def _texts(tree: ImageTree, paths: Sequence[str]) -> dict[str, bytes]:
-    real = {path: tree.resolve(path) for path in paths}
+    real = {path: tree.file(path) for path in paths}
     with tempfile.TemporaryDirectory(prefix="flops-base-") as directory:
         tree.extract([path for path in real.values() if path], Path(directory))
         return {path: (Path(directory) / found).read_bytes() if found else b"" for path, found in real.items()}

@@ -7,18 +7,18 @@ started through its own dynamic loader, from a directory: no container, no root.
 
 from __future__ import annotations
 
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flops import process
+from flops.builder import sandbox
 from flops.builder.limits import limited
 from flops.builder.rootfs import bytecode_child
-from flops.builder.sandbox import confined
+from flops.builder.sandbox import Bounds
 from flops.errors import BuildError, ToolFailed, ToolMissing, ToolTimeout
-from flops.process import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,9 +31,12 @@ BYTECODE_VERSION = 1
 _CHUNK_FILES = 200
 _CHUNK_BYTES = 4 * 1024 * 1024
 _CHUNK_SECONDS = 300
-#: Of one such process: a base image's Python is somebody else's program. Bytes of address space, bytes of a file.
+#: Bytes that one such process takes at most, and one of a base image, which is somebody else's program.
 _CHUNK_MEMORY = 4 * 1024**3
-_CHUNK_OUTPUT = 512 * 1024**2
+_FOREIGN_MEMORY = 2 * 1024**3
+#: Bytes that it answers at most: a .pyc is seldom larger than twice its source.
+_ANSWER_BYTES = 32 * 1024**2
+_ANSWER_FACTOR = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +100,17 @@ def write_bytecode(interpreter: Interpreter, targets: Sequence[Target], *, worke
     does. Memory holds a few chunks of 4 MiB, whatever the sources' number. BuildError where the interpreter fails.
     """
     left_out = []
-    with tempfile.TemporaryDirectory(prefix="flops-bytecode-") as directory, ThreadPoolExecutor(workers) as pool:
-        chunks = enumerate(_chunks(_jobs(targets, interpreter.minor)))
+    with ThreadPoolExecutor(workers) as pool:
+        chunks = _chunks(_jobs(targets, interpreter.minor))
 
-        def submit(number: int, chunk: list[_Job]) -> Callable[[], tuple[list[_Job], list[bytes]]]:
-            future = pool.submit(_compile, interpreter, chunk, Path(directory), number)
+        def submit(chunk: list[_Job]) -> Callable[[], tuple[list[_Job], list[bytes]]]:
+            future = pool.submit(_compile, interpreter, chunk)
             return lambda: (chunk, future.result())
 
-        running = [submit(*item) for item in islice(chunks, workers)]
+        running = [submit(chunk) for chunk in islice(chunks, workers)]
         while running:
             chunk, compiled = running.pop(0)()
-            running += [submit(*item) for item in islice(chunks, 1)]
+            running += [submit(chunk) for chunk in islice(chunks, 1)]
             for job, data in zip(chunk, compiled, strict=True):
                 if not data:
                     left_out.append(job.path)
@@ -141,36 +144,49 @@ def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
         yield chunk
 
 
-def _compile(interpreter: Interpreter, chunk: Sequence[_Job], room: Path, number: int) -> list[bytes]:
+def _compile(interpreter: Interpreter, chunk: Sequence[_Job]) -> list[bytes]:
     """Compile a chunk in a process of its own; one .pyc for each source, empty where there is none."""
-    sources, bytecode = room / f"{number}.sources", room / f"{number}.bytecode"
-    with sources.open("wb") as pack:
-        for job in chunk:
-            path = b"/" + job.path.encode()
-            pack.write(len(path).to_bytes(4, "little") + len(job.source).to_bytes(4, "little") + path + job.source)
+    pack = bytearray()
+    for job in chunk:
+        path = b"/" + job.path.encode()
+        pack += len(path).to_bytes(4, "little") + len(job.source).to_bytes(4, "little") + path + job.source
+    output = _ANSWER_BYTES + _ANSWER_FACTOR * len(pack)
     # -S -s: nothing but the standard library; the hash seed orders sets of constants. No -P, which Python 3.10 does not know:
     # the child imports built-in modules only
     flags = ["-S", "-s", "-B", "-X", "utf8", "-W", "ignore"]
     seed = {"PYTHONHASHSEED": "0", "PYTHONHOME": str(interpreter.home)}
+    command = interpreter.command([*flags, bytecode_child.__file__])
+    first, last = chunk[0].path, chunk[-1].path
     try:
-        command: Sequence[str | Path] = interpreter.command([*flags, bytecode_child.__file__, sources, bytecode])
         if interpreter.origin:
-            seen = (interpreter.root, *interpreter.seen, Path(bytecode_child.__file__))
-            command = confined(command, seen=seen, writable=room)
-        run(
-            limited(command, memory=_CHUNK_MEMORY, processor_seconds=_CHUNK_SECONDS, file_bytes=_CHUNK_OUTPUT),
-            seconds=_CHUNK_SECONDS,
-            env=seed,
-            cwd=room,
-        )
+            answer = sandbox.run(
+                command,
+                seen=(interpreter.root, *interpreter.seen, Path(bytecode_child.__file__)),
+                bounds=Bounds(seconds=_CHUNK_SECONDS, memory=_FOREIGN_MEMORY, processes=4, output=output),
+                stdin=bytes(pack),
+                env=seed,
+            )
+        else:
+            answer = process.exchange(
+                limited(command, memory=_CHUNK_MEMORY, processor_seconds=_CHUNK_SECONDS, file_bytes=0),
+                stdin=bytes(pack),
+                seconds=_CHUNK_SECONDS,
+                output=output,
+                env=process.environment(seed),
+            )
     except (ToolFailed, ToolMissing, ToolTimeout) as error:
-        first, last = chunk[0].path, chunk[-1].path
         raise BuildError(f"the base's Python can't compile {first} to {last}: {error.message}") from error
-    try:
-        with bytecode.open("rb") as pack:
-            compiled = [pack.read(int.from_bytes(pack.read(4), "little")) for _ in chunk]
-    except OSError as error:
-        raise BuildError(f"the base's Python wrote no bytecode for {chunk[0].path}: {error.strerror}") from error
-    sources.unlink()
-    bytecode.unlink()
+    if answer.code != 0:
+        why = f"it ended with {answer.code}: {process.last_line(answer.stderr)}"
+        raise BuildError(f"the base's Python can't compile {first} to {last}: {why}")
+    compiled, start = [], 0
+    for _ in chunk:
+        end = start + 4 + int.from_bytes(answer.stdout[start : start + 4], "little")
+        compiled.append(answer.stdout[start + 4 : end])
+        start = end
+    if start != len(answer.stdout):
+        raise BuildError(
+            f"the base's Python wrote no bytecode for {first} to {last}: "
+            f"its {len(answer.stdout)} bytes are not one piece for each of {len(chunk)} sources"
+        )
     return compiled

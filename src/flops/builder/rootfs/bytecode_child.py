@@ -1,6 +1,5 @@
-"""Compile a pack of sources to a pack of .pyc files; runs in the base's interpreter, which may be another than ours.
-
-    python bytecode_child.py SOURCES BYTECODE
+"""Compile a pack of sources (stdin) to a pack of .pyc files (stdout); runs in the base's interpreter, which may be another
+than ours.
 
 A pack is a row of frames. In: 4 bytes path length, 4 bytes source length (little-endian), path, source. Out, in the
 same order: 4 bytes length and the .pyc, or 4 bytes of zero where the source can't be compiled.
@@ -31,15 +30,16 @@ def pyc(path: str, source: bytes) -> bytes:
     return magic + UNCHECKED_HASH + digest + marshal.dumps(code)
 
 
-def main(sources: str, bytecode: str) -> None:
+def main() -> None:
     for name in SINGLE:
         sys.intern(name)
-    with open(sources, "rb") as pack, open(bytecode, "wb") as output:  # noqa: PTH123 - pathlib is not built in
-        while header := pack.read(8):
-            path = pack.read(int.from_bytes(header[:4], "little")).decode()
-            compiled = pyc(path, pack.read(int.from_bytes(header[4:], "little")))
-            output.write(len(compiled).to_bytes(4, "little") + compiled)
+    pack, output = sys.stdin.buffer, sys.stdout.buffer
+    while header := pack.read(8):
+        path = pack.read(int.from_bytes(header[:4], "little")).decode()
+        compiled = pyc(path, pack.read(int.from_bytes(header[4:], "little")))
+        output.write(len(compiled).to_bytes(4, "little") + compiled)
+    output.flush()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

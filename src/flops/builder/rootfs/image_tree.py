@@ -119,6 +119,11 @@ class ImageTree:
         found = "/".join(done)
         return found if found in self.nodes else None
 
+    def file(self, path: str) -> str | None:
+        """Like `resolve`, and None where it is no file."""
+        found = self.resolve(path)
+        return found if found is not None and self.nodes[found].kind is Kind.FILE else None
+
     def extract(self, paths: Iterable[str], destination: Path) -> None:
         """Write these files (not links) under a directory, each at its path; one pass over each layer that holds some.
 

@@ -47,7 +47,7 @@ def inspect(tree: ImageTree, platform: Platform, environment: Mapping[str, str])
     is supported, or else a supported `python3.N`; its full version stands in patchlevel.h, or else as a string of its own in
     libpython or the program.
     """
-    if tree.resolve(platform.loader) is None:
+    if tree.file(platform.loader) is None:
         musl = any(re.match(r"(?:usr/)?lib/ld-musl-", path) for path in tree.nodes)
         what = "is built on musl, and wheels need glibc" if musl else f"has no {platform.loader}, so no glibc"
         raise BaseUnsuitable(f"the base image {what}", hint=HINT)
@@ -55,12 +55,12 @@ def inspect(tree: ImageTree, platform: Platform, environment: Mapping[str, str])
     libraries = library_directories(tree, platform, program)
     prefix = program.partition("/bin/")[0]
     home = f"{prefix}/lib/python{minor}"
-    if tree.resolve(f"{home}/os.py") is None:
+    if tree.file(f"{home}/os.py") is None:
         raise BaseUnsuitable(f"the base image has /{program} without its standard library in /{home}", hint=HINT)
     if _library(tree, libraries, "libstdc++.so.6") is None:
         raise BaseUnsuitable("the base image has no libstdc++.so.6, which most compiled packages need", hint=HINT)
     libc = _library(tree, libraries, "libc.so.6")
-    headers = tree.resolve(f"{prefix}/include/python{minor}/patchlevel.h")
+    headers = tree.file(f"{prefix}/include/python{minor}/patchlevel.h")
     libpython = _library(tree, libraries, f"libpython{minor}.so.1.0")
     contents = _contents(tree, [path for path in (libc, program, headers, libpython) if path is not None])
     _check_machine(contents[program], platform, program)
@@ -76,7 +76,7 @@ def _find_python(tree: ImageTree, search: str) -> tuple[str, str]:
     seen = []
     for name in ("python3", *(f"python{minor}" for minor in PYTHONS)):
         for directory in search.split(":"):
-            real = tree.resolve(f"{directory}/{name}") if directory.startswith("/") else None
+            real = tree.file(f"{directory}/{name}") if directory.startswith("/") else None
             match = _PYTHON.fullmatch(real.rpartition("/")[2]) if real else None
             if real and match and "/bin/" in real:
                 if match[1] in PYTHONS:
@@ -91,7 +91,7 @@ def _find_python(tree: ImageTree, search: str) -> tuple[str, str]:
 
 
 def _library(tree: ImageTree, directories: tuple[str, ...], name: str) -> str | None:
-    found = (tree.resolve(f"{directory}/{name}") for directory in directories)
+    found = (tree.file(f"{directory}/{name}") for directory in directories)
     return next(filter(None, found), None)
 
 

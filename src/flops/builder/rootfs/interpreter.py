@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -42,7 +43,7 @@ def unpack_interpreter(tree: ImageTree, *, program: str, platform: Platform, cac
     Kept under `cache_dir` by what it is made of. BaseUnsuitable where the image has no loader for the platform.
     """
     minor = program.rpartition("python")[2]
-    loader = tree.resolve(platform.loader)
+    loader = tree.file(platform.loader)
     if loader is None:
         raise BaseUnsuitable(f"the base has no {platform.loader}, glibc's dynamic loader for {platform}")
     libraries = library_directories(tree, platform, program)
@@ -60,7 +61,7 @@ def _wanted(tree: ImageTree, program: str, minor: str, loader: str, libraries: t
     wanted = {path: path for path in [program, loader, *sources]}
     for path in tree.nodes:
         directory, _, name = path.rpartition("/")
-        if directory in libraries and _LIBRARY.match(name) and (real := tree.resolve(path)):
+        if directory in libraries and _LIBRARY.match(name) and (real := tree.file(path)):
             wanted[path] = real
     return wanted
 
@@ -74,6 +75,8 @@ def _unpack(tree: ImageTree, wanted: dict[str, str], root: Path) -> None:
             if path != real:
                 (partial / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(partial / real, partial / path)
+        for directory, _, _ in os.walk(partial):  # so that another user's process can run it
+            Path(directory).chmod(0o755)
         with contextlib.suppress(OSError):  # another process was quicker
             partial.rename(root)
     finally:
