@@ -113,10 +113,12 @@ def run(
     cwd: Path | None = None,
     stdin: str | None = None,
     check: bool = True,
+    errors: str = "replace",
 ) -> Completed:
     """Run a program to its end or its deadline (in seconds), in a process group of its own that is killed with it.
 
-    `env` is added to the allow-listed environment. ToolMissing, ToolTimeout; ToolFailed where `check` and the code is not 0.
+    `env` is added to the allow-listed environment. `errors` says how stdout is decoded; `surrogateescape` keeps each byte.
+    ToolMissing, ToolTimeout; ToolFailed where `check` and the code is not 0.
     """
     words = tuple(str(argument) for argument in arguments)
     words = (find(words[0]) if "/" not in words[0] else words[0], *words[1:])
@@ -128,7 +130,7 @@ def run(
                 code = _wait(child, seconds)
             except subprocess.TimeoutExpired:
                 raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
-        done = Completed(arguments=words, code=code, stdout=_text(out), stderr=_text(err))
+        done = Completed(arguments=words, code=code, stdout=_text(out, errors), stderr=_text(err))
     if check and code != 0:
         raise ToolFailed(f"{Path(words[0]).name} ended with {code}: {last_line(done.stderr)}")
     return done
@@ -393,6 +395,6 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _text(file: IO[bytes]) -> str:
+def _text(file: IO[bytes], errors: str = "replace") -> str:
     file.seek(0)
-    return file.read(OUTPUT_LIMIT).decode("utf-8", "replace")
+    return file.read(OUTPUT_LIMIT).decode("utf-8", errors)

@@ -13,7 +13,7 @@ from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.repository.checkout import resolve_commit
 from flops.builder.repository.git import GitCredential
 from flops.builder.repository.revision import check_ref
-from flops.builder.repository.source import image_path, parse_source, url_path
+from flops.builder.repository.source import parse_source, url_image_path
 from flops.builder.repository.tree import Limits
 from flops.builder.request import Request
 from flops.builder.result import Result, existing_images
@@ -70,7 +70,7 @@ class SourceLookup:
         if source.directory is not None:
             return Place(source=source, repository=None, host="")
         authority = source.url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
-        return Place(source=source, repository=image_path(url_path(source.url), subdir), host=authority)
+        return Place(source=source, repository=url_image_path(source.url, subdir), host=authority)
 
     def commit(self, place: Place, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:
         """The full hash that `ref` (HEAD where None) stands for now; None for a directory. SourceError and its kinds.

@@ -7,8 +7,9 @@ written that was not judged first. Each file's bytes are then compared with its 
 whatever git, its version or its configuration did on the way.
 
 A directory is copied once; what is written into it later doesn't matter. In a git work tree it has HEAD's commit, or
-`COMMIT-dirty-HASH` where its files differ. Without git, or before the first commit, COMMIT is 40 zeros (git's name for "no
-object") and the time 1970-01-01, so that the same files give the same name.
+`COMMIT-dirty-HASH` where its files differ; no commit is believed before its objects were hashed (`objects`). Without git,
+or before the first commit, COMMIT is 40 zeros (git's name for "no object") and the time 1970-01-01, so that the same files
+give the same name.
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ import tarfile
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flops.builder.repository import revision, worktree
-from flops.builder.repository.git import Git, records
+from flops.builder.repository import objects, revision, worktree
+from flops.builder.repository.git import Git
 from flops.builder.repository.route import Access
-from flops.builder.repository.source import Source, image_path, url_path
+from flops.builder.repository.source import image_path, url_image_path
 from flops.builder.repository.tree import Limits, TreeWriter, check_path, check_size
 from flops.errors import CloneFsck, EmptyRepo, RefNotFound, SourceError, SubdirNotFound
 from flops.progress import Reporter, Silent, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+    from datetime import datetime
 
     from flops.builder.repository.git import GitCredential
+    from flops.builder.repository.objects import Entry
+    from flops.builder.repository.source import Source
     from flops.builder.repository.tree import RepositoryFile
 
 #: Above the attributes that a commit carries: no conversion, no substitution, nothing left out.
 ATTRIBUTES = "* -text -crlf -eol -ident -filter -working-tree-encoding -export-ignore -export-subst\n"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 1024**2
 
 
@@ -171,9 +173,7 @@ def _from_url(job: _Job) -> Checkout:
     found = revision.resolve(git, url, job.ref)
     _prepare(git, found.commit)
     revision.fetch(git, url, found)
-    return _archive(
-        job, git, found.commit, subdir=job.subdir, source=url, repository=image_path(url_path(url), job.subdir)
-    )
+    return _archive(job, git, found.commit, subdir=job.subdir, source=url, repository=url_image_path(url, job.subdir))
 
 
 def _from_history(job: _Job, directory: Path, ref: str) -> Checkout:
@@ -189,8 +189,8 @@ def _from_history(job: _Job, directory: Path, ref: str) -> Checkout:
             f"{directory} has no branch, tag or commit {ref!r}", hint="fetch it first, or use another --ref"
         )
     commit = done.stdout.strip()
-    objects = Path(local.text("rev-parse", "--path-format=absolute", "--git-path", "objects"))
-    git = replace(local, directory=job.scratch, alternates=objects)
+    alternates = Path(local.text("rev-parse", "--path-format=absolute", "--git-path", "objects"))
+    git = replace(local, directory=job.scratch, alternates=alternates)
     _prepare(git, commit)
     subdir = f"{tree.prefix}{job.subdir}".strip("/")
     repository = image_path(tree.repository, job.subdir)
@@ -204,12 +204,15 @@ def _from_directory(job: _Job, directory: Path) -> Checkout:
     warnings = worktree.copy(tree, writer, job.limits)
     files, more = writer.close()
     job.reporter.progress(Stage.CLONE, done=writer.written, total=writer.written)
+    git = replace(git, directory=tree.root)
+    head = objects.find(git, tree.head, tree.prefix) if tree.head else None
+    committed = objects.entries(git, head.tree) if head and head.tree else ()
     return Checkout(
         path=job.destination,
-        commit=worktree.commit_name(tree, files),
+        commit=worktree.commit_name(tree.head, committed, files),
         source=tree.source,
         repository=tree.repository,
-        created=_commit_time(git, tree.head) if tree.head else EPOCH,
+        created=head.created if head else objects.EPOCH,
         files=files,
         warnings=job.warned([*warnings, *more]),
     )
@@ -217,14 +220,14 @@ def _from_directory(job: _Job, directory: Path) -> Checkout:
 
 def _archive(job: _Job, git: Git, commit: str, *, subdir: str, source: str, repository: str) -> Checkout:
     """Write the files of a commit that `git` holds."""
-    tree = f"{commit}:{subdir}" if subdir else f"{commit}^{{tree}}"
-    if git.run("cat-file", "-t", tree, check=False).stdout.strip() != "tree":
+    found = objects.find(git, commit, subdir)
+    if found.tree is None:
         raise SubdirNotFound(f"{subdir!r} is not a directory of commit {commit[:12]}", hint="check --subdir")
-    entries = _entries(git, tree, job.limits)
+    entries = _entries(git, found.tree, job.limits)
     writer = job.writer(commit)
     archive = job.scratch / "tree.tar"
     whole = replace(git, pack_bytes=None)  # its size is known by now
-    whole.run("archive", "--format=tar", f"--output={archive}", tree)
+    whole.run("archive", "--format=tar", f"--output={archive}", found.tree)
     total = sum(entry.size for entry in entries.values())
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -236,7 +239,7 @@ def _archive(job: _Job, git: Git, commit: str, *, subdir: str, source: str, repo
                 raise CloneFsck(f"{entry.path} differs from its object {entry.blob}", hint="run git fsck there")
             job.reporter.progress(Stage.CLONE, done=writer.written, total=total)
     files, warnings = writer.close()
-    submodules = {path for path, entry in entries.items() if entry.mode == "160000"}
+    submodules = {path for path, entry in entries.items() if entry.mode == objects.SUBMODULE}
     if missing := entries.keys() - submodules - {file.path for file in files}:
         raise CloneFsck(f"git left out {min(missing)!r}", hint="use a newer git")
     apart = [f"{path} is a submodule; its files are not packed" for path in sorted(submodules)]
@@ -245,39 +248,29 @@ def _archive(job: _Job, git: Git, commit: str, *, subdir: str, source: str, repo
         commit=commit,
         source=source,
         repository=repository,
-        created=_commit_time(git, commit),
+        created=found.created,
         files=files,
         warnings=job.warned([*apart, *warnings]),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    path: str
-    mode: str
-    blob: str
-    size: int
-
-
-def _entries(git: Git, tree: str, limits: Limits) -> dict[str, _Entry]:
+def _entries(git: Git, tree: str, limits: Limits) -> dict[str, Entry]:
     """What a tree lists, judged before any of it is written."""
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     total = 0
-    for record in records(git.run("ls-tree", "-r", "-z", "--long", tree)):
-        facts, _, path = record.partition("\t")
-        mode, _, blob, size = facts.split()
-        check_path(path, depth=limits.depth)
-        if size != "-" and not size.isdecimal():
-            raise CloneFsck(f"the object of {path} is missing", hint="run git fsck there, or clone it anew")
-        entries[path] = _Entry(path=path, mode=mode, blob=blob, size=0 if size == "-" else int(size))
-        total += entries[path].size
+    for entry in objects.entries(git, tree, sizes=True):
+        check_path(entry.path, depth=limits.depth)
+        if entry.size < 0:
+            raise CloneFsck(f"the object of {entry.path} is missing", hint="run git fsck there, or clone it anew")
+        entries[entry.path] = entry
+        total += entry.size
         check_size(len(entries), total, limits)
     if not entries:
         raise EmptyRepo("the commit holds no files", hint="commit model_manager.py, data_manager.py and conda.yaml")
     return entries
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: _Entry, writer: TreeWriter) -> RepositoryFile:
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, entry: Entry, writer: TreeWriter) -> RepositoryFile:
     if entry.mode == "120000":
         return writer.link(entry.path, member.linkname)
     content = tar.extractfile(member)
@@ -293,13 +286,6 @@ def _prepare(git: Git, commit: str) -> None:
     git.run("init", "--quiet", "--bare", "--template=", f"--object-format={size}")
     (git.directory / "info").mkdir(exist_ok=True)
     (git.directory / "info" / "attributes").write_text(ATTRIBUTES)
-
-
-def _commit_time(git: Git, commit: str) -> datetime:
-    """The committer's time; one that no calendar has becomes 1970-01-01."""
-    header = git.run("cat-file", "commit", commit).stdout.partition("\n\n")[0]
-    found = re.search(r"^committer .*> (\d{1,11}) [+-]\d{4}$", header, re.MULTILINE)
-    return datetime.fromtimestamp(int(found[1]), tz=UTC) if found else EPOCH
 
 
 def _subdir(text: str) -> str:

@@ -76,6 +76,7 @@ MEANINGS: tuple[tuple[str, type[CloneFailed | CloneFsck | CloneRedirect | Reposi
     (r"No space left on device", DiskFull),
     (r"File too large|signal 25|SIGXFSZ", RepositoryLimit),
     (r"fsck error|fsck failed|badDate|gitmodules|disallowed submodule|invalid index-pack output", CloneFsck),
+    (r"corrupt|hash mismatch|not a tree object", CloneFsck),
     (r"unable to update url base from redirection|returned error: 30\d", CloneRedirect),
     (r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|Access denied", CloneAuth),
     (r"Permission denied|Host key verification failed|The requested URL returned error: 40[13]", CloneAuth),
@@ -139,8 +140,10 @@ class Git:
     """An object directory of another repository to read from."""
     started: float = field(default_factory=time.monotonic)
 
-    def run(self, *arguments: str | Path, check: bool = True) -> process.Completed:
-        """Run one git command; what goes wrong is translated into a SourceError, unless not `check`."""
+    def run(
+        self, *arguments: str | Path, check: bool = True, stdin: str | None = None, errors: str = "replace"
+    ) -> process.Completed:
+        """Run one git command; what goes wrong is translated into a SourceError, unless not `check`. More: `process.run`."""
         command: list[str | Path] = [process.find("git"), "-C", self.directory]
         for option in (*CONFIGURATION, *self._protocols()):
             command += ["-c", option]
@@ -150,7 +153,9 @@ class Git:
                 limited([*command, *arguments], file_bytes=self.pack_bytes),
                 seconds=max(left, 0.1),
                 env=self._environment(),
+                stdin=stdin,
                 check=False,
+                errors=errors,
             )
         except ToolTimeout:
             raise CloneTimeout(
@@ -182,6 +187,8 @@ class Git:
         return {
             **given,
             **({"GIT_SSL_CAINFO": str(authorities)} if authorities else {}),
+            # Above all configuration, as no option is: reading may fetch what a repository says that its remote has.
+            **({} if self.network else {"GIT_ALLOW_PROTOCOL": "none"}),
             **({"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.alternates)} if self.alternates else {}),
             "GIT_TERMINAL_PROMPT": "0",
             "SSH_ASKPASS_REQUIRE": "never",

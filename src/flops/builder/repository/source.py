@@ -61,7 +61,7 @@ class Source:
         """The image path that the URL or the directory's name stands for, lower-cased and valid."""
         if self.directory is not None:
             return image_path("local", self.directory.name)
-        return image_path(url_path(self.url))
+        return url_image_path(self.url)
 
 
 def parse_source(
@@ -125,10 +125,15 @@ def without_credentials(url: str) -> str | None:
     return url.rstrip("/")
 
 
-def url_path(url: str) -> str:
-    """Owner and name (and what lies between, on hosts with groups) out of a judged URL, as written there."""
+def url_image_path(url: str, subdir: str = "") -> str:
+    """The image path of a judged URL: owner and name (and what lies between, on hosts with groups), then the subdirectory.
+
+    `local/` is for directories alone, so an owner of that name is `remote/local/`.
+    """
     scp = SCP_FORM.fullmatch(url) if "://" not in url else None
-    return (scp["path"] if scp else unquote(urlsplit(url).path)).strip("/").removesuffix(".git")
+    path = (scp["path"] if scp else unquote(urlsplit(url).path)).strip("/").removesuffix(".git")
+    name = image_path(path, subdir)
+    return f"remote/{name}" if name.split("/")[0] == "local" else name
 
 
 def image_path(*parts: str) -> str:
