@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from flops.errors import RegistryError
+from flops.http import Retry
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
@@ -28,7 +29,6 @@ from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
 from flops.oci.registry import create_app
 from flops.oci.registry_store import RegistryStore
-from flops.oci.retry import Retry
 from flops.platforms import Platform
 
 TOKEN = "a token of the schedules"

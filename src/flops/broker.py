@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
 from flops.errors import BadSetting, BrokerUnreachable
+from flops.http import reason, trust
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ class Publisher:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             self.close()
-            raise self._unreachable(_reason(error)) from error
+            raise self._unreachable(*reason(error, str(self.address))) from error
 
     def close(self) -> None:
         """Say good-bye and stop the network thread; `publish` connects anew."""
@@ -130,7 +130,7 @@ class Publisher:
         if self.address.username is not None:
             client.username_pw_set(self.address.username, self.address.password)
         if self.address.tls:
-            client.tls_set_context(ssl.create_default_context(cafile=self._ca_bundle))
+            client.tls_set_context(trust(self._ca_bundle))
         client.connect(self.address.host, self.address.port, keepalive=KEEPALIVE)
         self._client = client
         client.loop_start()
@@ -152,13 +152,8 @@ class Publisher:
                 raise self._unreachable(f"no acknowledgement within {self._seconds:.0f} s")
             sent.wait_for_publish(timeout=0.2)
 
-    def _unreachable(self, why: str) -> BrokerUnreachable:
+    def _unreachable(self, why: str, hint: str = "") -> BrokerUnreachable:
         return BrokerUnreachable(
             f"the broker at {self.address} can't be published to: {why}",
-            hint="check that it runs and that its address, user and password are right",
+            hint=hint or "check that it runs and that its address, user and password are right",
         )
-
-
-def _reason(error: Exception) -> str:
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return told[:300] or type(error).__name__

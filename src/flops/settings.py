@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     """The package index (PEP 503 or 691); uv's default otherwise."""
     torch_index: str | None = None
     ca_bundle: Path | None = None
-    """Certificates (PEM) that git, uv and the registry client trust."""
+    """Certificates (PEM) that are trusted beside this machine's own, by all clients and by git, uv and apt."""
     python_downloads: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS")
     """`never` forbids standalone Pythons. Here uv's own variable counts too, as in the two that follow."""
     python_downloads_url: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS_JSON_URL")

@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from flops.http import Retry
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import INDEX, ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
 from flops.oci.registry import EmbeddedRegistry
-from flops.oci.retry import Retry
 from flops.platforms import Platform
 
 pytestmark = pytest.mark.integration

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from tests.ports import unused_port
 
-from flops.errors import RegistryAuth, RegistryUnreachable
+from flops.errors import RegistryAuth, RegistryRefused, RegistryUnreachable
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
@@ -254,14 +254,50 @@ def test_a_login_over_tls(guarded, store: BlobStore, image: ImageIndex, tmp_path
     with RegistryClient(guarded.registry, credentials=known, verify=bundle) as client:
         client.push_index("acme/a", image, store, ["v1"])
         assert_whole(client, "acme/a", "v1", image, tmp_path / "out")
-    for credentials in (None, wrong):
+    for credentials, told in ((None, "no login for"), (wrong, "wrong or has ended")):
         stranger = RegistryClient(guarded.registry, credentials=credentials, verify=bundle)
-        with stranger, pytest.raises(RegistryAuth):
+        with stranger, pytest.raises(RegistryAuth) as caught:
             stranger.push_index("acme/a", image, store, ["v1"])
+        assert told in caught.value.hint
+        assert f"docker login {guarded.registry.host}" in caught.value.hint
     with RegistryClient(guarded.registry, credentials=known) as client:
-        with pytest.raises(RegistryUnreachable, match="CERTIFICATE") as caught:
+        with pytest.raises(RegistryUnreachable, match=guarded.registry.host) as caught:
             client.ping()
         assert "FLOPS_CA_BUNDLE" in caught.value.hint
+
+
+def test_a_login_at_the_embedded_registry(tmp_path):
+    """By its token flow, and with a login that may only read."""
+    with EmbeddedRegistry(tmp_path / "registry", token="secret") as running:
+        for credential, told in (
+            (None, "no login for"),
+            (Credential(username="ann", password="no"), "wrong or has ended"),
+        ):
+            credentials = FixedCredentials(by_host={running.registry.host: credential}) if credential else None
+            with (
+                RegistryClient(running.registry, credentials=credentials) as client,
+                pytest.raises(RegistryAuth) as caught,
+            ):
+                client.check_push(["acme/a"])
+            assert told in caught.value.hint
+
+
+def test_a_full_registry_is_told_as_one(store: BlobStore, image: ImageIndex, tmp_path):
+    """Docker's says 500 and hides the reason in a detail."""
+    place = tmp_path / "registry"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", place], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    try:
+        with DockerRegistry(place) as running, RegistryClient(running.registry) as client:
+            with pytest.raises(RegistryRefused, match="has no room left") as caught:
+                client.push_index("acme/a", image, store, ["v1"])
+            assert "prune" in caught.value.hint
+            assert str(tmp_path) not in caught.value.message
+    finally:
+        run("umount", place)
 
 
 # --- other people's clients against the embedded registry ---

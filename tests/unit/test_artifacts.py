@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops.errors import BadImage, DeletesUnsupported, RegistryAuth, RegistryError, RegistryRefused
+from flops.http import Retry
 from flops.oci.artifacts import (
     EMPTY,
     EMPTY_TYPE,
@@ -32,7 +33,6 @@ from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
-from flops.oci.retry import Retry
 from flops.platforms import Platform
 from flops.recipe import Compression
 

@@ -25,13 +25,13 @@ from flops.errors import (
     RegistryTooLarge,
     RegistryUnreachable,
 )
+from flops.http import Retry, retry_after
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
 from flops.oci.image import INDEX, ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
 from flops.oci.registry import EmbeddedRegistry
-from flops.oci.retry import Retry, retry_after
 from flops.oci.upload import PushedBlob
 from flops.platforms import Platform
 from flops.recipe import Compression
@@ -380,18 +380,29 @@ def test_a_blob_that_is_cut_or_changed_on_the_way_is_fetched_again(connect, stor
     assert not (tmp_path / "wrong/pulled/blobs/sha256" / layer.digest[7:]).exists()
 
 
-def test_a_retry_after_is_honoured_within_bounds(connect, name, store):
+def test_a_retry_after_is_obeyed(connect, name, store):
     waited = []
     retry = Retry(sleep=waited.append, spread=lambda: 1.0)
     answers = [
         httpx.Response(429, headers={"Retry-After": value})
-        for value in ("7", "3600", "x", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2099 07:28:00 GMT")
+        for value in ("7", "45", "x", "Wed, 21 Oct 2015 07:28:00 GMT", "120")
     ]
     client, _ = connect(
         *(Fault("GET", "/v2/", answer, first=n, last=n) for n, answer in enumerate(answers, 1)), retry=retry
     )
     client.ping()
-    assert waited == [7, 30, 1, 2, 30]
+    assert waited == [7, 45, 1, 2, 120]
+
+
+@pytest.mark.parametrize("value", ["3600", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_a_retry_after_that_nobody_waits_for_ends_at_once_with_the_number(connect, value):
+    waited = []
+    answer = httpx.Response(429, headers={"Retry-After": value})
+    client, transport = connect(Fault("GET", "/v2/", answer), retry=Retry(sleep=waited.append))
+    with pytest.raises(RegistryRefused, match=r"429 .* wait for \d{4,} s \(Retry-After\)") as caught:
+        client.ping()
+    assert (waited, transport.count("GET")) == ([], 1)
+    assert re.fullmatch(r"try again in \d{4,} s", caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -505,6 +516,32 @@ def test_a_refusal_tells_what_the_registry_said(connect, name, store):
     client, _ = connect(Fault("POST", "/blobs/", said))
     with pytest.raises(RegistryRefused, match="NAME_INVALID: no suchproject"):
         client.push_blobs(name, [make_layer(store, b"x")], store)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "detail"),
+    [
+        (507, "DENIED", "no space is left for what this registry keeps", None),
+        (500, "UNKNOWN", "unknown error", "write /var/lib/registry/data: no space left on device"),
+        (500, "UNKNOWN", "unknown error", {"DriverName": "filesystem", "Enclosed": {"Op": "write", "Err": 28}}),
+        (403, "DENIED", "adding 9 MiB would exceed the configured upper limit of 10 MiB", None),
+    ],
+)
+def test_a_registry_without_room_is_told_and_not_tried_again(connect, name, store, status, code, message, detail):
+    said = {"errors": [{"code": code, "message": message, "detail": detail}]}
+    client, transport = connect(Fault("PUT", "/blobs/", httpx.Response(status, json=said), last=99))
+    with pytest.raises(RegistryRefused, match="no room left") as caught:
+        client.push_blobs(name, [make_layer(store, b"x")], store)
+    assert "prune" in caught.value.hint
+    assert "/var/lib" not in caught.value.message
+    assert transport.count("PUT") == 1
+
+
+def test_a_name_that_speaks_of_quotas_is_no_full_registry(connect):
+    said = {"errors": [{"code": "DENIED", "message": "no", "detail": {"name": "acme/quota"}}]}
+    client, _ = connect(Fault("GET", "/v2/", httpx.Response(403, json=said)))
+    with pytest.raises(RegistryAuth):
+        client.ping()
 
 
 def test_the_first_failure_stops_the_other_uploads(connect, name, store):
@@ -683,7 +720,7 @@ def test_a_certificate_file_that_cannot_be_read_is_told(tmp_path, content):
     bundle = tmp_path / "ca.pem"
     if content is not None:
         bundle.write_text(content)
-    with pytest.raises(BadSetting, match="can't be read"):
+    with pytest.raises(BadSetting, match="can be read"):
         RegistryClient(Registry.parse("registry.example"), verify=bundle)
 
 

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from flops.errors import AuthRealm, RegistryAuth, RegistryRefused, RegistryUnreachable
+from flops.http import Retry
 from flops.oci.authentication import challenges, merge_scopes
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
 from flops.oci.hosts import is_private
 from flops.oci.reference import Reference, Registry
-from flops.oci.retry import Retry
 
 QUICK = Retry(sleep=lambda _seconds: None)
 ANN = Credential(username="ann", password="s3cret-password")
@@ -419,6 +419,22 @@ def test_a_token_server_that_gives_none(answer, error):
     with pytest.raises(error):
         guarded.connect().ping()
     assert "elsewhere.example.net" not in {request.url.host for request in guarded.requests}
+
+
+@pytest.mark.parametrize("failure", [httpx.ConnectError("connection refused"), httpx.ReadTimeout("slow")])
+def test_a_token_server_that_is_down_is_named(failure):
+    def down(request):
+        raise failure
+
+    guarded = Guarded()
+    guarded.token = down
+    with pytest.raises(RegistryUnreachable) as caught:
+        guarded.connect().ping()
+    assert "auth.example.org, where the registry registry.example.org sends its clients for a token," in str(
+        caught.value
+    )
+    assert str(failure) in str(caught.value)
+    assert caught.value.hint == "see that it runs"
 
 
 def test_a_token_server_that_fails_once_is_asked_again():

@@ -8,13 +8,13 @@ import pytest
 import zstandard
 
 from flops.errors import AuthRealm, BadImage, RegistryAuth, RegistryError, RegistryRefused, RegistryUnreachable
+from flops.http import Retry
 from flops.oci import answers, pull
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import Descriptor
 from flops.oci.layer import GZIP
 from flops.oci.reference import Registry
-from flops.oci.retry import Retry
 
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="https://registry.example.org/token"'}
 

@@ -15,6 +15,7 @@ FOUNDATION = {
     "flops.lifeline_child",
     "flops.progress",
     "flops.broker",
+    "flops.http",
     "flops.settings",
     "flops",
 }

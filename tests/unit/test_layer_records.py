@@ -23,6 +23,7 @@ from flops.builder.rootfs.package_store import FRESH_SECONDS, PackageStore
 from flops.builder.shared_cache import BASE, LAYER, LOCK, SharedCache, media_type
 from flops.builder.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
 from flops.errors import Cancelled, RecordUnusable
+from flops.http import Retry
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
@@ -30,7 +31,6 @@ from flops.oci.descriptor import Descriptor, canonical
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
-from flops.oci.retry import Retry
 from flops.progress import Silent
 from flops.recipe import Compression
 

@@ -21,6 +21,7 @@ from flops.cli.manager_client import ManagerClient, manager_url
 from flops.cli.refusal import failure_from
 from flops.cli.sla_file import read_sla, resolved
 from flops.errors import BadSetting, FlopsError, SlaInvalid
+from flops.http import Retry
 from flops.settings import Settings
 
 OTHER = "65f0c1d2e3a4b5c6d7e8f902"
@@ -66,7 +67,7 @@ def surroundings(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(manager_client, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr(manager_client, "RETRY", Retry(tries=5, first=0.01))
     monkeypatch.chdir(tmp_path)
 
 

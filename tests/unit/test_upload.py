@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from flops.errors import RegistryDigest, RegistryRefused, RegistryTooLarge, RegistryUnreachable
+from flops.http import Retry, Transient
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials
@@ -21,7 +22,6 @@ from flops.oci.layer import LayerWriter
 from flops.oci.pressure import Pressure
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
-from flops.oci.retry import Retry, Transient
 from flops.oci.upload import PushedBlob
 from flops.platforms import Platform
 

@@ -10,7 +10,7 @@ import pytest
 from flops.builder.locking.lock import LockedWheel
 from flops.builder.wheels import wheel_cache as wheels
 from flops.builder.wheels.wheel_cache import WheelCache
-from flops.errors import BadSetting, BuildError, DiskFull, IndexUnreachable, WheelHash
+from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
 from flops.oci import answers
 
 DATA = os.urandom(300_000)
@@ -107,7 +107,7 @@ def test_what_may_pass_is_tried_again(tmp_path, failure):
     with script.cache(tmp_path) as cache:
         assert cache.fetch(locked(), on_bytes=counted.append).read_bytes() == DATA
     assert len(script.pauses) == 3
-    assert script.pauses == sorted(script.pauses)
+    assert all(0.25 <= pause / 2**number <= 0.75 for number, pause in enumerate(script.pauses))
     assert sum(counted) == len(DATA)
     assert len(files(tmp_path)) == 1
 
@@ -122,18 +122,17 @@ def test_what_does_not_pass_ends_after_four_attempts(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_retry_after_is_honoured_within_bounds(tmp_path):
+def test_retry_after_is_obeyed_or_ends_at_once(tmp_path):
     script = Script(
-        httpx.Response(429, headers={"Retry-After": "4"}),
-        httpx.Response(503, headers={"Retry-After": "86400"}),
+        httpx.Response(429, headers={"Retry-After": "40"}),
         httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
-        good,
+        httpx.Response(503, headers={"Retry-After": "86400"}),
     )
-    with script.cache(tmp_path) as cache:
+    with script.cache(tmp_path) as cache, pytest.raises(IndexUnreachable, match=r"86400 s"):
         cache.fetch(locked())
-    assert 3 <= script.pauses[0] <= 5
-    assert 7.5 <= script.pauses[1] <= 12.5
-    assert script.pauses[2] <= 2.5
+    assert script.pauses[0] == 40
+    assert script.pauses[1] <= 1.5
+    assert len(script.pauses) == 2
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
@@ -212,14 +211,6 @@ def test_the_indexs_credentials_go_to_its_origin_only(tmp_path):
         ("files.invalid", None),
         ("index.invalid", expected),
     ]
-
-
-def test_certificates_that_are_none(tmp_path):
-    (tmp_path / "ca.pem").write_text("nothing")
-    with pytest.raises(BadSetting, match="certificates"):
-        WheelCache(tmp_path, ca_bundle=tmp_path / "ca.pem")
-    with pytest.raises(BadSetting):
-        WheelCache(tmp_path, ca_bundle=tmp_path / "absent.pem")
 
 
 def test_a_wheel_of_unknown_size_is_not_taken_without_end(tmp_path, monkeypatch):

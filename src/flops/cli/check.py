@@ -80,11 +80,11 @@ def _registered(settings: Settings, name: str | None, progress: Reporter) -> Reg
     from flops.builder.images.actors import Actor  # noqa: PLC0415
     from flops.builder.layer_records import LayerRecords  # noqa: PLC0415
     from flops.builder.publishing.publish import RegistryTarget  # noqa: PLC0415
+    from flops.http import Retry  # noqa: PLC0415
     from flops.oci.blobs import BlobStore  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
     from flops.oci.credentials import UserCredentials  # noqa: PLC0415
     from flops.oci.reference import Registry  # noqa: PLC0415
-    from flops.oci.retry import Retry  # noqa: PLC0415
 
     registry = Registry.parse(name)
     client = RegistryClient(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import queue
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from flops.errors import BrokerUnreachable
+from flops.http import reason, trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,10 +63,10 @@ class Listener:
             client.username_pw_set(self._address.username, self._address.password)
         try:
             if self._address.tls:
-                client.tls_set_context(ssl.create_default_context(cafile=self._ca_bundle))
+                client.tls_set_context(trust(self._ca_bundle))
             client.connect(self._address.host, self._address.port, keepalive=30)
         except (OSError, ValueError) as error:
-            raise self._unreachable(str(error)) from error
+            raise self._unreachable(*reason(error, str(self._address))) from error
         client.loop_start()
         try:
             refused = self._answers.get(timeout=self._seconds)
@@ -120,8 +120,8 @@ class Listener:
         except queue.Full:
             self._lost("messages come faster than they are shown")
 
-    def _unreachable(self, why: str) -> BrokerUnreachable:
+    def _unreachable(self, why: str, hint: str = "") -> BrokerUnreachable:
         return BrokerUnreachable(
             f"the broker at {self._address} can't be listened to: {why[:300]}",
-            hint="check that it runs and that its address, user and password are right",
+            hint=hint or "check that it runs and that its address, user and password are right",
         )

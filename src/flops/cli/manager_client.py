@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import time
 import uuid
 from dataclasses import dataclass
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import httpx
 
+from flops import http
 from flops.cli.event_stream import parse
 from flops.cli.refusal import failure_of, json_of, project_of, strange
 from flops.errors import (
     BadSetting,
-    FlopsError,
     ManagerUnreachable,
     ProjectDecided,
     ProjectNotFound,
     UsageError,
 )
+from flops.http import Retry, Transient
 from flops_wire.flops import MANAGER_PORT
 from flops_wire.manager import PROJECTS
 
@@ -30,16 +30,14 @@ if TYPE_CHECKING:
     from flops.settings import Settings
 
 DEFAULT = f"http://127.0.0.1:{MANAGER_PORT}"
-#: Seconds between the tries of one request; a manager that restarts is back by then.
-PAUSES = (0.2, 0.5, 1.0, 2.0)
+#: Of one request; a manager that restarts is back by then.
+RETRY = Retry(tries=5, longest=2.0)
 #: And of an event stream, which is tried for ever.
 _LONGEST = 5.0
 #: A stream without a sign of life (the manager's come every 15 s) is given up and begun anew.
 _SILENCE = 45.0
 #: Connections in a row that bring nothing of a project that has ended: there is nothing more.
 _SILENT = 5
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LATER = {408, 425, 502, 503, 504}
 _ID = re.compile(r"[0-9a-f]{24}")
 _PREFIX = re.compile(r"[0-9a-f]{1,24}")
@@ -60,18 +58,7 @@ class ManagerClient:
         token = settings.api_token.get_secret_value() if settings.api_token else ""
         if not token.isascii() or not token.isprintable():
             raise BadSetting("FLOPS_API_TOKEN holds characters that no HTTP header can", hint="copy the token anew")
-        try:
-            verify = ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True
-        except (OSError, ssl.SSLError) as error:
-            raise BadSetting(
-                f"the certificates in {settings.ca_bundle} can't be read", hint="check FLOPS_CA_BUNDLE"
-            ) from error
-        client = httpx.Client(
-            verify=verify,
-            headers={"User-Agent": "flops", **({"Authorization": f"Bearer {token}"} if token else {})},
-            timeout=_TIMEOUT,
-            mounts={f"all://{host}": None for host in _LOOPBACK},
-        )
+        client = http.client(settings.ca_bundle, headers={"Authorization": f"Bearer {token}"} if token else None)
         return cls(url, client)
 
     def __enter__(self) -> Self:
@@ -151,8 +138,8 @@ class ManagerClient:
                     place.over = place.failures >= _SILENT
             except (httpx.HTTPError, ManagerUnreachable) as error:
                 if not place.answered:
-                    raise self._unreachable(str(error)) from error
-                why = str(error) or type(error).__name__
+                    raise self._unreachable(error) from error
+                why, _ = http.reason(error)
             if why and not place.over:
                 place.failures += 1
                 if place.failures == 1:
@@ -183,29 +170,31 @@ class ManagerClient:
         self, method: str, path: str, *, tries: list[Exception] | None = None, **options: Any
     ) -> httpx.Response:
         """One answer of success; a manager that is just restarting is waited for. `tries` takes what failed before."""
-        for pause in (*PAUSES, None):
-            why: Exception
+
+        def attempt() -> httpx.Response:
             try:
                 answer = self._client.request(method, f"{self.url}{PROJECTS}{path}", **options)
             except httpx.HTTPError as error:
-                why = error
+                failure = self._unreachable(error)
+                if http.reason(error)[1]:
+                    raise failure from error
             else:
                 if answer.is_success:
                     return answer
+                failure = failure_of(answer)
                 if answer.status_code not in _LATER:
-                    raise failure_of(answer)
-                why = failure_of(answer)
+                    raise failure
             if tries is not None:
-                tries.append(why)
-            if pause is None:
-                raise why if isinstance(why, FlopsError) else self._unreachable(str(why)) from why
-            time.sleep(pause)
-        raise AssertionError
+                tries.append(failure)
+            raise Transient(failure)
 
-    def _unreachable(self, why: str) -> ManagerUnreachable:
+        return RETRY.run(attempt)
+
+    def _unreachable(self, error: Exception) -> ManagerUnreachable:
+        why, hint = http.reason(error)
         return ManagerUnreachable(
-            f"no manager answers at {self.url}: {why[:300] or 'no reason given'}",
-            hint="start one with `flops serve`, or name another one with --manager or FLOPS_MANAGER",
+            f"no manager answers at {self.url}: {why}",
+            hint=hint or "start one with `flops serve`, or name another one with --manager or FLOPS_MANAGER",
         )
 
 

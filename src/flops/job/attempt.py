@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from flops import http
 from flops.errors import AttemptOver, BadSetting, ManagerRefused, ManagerUnreachable
 
 if TYPE_CHECKING:
@@ -18,14 +18,11 @@ if TYPE_CHECKING:
 
 #: Seconds in which the manager must hand out the job, whose own time is not known before.
 FETCH_SECONDS = 600.0
-#: Seconds; the manager answers after its commit, which may wait for a disk.
-_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 #: The longest pause between two tries: a manager that was restarted is back within seconds.
 _LONGEST = 5.0
 _FIRST = 0.1
 #: 401 and 410: this attempt is void; 404: its manager knows neither project nor attempt (any more).
 _OVER = {401, 404, 410}
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Attempt:
@@ -44,16 +41,8 @@ class Attempt:
             )
         self._expires: float | None = None
         self._stopped = threading.Event()
-        try:
-            self._client = httpx.Client(
-                transport=transport,
-                verify=ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True,
-                headers={"Authorization": f"Bearer {token}", "User-Agent": "flops"},
-                timeout=_TIMEOUT,
-                mounts=None if transport else {f"all://{host}": None for host in _LOOPBACK},
-            )
-        except (OSError, ssl.SSLError) as error:
-            raise BadSetting(f"the certificates in {ca_bundle} can't be read", hint="check FLOPS_CA_BUNDLE") from error
+        headers = {"Authorization": f"Bearer {token}"}
+        self._client = http.client(ca_bundle, transport=transport, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -99,21 +88,21 @@ class Attempt:
         while True:
             if self._stopped.is_set():
                 raise AttemptOver("the builder is being stopped")
-            after, why = 0.0, ""
+            after, told = 0.0, ""
             try:
                 answer = self._client.request(method, self._url + path, **options)
             except httpx.HTTPError as error:
-                why = str(error)[:300] or type(error).__name__
+                why, told = http.reason(error)
             else:
                 if answer.status_code == httpx.codes.OK:
                     return answer
                 why, after = self._judge(answer)
             if missed is not None:
                 missed.append(why)
-            if time.monotonic() + pause > (self._expires or 0.0):
+            if told or time.monotonic() + max(pause, after) > (self._expires or 0.0):
+                hint = told or "see that it runs, and that builders reach the address in FLOPS_ADVERTISE"
                 raise ManagerUnreachable(
-                    f"the manager at {self._host} did not answer in this attempt's time: {why}",
-                    hint="see that it runs, and that builders reach the address in FLOPS_ADVERTISE",
+                    f"the manager at {self._host} did not answer in this attempt's time: {why}", hint=hint
                 )
             self._stopped.wait(max(after, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - no secret
             pause = min(_LONGEST, 2 * pause)
@@ -123,9 +112,8 @@ class Attempt:
         status = answer.status_code
         if status in _OVER:
             raise AttemptOver(f"the manager at {self._host} wants no more of this attempt (status {status})")
-        if status in {408, 425, 429} or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            text = answer.headers.get("retry-after", "")
-            return f"status {status}", min(float(text), 30.0) if text.isascii() and text.isdigit() else 0.0
+        if status == httpx.codes.TOO_EARLY or status >= httpx.codes.INTERNAL_SERVER_ERROR or http.is_transient(status):
+            return f"status {status}", http.retry_after(answer) or 0.0
         raise ManagerRefused(
             f"the manager at {self._host} answered {status}: {_told(answer)}",
             hint="use the same version for manager and builders",

@@ -119,8 +119,8 @@ def _patiently(attempt: Attempt, events: Events, build: Callable[[], dict[str, A
 def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> dict[str, Any]:
     from flops.builder.build import build  # noqa: PLC0415
     from flops.builder.publishing.publish import RegistryTarget  # noqa: PLC0415
+    from flops.http import Retry  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
-    from flops.oci.retry import Retry  # noqa: PLC0415
 
     request = job.request()
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> 
             job.registry,
             credentials=job.registry_credentials,
             verify=settings.ca_bundle,
-            retry=Retry(tries=TRIES, unanswered=TRIES, longest=15.0),
+            retry=Retry(tries=TRIES, unanswered=TRIES, longest=15.0, patience=job.seconds),
         )
         target = RegistryTarget(stack.enter_context(client), pull_name=job.pull_name)
         return build(

@@ -8,13 +8,13 @@ import binascii
 import hashlib
 import hmac
 import json
-import ssl
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 import httpx
 
+from flops import http
 from flops.errors import AccessDenied, OrchestratorUnreachable
 
 if TYPE_CHECKING:
@@ -133,21 +133,18 @@ class OakestraGate:
 
     async def _ask(self, token: str) -> bool:
         try:
-            verify = ssl.create_default_context(cafile=self._ca_bundle) if self._ca_bundle else True
             async with (
-                httpx.AsyncClient(
-                    transport=self._transport,
-                    verify=verify,
-                    timeout=_PATIENCE,
-                    trust_env=False,
-                    follow_redirects=False,
+                http.async_client(
+                    self._ca_bundle, transport=self._transport, seconds=_PATIENCE, trust_env=False
                 ) as client,
                 client.stream("GET", self._url, headers={"Authorization": f"Bearer {token}"}) as answer,
             ):
                 status = answer.status_code
         except (httpx.HTTPError, OSError) as error:
+            why, hint = http.reason(error)
             raise OrchestratorUnreachable(
-                "Oakestra does not answer, so nobody can tell whose token this is", hint="try again in a moment"
+                f"Oakestra does not answer, so nobody can tell whose token this is: {why}",
+                hint=hint or "try again in a moment",
             ) from error
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise OrchestratorUnreachable(f"Oakestra answered with {status}", hint="try again in a moment")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from flops import http
 from flops.errors import FlopsError, InternalError, RegistryUnreachable
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ class Health:
 def check_registry(url: str, ca_bundle: Path | None = None) -> None:
     """RegistryUnreachable where nothing answers at `URL/v2/`; a login that it wants is an answer too."""
     try:
-        verify = ssl.create_default_context(cafile=ca_bundle) if url.startswith("https") else True
-        status = httpx.get(f"{url}/v2/", timeout=_REGISTRY_PATIENCE, verify=verify, trust_env=False).status_code
+        with http.client(ca_bundle, seconds=_REGISTRY_PATIENCE, trust_env=False) as client:
+            status = client.get(f"{url}/v2/").status_code
     except (httpx.HTTPError, OSError) as error:
-        raise RegistryUnreachable(f"{url} does not answer: {type(error).__name__}") from error
+        raise RegistryUnreachable(f"{url} does not answer: {'; '.join(filter(None, http.reason(error)))}") from error
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise RegistryUnreachable(f"{url} answers with {status}")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import httpx
 
 from flops.errors import AuthRealm, RegistryAuth, RegistryUnreachable
+from flops.http import Transient, is_transient, retry_after
 from flops.oci import answers
 from flops.oci.hosts import check_realm
-from flops.oci.retry import Transient, is_transient, retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Mapping
@@ -104,13 +104,25 @@ class RegistryAuthentication(httpx.Auth):
         by_scheme = {challenge.scheme: challenge for challenge in offered}
         if "bearer" in by_scheme:
             return (yield from self._fetch_token(by_scheme["bearer"], scope))
-        credential = self._credential(scope) if "basic" in by_scheme else None
+        credential = self.credential(scope) if "basic" in by_scheme else None
         if credential is None or not credential.username or credential.basic == used:
             return None
         self._basic = credential.basic
         return self._basic
 
-    def _credential(self, scope: tuple[str, ...]) -> Credential | None:
+    def hint(self, scope: tuple[str, ...], *, taken: bool) -> str:
+        """What to do about a refusal: there is no login, it was not `taken`, or its account has too few rights."""
+        host = self._registry.host
+        login = f"`docker login {host}` or `podman login {host}`"
+        if self.credential(scope) is None:
+            return f"no login for {host} is known here: log in with {login}, with an account that may do this"
+        if not taken:
+            return (
+                f"the user or password that is known here for {host} is wrong or has ended: log in again with {login}"
+            )
+        return f"the login was taken, and its account may not do this: see its rights at {host}"
+
+    def credential(self, scope: tuple[str, ...]) -> Credential | None:
         """For the first repository that a request is about."""
         kind, _, resource = next(iter(scope), "").partition(":")
         repository = resource.rpartition(":")[0] if kind == "repository" else self._registry.prefix
@@ -126,12 +138,12 @@ class RegistryAuthentication(httpx.Auth):
         except (httpx.InvalidURL, UnicodeError) as error:  # a host that is no IDNA name is seen when it is asked for
             raise AuthRealm(f"the registry {self._registry.host} names a token realm that can't be read") from error
         scopes = merge_scopes((*challenge.parameters.get("scope", "").split(), *scope))
-        response = yield _token_request(realm, challenge.parameters.get("service", ""), scopes, self._credential(scope))
-        token = self._read_token(response)
+        response = yield _token_request(realm, challenge.parameters.get("service", ""), scopes, self.credential(scope))
+        token = self._read_token(response, scope)
         self._tokens[scope] = token
         return f"Bearer {token.value}"
 
-    def _read_token(self, response: httpx.Response) -> _Token:
+    def _read_token(self, response: httpx.Response, scope: tuple[str, ...]) -> _Token:
         host = response.request.url.host
         answer = answers.read(response)
         if is_transient(response.status_code):
@@ -140,7 +152,7 @@ class RegistryAuthentication(httpx.Auth):
         if not response.is_success:
             raise RegistryAuth(
                 f"{host} gave no token for the registry {self._registry.host} (it answered {response.status_code})",
-                hint=f"log in with `docker login {self._registry.host}` or `podman login`; see what the account may do",
+                hint=self.hint(scope, taken=False),
             )
         try:
             document = json.loads(answer.content)

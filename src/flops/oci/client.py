@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
 
+from flops.http import Transient
 from flops.oci import listing, pull, push, push_check
 from flops.oci.manifests import Manifests
 from flops.oci.referrers import Referrers
 from flops.oci.remote_artifacts import RemoteArtifacts
 from flops.oci.remote_blobs import RemoteBlobs
-from flops.oci.retry import Transient
 from flops.oci.transport import Session
 from flops.oci.upload_body import FileBody
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from flops.http import Retry
     from flops.oci.artifacts import Artifact, Content
     from flops.oci.blobs import BlobStore
     from flops.oci.credentials import Credentials
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from flops.oci.pull import PulledImage, RemoteImage
     from flops.oci.push import Progress, PushReport
     from flops.oci.reference import Reference, Registry
-    from flops.oci.retry import Retry
     from flops.oci.upload import PushedBlob
     from flops.platforms import Platform
 

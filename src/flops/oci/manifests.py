@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops.errors import DeletesUnsupported, ManifestIncomplete, RegistryDigest, RegistryError
+from flops.http import Transient
 from flops.oci.authentication import deleting, pulling, pushing
 from flops.oci.blobs import sha256
 from flops.oci.descriptor import DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST
 from flops.oci.reference import check_tag, is_digest
-from flops.oci.retry import Transient
 from flops.oci.transport import error_codes
 
 if TYPE_CHECKING:

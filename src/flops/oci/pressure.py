@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from flops.oci.retry import Transient
+from flops.http import Transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flops.errors import RegistryError, RegistryRefused
+from flops.http import Transient
 from flops.oci.authentication import pushing
 from flops.oci.blobs import sha256
 from flops.oci.descriptor import INDEX, MANIFEST, canonical
-from flops.oci.retry import Transient
 from flops.oci.transport import error_codes
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from flops.errors import RegistryAuth, RegistryDigest, RegistryRefused
+from flops.http import Transient
 from flops.oci import answers
 from flops.oci.authentication import pulling, pushing
-from flops.oci.retry import Transient
 from flops.oci.transport import PIECE
 from flops.oci.upload import PushedBlob, Upload
 

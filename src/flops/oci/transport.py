@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import ssl
+import re
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from flops import http
 from flops.errors import (
-    BadSetting,
     FlopsError,
     RegistryAuth,
     RegistryRefused,
     RegistryTooLarge,
     RegistryUnreachable,
 )
+from flops.http import Retry, Transient, is_transient, retry_after
 from flops.oci import answers
 from flops.oci.authentication import SCOPE, RegistryAuthentication
 from flops.oci.hosts import check_location
 from flops.oci.pressure import Pressure
-from flops.oci.retry import Retry, Transient, is_transient, retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -34,9 +33,12 @@ if TYPE_CHECKING:
 
 PIECE = 256 * 1024
 _HOPS = 5
+#: What registries say that have no room: docker's own of its disk (28 is ENOSPC), others of a quota.
+_FULL = re.compile(
+    rb'no space left on device|"Err": ?28\b|quota (has been )?exceeded|exceed the configured upper limit', re.IGNORECASE
+)
 #: Seconds; a registry may digest a large blob again before it answers the upload's end.
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=180.0, pool=None)
-_NO_PROXY = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Session:
@@ -61,17 +63,19 @@ class Session:
         connections = 2 * workers + 2
         self.pressure = Pressure(start=workers, most=connections)
         self._reached = False
-        self._client = httpx.Client(
+        self._authentication = RegistryAuthentication(registry, credentials, realms=realms)
+        host = f"[{registry.hostname}]" if ":" in registry.hostname else registry.hostname
+        self._client = http.client(
+            verify,
             transport=transport,
-            verify=_tls(verify),
-            auth=RegistryAuthentication(registry, credentials, realms=realms),
+            direct=host if registry.loopback else "",
+            auth=self._authentication,
             timeout=_TIMEOUT,
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30
             ),
-            mounts=_without_proxy(registry) if transport is None else None,
             # A blob must arrive as it lies there: no content encoding.
-            headers={"User-Agent": "flops", "Accept": "*/*", "Accept-Encoding": "identity"},
+            headers={"Accept": "*/*", "Accept-Encoding": "identity"},
         )
 
     def close(self) -> None:
@@ -147,8 +151,15 @@ class Session:
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             hint = "raise the limit of the registry, or of the proxy before it (nginx: client_max_body_size)"
             return RegistryTooLarge(f"{host} takes no body of this size ({doing})", hint=hint)
+        if _is_full(response):
+            hint = (
+                "let `flops images prune` delete old images and the registry collect its garbage, or give it more disk"
+            )
+            return RegistryRefused(f"{host} has no room left ({doing}: {status}{said})", hint=hint)
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            hint = f"log in with `docker login {host}` or `podman login {host}`, and see what the account may do there"
+            sent = response.request.headers.get("authorization", "")
+            taken = status == HTTPStatus.FORBIDDEN or sent.startswith("Bearer ")
+            hint = self._authentication.hint(response.request.extensions.get(SCOPE, ()), taken=taken)
             return RegistryAuth(f"{host} refused us ({doing}: {status}{said})", hint=hint)
         if response.is_redirect:
             hint = f"name the registry as it is reached: {response.headers.get('location', '')[:200]}"
@@ -160,7 +171,7 @@ class Session:
 
     def _failure(self, response: httpx.Response) -> Exception:
         failure = self.refusal(response)
-        if is_transient(response.status_code):
+        if is_transient(response.status_code) and not _is_full(response):
             return Transient(failure, after=retry_after(response), status=response.status_code)
         return failure
 
@@ -181,51 +192,34 @@ class Session:
         try:
             yield
         except httpx.TransportError as error:
-            failure = self._unreachable(error)
-            if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
+            why, hint = http.reason(error, self.registry.host)
+            failure = self._unreachable(error, why, hint)
+            if hint or isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
                 raise failure from error
             raise Transient(failure, tries=None if self._reached else self.retry.unanswered) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
             raise RegistryRefused(f"the registry {self.registry.host} can't be used: {error}") from error
 
-    def _unreachable(self, error: httpx.TransportError) -> RegistryUnreachable:
-        registry, text = self.registry, str(error) or type(error).__name__
-        message = f"the registry {registry.url} can't be reached: {text[:200]}"
-        if self._reached:
-            return RegistryUnreachable(f"the connection to {registry.url} broke: {text[:200]}", hint="try again")
+    def _unreachable(self, error: httpx.TransportError, why: str, hint: str) -> RegistryUnreachable:
+        registry, request = self.registry, getattr(error, "_request", None)
+        place, own = f"the registry {registry.url}", httpx.URL(registry.url).netloc
+        if request is not None and request.url.netloc != own:
+            what = "its blobs" if SCOPE in request.extensions else "a token"  # every request to a registry has a scope
+            place = f"{request.url.netloc.decode()}, where the registry {registry.host} sends its clients for {what},"
+            hint = hint or "see that it runs"
+        elif self._reached and not hint:
+            return RegistryUnreachable(f"the connection to {registry.url} broke: {why}", hint="try again")
         if isinstance(error, httpx.ProxyError):
             hint = "see HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
-        elif "CERTIFICATE" in text:
-            hint = "name the file with its authority's certificate in FLOPS_CA_BUNDLE"
-        elif "SSL" in text:
+        elif "SSL" in why and not hint:
             hint = f"if it speaks plain HTTP, write http://{registry.host}"
         elif isinstance(error, httpx.RemoteProtocolError) and registry.plain_http:
             hint = f"if it speaks HTTPS, write https://{registry.host}"
-        else:
-            hint = "see that it runs and that its name and port are right; plain HTTP needs http:// before its name"
-        return RegistryUnreachable(message, hint=hint)
-
-
-def _without_proxy(registry: Registry) -> dict[str, None]:
-    """Loopback is never reached by a proxy. An IPv6 address stands in brackets, as in every URL."""
-    own = [f"[{registry.hostname}]" if ":" in registry.hostname else registry.hostname] if registry.loopback else []
-    return {f"all://{host}": None for host in (*_NO_PROXY, *own)}
-
-
-@functools.lru_cache(maxsize=8)
-def _tls(bundle: Path | None) -> ssl.SSLContext:
-    """Trust the named certificates alone, or what this machine trusts (also SSL_CERT_FILE) and what httpx brings.
-
-    Remembered, since reading certificates takes longer than a push of few bytes.
-    """
-    try:
-        if bundle is not None:
-            return ssl.create_default_context(cafile=str(bundle))
-        context = httpx.create_ssl_context()
-        context.load_default_certs()
-    except (OSError, ssl.SSLError) as error:
-        raise BadSetting(f"the certificates in {bundle} can't be read", hint="see FLOPS_CA_BUNDLE") from error
-    return context
+        return RegistryUnreachable(
+            f"{place} can't be reached: {why}",
+            hint=hint
+            or "see that it runs and that its name and port are right; plain HTTP needs http:// before its name",
+        )
 
 
 def error_codes(response: httpx.Response) -> set[str]:
@@ -239,6 +233,12 @@ def _errors(response: httpx.Response) -> list[dict[str, Any]]:
         return [error for error in errors if isinstance(error, dict)]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
+
+
+def _is_full(response: httpx.Response) -> bool:
+    status, limited = response.status_code, {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+    told = status >= HTTPStatus.BAD_REQUEST and status not in limited and _FULL.search(response.content[:8192])
+    return status == HTTPStatus.INSUFFICIENT_STORAGE or bool(told)
 
 
 def _said(response: httpx.Response) -> str:

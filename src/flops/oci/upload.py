@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from flops.errors import RegistryDigest, RegistryRefused
-from flops.oci.retry import Transient
+from flops.http import Transient
 from flops.oci.transport import error_codes
 
 if TYPE_CHECKING:

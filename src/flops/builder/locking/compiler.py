@@ -20,10 +20,11 @@ import uv
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from flops import process
+from flops import http, process
 from flops.builder.locking import pylock
-from flops.builder.locking.index import Index, without_credentials
+from flops.builder.locking.index import Index
 from flops.errors import IndexUnreachable, LockTimeout, ToolFailed, ToolMissing, ToolTimeout, Unresolvable
+from flops.http import without_credentials
 from flops.oci.blobs import disk_full
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Compiler:
             "UV_PYTHON_DOWNLOADS": "never",
         }
         if self.ca_bundle is not None:
-            env["SSL_CERT_FILE"] = str(self.ca_bundle)
+            env["SSL_CERT_FILE"] = str(http.authorities(self.ca_bundle, home))
         if self.index_url and "--config-file" not in words:
             env["UV_DEFAULT_INDEX"] = self.index_url
         if self.patience is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from flops import http
 from flops.builder.locking.catalog import Project, parse
 from flops.errors import BadSetting, IndexUnreachable
+from flops.http import Retry, Transient, is_transient, retry_after, without_credentials
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -25,12 +24,6 @@ PAUSE = 0.5
 #: Bytes of one package's page; the largest known have some 10 MB.
 PAGE_LIMIT = 64 * 1024 * 1024
 HINT = "nothing is wrong with the repository; try again, or set FLOPS_INDEX_URL to an index that answers"
-_USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
-
-
-def without_credentials(text: str) -> str:
-    """The text with the user names and passwords of all URLs in it taken out."""
-    return _USERINFO.sub("", text)
 
 
 def check_url(url: str) -> str:
@@ -47,20 +40,6 @@ def check_url(url: str) -> str:
     return url
 
 
-def tls(ca_bundle: Path | None) -> ssl.SSLContext | bool:
-    """What httpx verifies servers with: the given certificates, or its default (SSL_CERT_FILE, SSL_CERT_DIR)."""
-    if ca_bundle is None:
-        return True
-    import ssl  # noqa: PLC0415 - slow to import
-
-    try:
-        return ssl.create_default_context(cafile=str(ca_bundle))
-    except (OSError, ssl.SSLError) as error:
-        raise BadSetting(
-            f"{ca_bundle} holds no certificates that can be used", hint="correct FLOPS_CA_BUNDLE"
-        ) from error
-
-
 class Index:
     """A client of one index; `with` closes its connections."""
 
@@ -72,16 +51,11 @@ class Index:
         transport: httpx.BaseTransport | None = None,
         retries: int = 0,
     ) -> None:
-        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
-
         self.url = check_url(url).rstrip("/")
-        self._retries = retries
-        self._client = httpx.Client(
-            verify=tls(ca_bundle) if transport is None else True,
-            transport=transport,
-            timeout=SECONDS,
-            follow_redirects=True,
-            headers={"Accept": ACCEPT},
+        self._retry = Retry(tries=retries + 1, first=PAUSE, unanswered=retries + 1)
+        headers = {"Accept": ACCEPT}
+        self._client = http.client(
+            ca_bundle, transport=transport, seconds=SECONDS, follow_redirects=True, headers=headers
         )
 
     def __enter__(self) -> Self:
@@ -107,17 +81,8 @@ class Index:
 
     def _page(self, name: str, *, limit: int) -> tuple[str, bytes] | None:
         """Content type and up to `limit` bytes of a page; None where there is none."""
+        status, kind, data = self._retry.run(lambda: self._get(name, limit))
         shown = without_credentials(self.url)
-        for attempt in range(self._retries + 1):
-            try:
-                status, kind, data = self._get(name, limit)
-            except IndexUnreachable:
-                if attempt == self._retries:
-                    raise
-            else:
-                if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
-                    break
-            time.sleep(PAUSE * 2**attempt if attempt < self._retries else 0)
         if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
             return None
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
@@ -126,22 +91,29 @@ class Index:
                 hint="put the credentials into FLOPS_INDEX_URL, https://USER:TOKEN@HOST/simple",
             )
         if status != HTTPStatus.OK:
-            raise IndexUnreachable(f"the package index {shown} answers with status {status}", hint=HINT)
+            raise self._failed(status)
         return kind, data
 
     def _get(self, name: str, limit: int) -> tuple[int, str, bytes]:
-        """Status, content type and up to `limit` bytes of one answer. IndexUnreachable where there is none."""
-        import httpx  # noqa: PLC0415 - as above
+        """Status, content type and up to `limit` bytes of one answer. Transient where another try may help."""
+        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
 
         try:
             with self._client.stream("GET", f"{self.url}/{name}/") as response:
+                if is_transient(response.status_code):
+                    raise Transient(self._failed(response.status_code), after=retry_after(response))
                 pieces = response.iter_bytes() if limit and response.is_success else iter(())
                 data = b"".join(_up_to(limit, pieces))
                 return response.status_code, response.headers.get("content-type", ""), data
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, _TooLong) as error:
+            why, hint = http.reason(error)
             shown = without_credentials(self.url)
-            reason = without_credentials(str(error)) or type(error).__name__
-            raise IndexUnreachable(f"the package index {shown} does not answer: {reason:.300}", hint=HINT) from error
+            failure = IndexUnreachable(f"the package index {shown} does not answer: {why}", hint=hint or HINT)
+            raise (failure if hint else Transient(failure)) from error
+
+    def _failed(self, status: int) -> IndexUnreachable:
+        shown = without_credentials(self.url)
+        return IndexUnreachable(f"the package index {shown} answers with status {status}", hint=HINT)
 
 
 class _TooLong(Exception):

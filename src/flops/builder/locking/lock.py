@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import InvalidRequirement, Requirement
 
 from flops.builder.locking.compiler import Compiler, name_of
-from flops.builder.locking.index import Index, check_url, without_credentials
+from flops.builder.locking.index import Index, check_url
 from flops.builder.locking.lock_store import LockStore
 from flops.builder.locking.pylock import Lock, LockedWheel, Target
 from flops.errors import (
@@ -24,6 +24,7 @@ from flops.errors import (
     ToolFailed,
     Unresolvable,
 )
+from flops.http import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

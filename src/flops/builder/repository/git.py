@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flops import process
+from flops import http, process
 from flops.builder.limits import limited
 from flops.builder.repository.address import normal
 from flops.errors import (
@@ -91,6 +91,11 @@ HINTS: Mapping[type[Exception], str] = {
     CloneTimeout: "try again; a large repository needs a faster connection or --subdir in a smaller one",
     CloneFailed: "check the URL and the network with `git ls-remote URL`",
 }
+#: Git's TLS libraries tell the cases apart in words of their own, or not at all.
+CERTIFICATE = (
+    "name the file (PEM) of the authority that signs for this host in FLOPS_CA_BUNDLE; a certificate that has expired, or is "
+    "for other names, the host's operator must renew"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +188,9 @@ class Git:
         if not self.trusted:
             given = {"HOME": "/nonexistent", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
             given |= self.route.environment(self.directory) if self.route else {}
-        authorities = self.ca_bundle or os.environ.get("GIT_SSL_CAINFO") or os.environ.get("SSL_CERT_FILE")
+        authorities: object = os.environ.get("GIT_SSL_CAINFO") or os.environ.get("SSL_CERT_FILE")
+        if self.ca_bundle is not None and self.network:
+            authorities = http.authorities(self.ca_bundle, self.directory)
         return {
             **given,
             **({"GIT_SSL_CAINFO": str(authorities)} if authorities else {}),
@@ -205,7 +212,8 @@ def failure(stderr: str) -> CloneFailed | CloneFsck | CloneRedirect | Repository
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"(fatal|error|remote|ssh):", line)] or lines or ["no message"]
     text = re.sub(r"//[^/@\s]+@", "//", telling[0])[:300]
-    return kind(f"git could not read the repository: {text}", hint=HINTS[kind])
+    hint = CERTIFICATE if kind is CloneFailed and "certificate" in text else HINTS[kind]
+    return kind(f"git could not read the repository: {text}", hint=hint)
 
 
 def records(done: process.Completed) -> list[str]:

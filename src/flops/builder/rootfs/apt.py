@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from flops.builder.rootfs import BasePackage
 from flops.errors import BaseUnavailable, ToolFailed, ToolMissing, ToolTimeout
+from flops.http import authorities
 from flops.oci.blobs import disk_full
 from flops.process import Completed, find, run
 
@@ -52,10 +53,17 @@ class Mirror:
     """Keys that sign it; empty: those that the host trusts for every archive."""
     options: tuple[tuple[str, str], ...] = ()
     """The host's settings for reaching it, in apt's configuration: name and value."""
+    ca_bundle: Path | None = None
+    """Certificates that its server's may be signed by, beside the system's."""
 
 
 def mirror(
-    *, main: str | None = None, security: str | None = None, keyring: Path | None = None, etc: Path = Path("/etc/apt")
+    *,
+    main: str | None = None,
+    security: str | None = None,
+    keyring: Path | None = None,
+    ca_bundle: Path | None = None,
+    etc: Path = Path("/etc/apt"),
 ) -> Mirror:
     """The mirror by settings, or the one that this host's apt uses for Debian; BaseUnavailable where it has none."""
     try:
@@ -73,7 +81,11 @@ def mirror(
         if not os.access(file, os.R_OK):
             raise BaseUnavailable(f"the keyring {file} can't be read", hint="correct FLOPS_DEBIAN_KEYRING")
     return Mirror(
-        main=main, security=security, keyrings=tuple(key.absolute() for key in keys), options=(*options, *_netrc(etc))
+        main=main,
+        security=security,
+        keyrings=tuple(key.absolute() for key in keys),
+        options=(*options, *_netrc(etc)),
+        ca_bundle=ca_bundle,
     )
 
 
@@ -217,6 +229,8 @@ class AptRoot:
             "Acquire::http::Timeout": "20",
             "Acquire::https::Timeout": "20",
         }
+        if self._mirror.ca_bundle is not None:
+            lines["Acquire::https::CAInfo"] = str(authorities(self._mirror.ca_bundle, root))
         pairs = [*lines.items(), *self._mirror.options]
         return "".join(f'{name} "{value}";\n' for name, value in pairs)
 
@@ -251,4 +265,6 @@ def explain(stderr: str, *, doing: str) -> BaseUnavailable:
             f"{doing}: the key {missing[1]} that signs it is not in the keyring",
             hint="install a newer debian-archive-keyring, or set FLOPS_DEBIAN_KEYRING, or use --base-image",
         )
-    return BaseUnavailable(f"{doing}: {(told or ['no message'])[0][:400]}", hint=HINT)
+    text = (told or ["no message"])[0][:400]
+    hint = "name the file (PEM) of the authority that signs for the mirror in FLOPS_CA_BUNDLE"
+    return BaseUnavailable(f"{doing}: {text}", hint=hint if "certificate" in text else HINT)

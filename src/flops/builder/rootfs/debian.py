@@ -231,6 +231,7 @@ class DebianBase:
                 main=self._settings.debian_mirror,
                 security=self._settings.debian_security_mirror,
                 keyring=self._settings.debian_keyring,
+                ca_bundle=self._settings.ca_bundle,
             )
             return self._mirror
 

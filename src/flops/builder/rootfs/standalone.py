@@ -22,12 +22,12 @@ from urllib.parse import unquote, urlsplit
 
 from packaging.version import InvalidVersion, Version
 
-from flops import process
+from flops import http, process
 from flops.builder.locking.compiler import uv_program
-from flops.builder.locking.index import tls, without_credentials
 from flops.builder.locking.lock_store import LockStore
 from flops.builder.rootfs.package_store import key
 from flops.errors import BaseUnavailable, BuildError, FlopsError
+from flops.http import without_credentials
 from flops.oci.blobs import disk_errors, used
 from flops.platforms import Platform
 
@@ -195,7 +195,7 @@ class StandalonePythons:
             "UV_PYTHON_DOWNLOADS": settings.python_downloads or "",
             "UV_PYTHON_DOWNLOADS_JSON_URL": settings.python_downloads_url or "",
             "UV_PYTHON_INSTALL_MIRROR": settings.python_mirror or "",
-            "SSL_CERT_FILE": str(settings.ca_bundle or ""),
+            "SSL_CERT_FILE": str(http.authorities(settings.ca_bundle, home)) if settings.ca_bundle else "",
         }
         options = ["--no-config", "--no-progress", "--color", "never"]
         done = process.run(
@@ -263,10 +263,11 @@ def _head(url: str, ca_bundle: Path | None) -> tuple[str, bool]:
         return ("" if Path(file).is_file() else f"{file} does not exist"), True
     host = urlsplit(url).hostname
     try:
-        status = httpx.head(url, follow_redirects=True, timeout=ASKING, verify=tls(ca_bundle)).status_code
+        with http.client(ca_bundle, seconds=ASKING, follow_redirects=True) as client:
+            status = client.head(url).status_code
     except (httpx.HTTPError, httpx.InvalidURL, FlopsError, OSError, ValueError, ImportError) as error:
         # the last two: a proxy that httpx can't use
-        return f"{host} does not answer: {without_credentials(str(error)) or type(error).__name__:.200}", False
+        return f"{host} does not answer: {'; '.join(filter(None, http.reason(error, str(host))))}", False
     if httpx.codes.is_success(status) or status in _NO_HEAD:
         return "", True
     return f"{host} answers with status {status}", True

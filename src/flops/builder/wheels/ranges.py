@@ -9,6 +9,8 @@ import zlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from flops import http
+from flops.builder.locking.index import HINT
 from flops.builder.wheels.zip_directory import DEFLATED, STORED, ZipError, list_members
 from flops.errors import IndexUnreachable
 
@@ -55,15 +57,10 @@ class Ranges:
     """Range requests; the connection is opened with the first one."""
 
     def __init__(self, ca_bundle: Path | None, transport: httpx.BaseTransport | None) -> None:
-        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
-
-        from flops.builder.locking.index import tls  # noqa: PLC0415
-
-        self._httpx = httpx
-        self._client = httpx.Client(
-            verify=tls(ca_bundle) if transport is None else True,
+        self._client = http.client(
+            ca_bundle,
             transport=transport,
-            timeout=SECONDS,
+            seconds=SECONDS,
             follow_redirects=True,
             headers={"Accept-Encoding": "identity"},
         )
@@ -91,11 +88,13 @@ class Ranges:
 
     def _get(self, wheel: LockedWheel, auth: tuple[str, str] | None, what: str) -> tuple[bytes, int, int]:
         """The bytes, where they begin, and how long the whole file is."""
+        import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
+
         try:
             with self._client.stream("GET", wheel.url, headers={"Range": f"bytes={what}"}, auth=auth) as response:
                 if response.status_code in {200, 416, 501}:
                     raise NoRanges
-                if response.status_code != self._httpx.codes.PARTIAL_CONTENT:
+                if response.status_code != httpx.codes.PARTIAL_CONTENT:
                     raise IndexUnreachable(f"{wheel.filename} can't be read: status {response.status_code}")
                 unit, _, place = response.headers.get("Content-Range", "").partition(" ")
                 span, _, length = place.partition("/")
@@ -103,11 +102,9 @@ class Ranges:
                 if unit != "bytes" or not (start.isdecimal() and end.isdecimal() and length.isdecimal()):
                     raise NoRanges
                 return _bounded(response, int(end) - int(start) + 1), int(start), int(length)
-        except (self._httpx.HTTPError, self._httpx.InvalidURL) as error:
-            raise IndexUnreachable(
-                f"{wheel.filename} can't be read: {type(error).__name__}",
-                hint="nothing is wrong with the repository; try again later",
-            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            why, hint = http.reason(error)
+            raise IndexUnreachable(f"{wheel.filename} can't be read: {why}", hint=hint or HINT) from error
 
 
 def _bounded(response: httpx.Response, size: int) -> bytes:

@@ -6,17 +6,16 @@ import contextlib
 import errno
 import hashlib
 import os
-import random
 import tempfile
 import threading
-import time
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
-from flops.builder.locking.index import tls, without_credentials
+from flops import http
+from flops.builder.locking.index import HINT
 from flops.errors import BuildError, IndexUnreachable, WheelHash
+from flops.http import Retry, Transient, is_transient, retry_after
 from flops.oci.blobs import disk_full, used
 
 if TYPE_CHECKING:
@@ -50,13 +49,13 @@ class WheelCache:
         ca_bundle: Path | None = None,
         transport: httpx.BaseTransport | None = None,
         workers: int = 8,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         self._root = root
         self._workers = workers
-        self._sleep = sleep
+        self._retry = Retry(tries=ATTEMPTS, first=0.5, longest=PAUSE, sleep=sleep)
         self._origin, self._user = _credentials(index_url)
-        self._verify = tls(ca_bundle) if transport is None else True
+        self._ca_bundle = ca_bundle
         self._transport = transport
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
@@ -77,10 +76,10 @@ class WheelCache:
 
         with self._opening:
             if self._opened is None:
-                self._opened = httpx.Client(
-                    verify=self._verify,
+                self._opened = http.client(
+                    self._ca_bundle,
                     transport=self._transport,
-                    timeout=SECONDS,
+                    seconds=SECONDS,
                     follow_redirects=True,
                     limits=httpx.Limits(max_connections=self._workers),
                     headers={"Accept-Encoding": "identity"},
@@ -110,25 +109,8 @@ class WheelCache:
         path = self.path(wheel)
         if self.has(wheel):
             return path
-        hashes = 0
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                self._download(wheel, path, on_bytes or _ignore)
-            except WheelHash:
-                hashes += 1
-                if hashes == HASH_ATTEMPTS:
-                    raise
-            except _Again as failure:
-                if attempt == ATTEMPTS:
-                    raise IndexUnreachable(
-                        f"{wheel.filename} can't be fetched: {failure}",
-                        hint="nothing is wrong with the repository; try again later",
-                    ) from failure
-                pause = failure.pause if failure.pause is not None else 0.5 * 2 ** (attempt - 1)
-                self._sleep(min(pause, PAUSE) * (0.75 + random.random() / 2))  # noqa: S311
-            else:
-                return path
-        raise AssertionError("every attempt ends above")  # pragma: no cover
+        self._retry.run(lambda: self._download(wheel, path, on_bytes or _ignore))
+        return path
 
     def _download(self, wheel: LockedWheel, path: Path, on_bytes: Callable[[int], None]) -> None:
         """One attempt: to a temporary file beside its place, which it takes when the hash is right."""
@@ -165,7 +147,7 @@ class WheelCache:
             raise
 
     def _pieces(self, wheel: LockedWheel) -> Iterator[bytes]:
-        """The body as it arrives; _Again where another attempt may help, IndexUnreachable where it can't."""
+        """The body as it arrives; Transient where another attempt may help, IndexUnreachable where it can't."""
         import httpx  # noqa: PLC0415 - slow to import
 
         from flops.oci.answers import pace  # noqa: PLC0415 - httpx is slow to import, and a check may need none
@@ -178,36 +160,30 @@ class WheelCache:
         except (httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a host that is no IDNA name
             raise IndexUnreachable(f"{wheel.filename} has an address that can't be used") from error
         except httpx.HTTPError as error:
-            raise _Again(without_credentials(str(error)) or type(error).__name__) from error
+            why, hint = http.reason(error)
+            failure = IndexUnreachable(f"{wheel.filename} can't be fetched: {why}", hint=hint or HINT)
+            raise (failure if hint else Transient(failure)) from error
 
 
 def _verify(wheel: LockedWheel, sha256: str, received: int) -> None:
     if sha256 != wheel.sha256 or wheel.size not in {None, received}:
-        raise WheelHash(
+        failure = WheelHash(
             f"{wheel.filename} is not the file that was locked (sha256 or size differs)",
             hint="lock again with --upgrade; if it stays so, the package index or a proxy changes files",
         )
-
-
-class _Again(Exception):
-    """An attempt failed in a way that may pass; `pause` in seconds, where the server named one."""
-
-    def __init__(self, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause = pause
+        raise Transient(failure, tries=HASH_ATTEMPTS)
 
 
 def _check(wheel: LockedWheel, response: httpx.Response) -> None:
     status = response.status_code
-    if response.is_success:
-        return
-    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS} or response.is_server_error:
-        after = response.headers.get("Retry-After", "")
-        raise _Again(f"status {status}", float(after) if after.isdecimal() else None)
-    raise IndexUnreachable(
-        f"{wheel.filename} can't be fetched: status {status}",
-        hint="the stored lock may name a file that is gone, lock again with --upgrade; or credentials are missing",
-    )
+    if is_transient(status):
+        failure = IndexUnreachable(f"{wheel.filename} can't be fetched: status {status}", hint=HINT)
+        raise Transient(failure, after=retry_after(response))
+    if not response.is_success:
+        raise IndexUnreachable(
+            f"{wheel.filename} can't be fetched: status {status}",
+            hint="the stored lock may name a file that is gone, lock again with --upgrade; or credentials are missing",
+        )
 
 
 def _credentials(index_url: str | None) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:

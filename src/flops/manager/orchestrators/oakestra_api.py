@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from flops import http
 from flops.errors import BadSetting, OrchestratorAuth, OrchestratorUnreachable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TIMEOUT = httpx.Timeout(20, connect=5)
 _HINT = "see that Oakestra's root runs there; the manager asks again by itself"
 
 
@@ -125,15 +125,15 @@ class OakestraApi:
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise BadSetting(f"FLOPS_OAKESTRA_URL {self.url!r} is no address", hint="http://HOST:10000") from error
         except httpx.HTTPError as error:
+            why, hint = http.reason(error)
             raise OrchestratorUnreachable(
-                f"Oakestra at {self.url} can't be reached: {type(error).__name__}: {error}", hint=_HINT
+                f"Oakestra at {self.url} can't be reached: {why}", hint=hint or _HINT
             ) from error
         return Answer(status=response.status_code, document=decode(response.content))
 
     def _connected(self) -> httpx.Client:
         if self._client is None:
-            verify: Any = str(self._authorities) if self._authorities else True
-            self._client = httpx.Client(timeout=_TIMEOUT, verify=verify, transport=self._transport)
+            self._client = http.client(self._authorities, transport=self._transport, seconds=20, connect=5)
         return self._client
 
 
