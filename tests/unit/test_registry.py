@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from flops.errors import DiskFull, RegistryError
+from flops.errors import RegistryError
 from flops.oci import registry_blobs, registry_store
+from flops.oci.blobs import disk_full
 from flops.oci.registry import EmbeddedRegistry
 from flops.oci.registry_store import RegistryStore
 
@@ -562,14 +563,18 @@ def test_an_upload_that_nobody_continues_is_forgotten(tmp_path, monkeypatch):
         assert {path.name for path in (tmp_path / "uploads").rglob("*") if path.is_file()} == {"alive"}
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_blob(tmp_path, monkeypatch):
+def test_a_full_disk_is_told_and_leaves_no_half_blob(tmp_path, monkeypatch, caplog):
     def full(self, data):
-        raise DiskFull("the disk is full")
+        raise disk_full(self.path.parent)
 
     monkeypatch.setattr(registry_store.Upload, "append", full)
     with EmbeddedRegistry(tmp_path) as server, httpx.Client(base_url=server.registry.url) as web:
         at = web.post("/v2/a/blobs/uploads/").headers["location"]
-        assert web.put(at, params={"digest": digest_of(b"x")}, content=b"x").status_code == 507
+        answer = web.put(at, params={"digest": digest_of(b"x")}, content=b"x")
+        assert answer.status_code == 507
+        assert "no space" in answer.json()["errors"][0]["message"]
+        assert str(tmp_path) not in answer.text
+        assert str(tmp_path) in caplog.text
         assert web.head(f"/v2/a/blobs/{digest_of(b'x')}").status_code == 404
 
 

@@ -8,6 +8,7 @@ bytes of deleted blobs stay on the disk until `RegistryStore.collect`, since oth
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_log = logging.getLogger("flops.registry")
 #: Seconds until the server must listen, and until it must have ended.
 _PATIENCE = 20.0
 #: Longer than clients keep an unused connection, so that they close it first and never send into a closing one.
@@ -130,7 +132,10 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 async def _failed(_request: Request, error: Exception) -> Response:
     if isinstance(error, DiskFull):
-        return Refusal(HTTPStatus.INSUFFICIENT_STORAGE, "DENIED", error.message).response()
+        _log.warning("%s", error.message)  # its path is nobody's business but the operator's
+        return Refusal(
+            HTTPStatus.INSUFFICIENT_STORAGE, "DENIED", "no space is left for what this registry keeps"
+        ).response()
     return _internal()
 
 
