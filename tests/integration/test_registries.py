@@ -202,6 +202,23 @@ def test_what_is_not_there(client: RegistryClient):
     assert client.images("no/such", "v1") is None
 
 
+@pytest.mark.parametrize("reference", [".INVALID_MANIFEST_NAME", "absent"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_name_that_is_no_tag_names_no_manifest(server, method, reference):
+    answer = httpx.request(method, f"{server.registry.url}/v2/acme/a/manifests/{reference}")
+    assert answer.status_code == 404
+
+
+def test_a_mount_without_from_mounts_or_begins_an_upload(
+    client: RegistryClient, server, store: BlobStore, image: ImageIndex
+):
+    client.push_index("acme/a", image, store, ["v1"])
+    digest = image.layers[0].digest
+    answer = httpx.post(f"{server.registry.url}/v2/acme/b/blobs/uploads/", params={"mount": digest})
+    assert answer.status_code == (201 if isinstance(server, EmbeddedRegistry) else 202)
+    assert client.has_blob("acme/b", digest) is (answer.status_code == 201)
+
+
 def test_both_registries_hold_the_same_documents(store: BlobStore, image: ImageIndex, tmp_path):
     documents = []
     with EmbeddedRegistry(tmp_path / "ours") as ours, DockerRegistry(tmp_path / "docker") as docker:

@@ -196,8 +196,20 @@ def test_end_11_a_mount_that_is_not_possible_begins_an_upload(web, v2):
     assert web.put(begun.headers["location"], params={"digest": ABSENT}, content=b"absent").status_code == 201
 
 
-def test_end_11_a_mount_without_from_may_be_refused(web, v2):
-    assert web.post(f"{v2}/blobs/uploads/", params={"mount": ABSENT}).status_code == 202
+def test_end_11_a_mount_without_from_takes_what_any_repository_holds(web, v2):
+    digest = blob(web, f"{v2}/from", v2.encode())["digest"]
+    done = web.post(f"{v2}/blobs/uploads/", params={"mount": digest})
+    assert (done.status_code, done.headers["location"]) == (201, f"{v2}/blobs/{digest}")
+    assert web.get(done.headers["location"]).content == v2.encode()
+
+
+def test_end_11_a_mount_without_from_of_what_no_repository_holds_begins_an_upload(web, v2):
+    deleted = blob(web, f"{v2}/from", b"deleted from " + v2.encode())["digest"]
+    assert web.delete(f"{v2}/from/blobs/{deleted}").status_code == 202
+    for digest in ("sha256:" + "0" * 64, deleted):  # the bytes of the second lie here until they are collected
+        begun = web.post(f"{v2}/blobs/uploads/", params={"mount": digest})
+        assert begun.status_code == 202
+        assert begun.headers["location"].startswith(f"{v2}/blobs/uploads/")
 
 
 # --- push: manifests --------------------------------------------------------------------------------------------------
@@ -355,6 +367,8 @@ def test_end_10_a_blob_is_deleted(web, v2):
     ("method", "path", "status", "code"),
     [
         ("GET", "/manifests/none", 404, "MANIFEST_UNKNOWN"),
+        ("GET", "/manifests/.INVALID_MANIFEST_NAME", 404, "MANIFEST_UNKNOWN"),
+        ("GET", "/manifests/sha256:x", 404, "MANIFEST_UNKNOWN"),
         ("GET", f"/blobs/{ABSENT}", 404, "BLOB_UNKNOWN"),
         ("GET", "/blobs/sha256:x", 400, "DIGEST_INVALID"),
         ("GET", "/blobs/uploads/none", 404, "BLOB_UPLOAD_UNKNOWN"),

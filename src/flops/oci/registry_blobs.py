@@ -82,7 +82,7 @@ class BlobApi:
         name, query = name_of(request), request.query_params
         if "mount" in query:
             digest = digest_of(query["mount"])
-            if await run_in_threadpool(self._mount, name, digest, query.get("from", "")):
+            if await run_in_threadpool(self._mount, name, digest, query.get("from")):
                 return _created(name, digest)
         await self._forget_abandoned()
         session = _Session(upload=self._store.begin(name))
@@ -117,9 +117,10 @@ class BlobApi:
             await self._drop(session)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
-    def _mount(self, name: str, digest: str, source: str) -> bool:
+    def _mount(self, name: str, digest: str, source: str | None) -> bool:
+        """Without `from`, of any repository: whoever may push here may read them all."""
         try:
-            return self._store.link(name, digest, repository_name(source))
+            return self._store.link(name, digest, source if source is None else repository_name(source))
         except BadTarget:
             return False
 

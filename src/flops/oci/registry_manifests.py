@@ -33,8 +33,10 @@ class ManifestApi:
         self._store = store
 
     async def get(self, request: Request) -> Response:
-        """GET and HEAD by tag or digest; clause "Pulling manifests"."""
-        name, reference = name_of(request), _reference(request)
+        """GET and HEAD by tag or digest; clause "Pulling manifests". What is neither is the name of no manifest."""
+        name, reference = name_of(request), str(request.path_params["reference"])
+        if not is_digest(reference) and not is_tag(reference):
+            raise _unknown(reference)
         digest, media_type = await run_in_threadpool(self._find, name, reference)
         headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"', "Content-Type": media_type}
         if is_held(request, digest):

@@ -123,10 +123,12 @@ class RegistryStore:
     def has_blob(self, repository: str, digest: str) -> bool:
         return (self._of(repository) / "_blobs" / digest_hex(digest)).exists() and self.blob_path(digest).exists()
 
-    def link(self, repository: str, digest: str, source: str) -> bool:
-        """Make a blob of another repository one of this too (a mount); whether that one held it."""
+    def link(self, repository: str, digest: str, source: str | None) -> bool:
+        """Make a blob of another repository (None: of any) one of this too (a mount); whether that one held it."""
         with self.locked():
-            held = self.has_blob(source, digest)
+            link = f"_blobs/{digest_hex(digest)}"
+            among = [self._of(source)] if source is not None else self._walk(self._repositories)
+            held = self.blob_path(digest).exists() and any((one / link).exists() for one in among)
             if held:
                 os.utime(self.blob_path(digest))
                 self._link(repository, digest)
