@@ -137,6 +137,7 @@ def _made(
                 store=job.parts.blobs,
                 before_tags=before_tags,
                 on_bytes=lambda done, total: job.parts.reporter.progress(Stage.PUSH, done=done, total=total),
+                warn=lambda message: job.parts.reporter.warning(Stage.PUSH, message, hint="build that platform again"),
                 attachments=Recording(
                     materials=job.materials(seen, provision, images),
                     bills=Bills(job.parts.settings.cache_dir / "records"),

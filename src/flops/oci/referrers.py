@@ -10,7 +10,7 @@ from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from flops.errors import BadImage, RegistryError, RegistryRefused
+from flops.errors import BadImage, ManifestIncomplete, RegistryError, RegistryRefused
 from flops.oci import listing
 from flops.oci.artifacts import fallback_tag, parse_referrers, referrers_document
 from flops.oci.authentication import pulling
@@ -98,7 +98,11 @@ class Referrers:
                 before = self._tagged(repository, subject)
                 if done({entry.digest for entry in before}):
                     return
-                document = referrers_document(change(before))
-                self._manifests.put(repository, fallback_tag(subject), INDEX, document)
+                entries, tag = change(before), fallback_tag(subject)
+                try:
+                    self._manifests.put(repository, tag, INDEX, referrers_document(entries))
+                except ManifestIncomplete:  # some of them were removed, and the registry takes no list that names them
+                    there = tuple(one for one in entries if self._manifests.get(repository, one.digest) is not None)
+                    self._manifests.put(repository, tag, INDEX, referrers_document(there))
             if not done({entry.digest for entry in self._tagged(repository, subject)}):
                 raise RegistryError(f"the referrers of {subject} in {repository} are written by others all the time")

@@ -52,6 +52,8 @@ class Existing:
     digest: str
     manifests: Mapping[Platform, Descriptor]
     summaries: Mapping[Platform, Summary]
+    lost: tuple[Platform, ...] = ()
+    """Named by the index, and not there."""
 
     @property
     def locks(self) -> dict[Platform, str]:
@@ -115,6 +117,8 @@ class Delivery:
     """Called when all but the tags is in place."""
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None
     """Bytes that are in place, and of how many."""
+    warn: Callable[[str], None] = lambda _message: None
+    """Told what is amiss with what stands."""
     attachments: Attachments | None = None
     """Records and signatures, where the place can keep them."""
 

@@ -118,6 +118,7 @@ class RegistryTarget:
             }:
                 self._put(delivery, now, stands, first=not wholes)
                 if not wholes:
+                    self._warn(delivery, stands)
                     delivery.before_tags(delivery.move(now))
                 wholes = now
                 continue  # that took its time
@@ -135,6 +136,12 @@ class RegistryTarget:
             )
             for actor, whole in wholes.items()
         }
+
+    def _warn(self, delivery: Delivery, stands: Mapping[Actor, Stand]) -> None:
+        for actor, stand in stands.items():
+            for platform in sorted((set(stand.before.lost) if stand.before else set()) - delivery.locks.keys()):
+                name = self._registry.repository(delivery.repository, actor.value)
+                delivery.warn(f"the registry lost the image of {name} for {platform}, which leaves the index")
 
     def _put(
         self, delivery: Delivery, wholes: Mapping[Actor, ImageIndex], stands: Mapping[Actor, Stand], *, first: bool

@@ -7,13 +7,12 @@ late may have taken another builder's platforms away: the exact tag and COMMIT, 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops.builder.images.compose import RECIPE
 from flops.builder.publishing.delivery import Existing, Summary, summary_of, with_others
-from flops.errors import BadImage, ImageNotFound
+from flops.errors import BadImage
 from flops.oci.image import ImageIndex, parse_index, parse_manifest
 
 if TYPE_CHECKING:
@@ -49,16 +48,19 @@ class Standing:
         self._summaries: dict[tuple[str, str], Summary] = {}
 
     def existing(self, name: str, found: Manifest | None) -> Existing | None:
-        """An index and its manifests; None for a single image of somebody else's. ImageNotFound."""
+        """An index and those of its manifests that are there; None for a single image of somebody else's."""
         whole = _index(found)
         if found is None or whole is None:
             return None
-        manifests = _by_platform(whole)
+        named = _by_platform(whole)
+        read = {platform: self._summary(name, entry) for platform, entry in named.items()}
+        summaries = {platform: one for platform, one in read.items() if one is not None}
         return Existing(
             annotations=whole.annotations,
             digest=found.digest,
-            manifests=manifests,
-            summaries={platform: self._summary(name, entry) for platform, entry in manifests.items()},
+            manifests={platform: named[platform] for platform in summaries},
+            summaries=summaries,
+            lost=tuple(named.keys() - summaries.keys()),
         )
 
     def of(self, delivery: Delivery) -> dict[Actor, Stand]:
@@ -94,21 +96,20 @@ class Standing:
         summaries = dict(before.summaries) if before else {}
         for platform, entry in _by_platform(whole).items():
             if platform not in manifests and platform not in built:
-                with suppress(ImageNotFound):  # removed since
-                    summaries[platform] = self._summary(name, entry)
-                    manifests[platform] = entry
+                one = self._summary(name, entry)
+                if one is not None:
+                    summaries[platform], manifests[platform] = one, entry
         if len(manifests) == (len(before.manifests) if before else 0):
             return before
         return Existing(annotations=whole.annotations, digest=digest, manifests=manifests, summaries=summaries)
 
-    def _summary(self, name: str, entry: Descriptor) -> Summary:
+    def _summary(self, name: str, entry: Descriptor) -> Summary | None:
+        """None where it was removed: docker-registry's collector takes what an index alone names for garbage."""
         known = self._summaries.get((name, entry.digest))
         if known is None:
             found = self._client.get_manifest(name, entry.digest)
             if found is None:
-                raise ImageNotFound(
-                    f"{name}@{entry.digest} is named by its index and not there", hint="build with --force"
-                )
+                return None
             known = self._summaries[name, entry.digest] = summary_of(entry.digest, parse_manifest(found.document))
         return known
 
