@@ -8,13 +8,16 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 
 import httpx
 import pytest
 import trustme
 from tests.ports import unused_port
 
-from flops.errors import RegistryAuth, RegistryRefused, RegistryUnreachable
+from flops.builder.housekeeping.removal import foretell
+from flops.builder.housekeeping.retention import Pruning, Removal
+from flops.errors import DeletesUnsupported, RegistryAuth, RegistryRefused, RegistryUnreachable
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
@@ -50,6 +53,8 @@ def run(*words, check=True, **options):
 class DockerRegistry:
     """Debian's docker-registry on a free port of the loopback, stopped with its context."""
 
+    deletes = "true"
+
     def __init__(self, place, *settings):
         need("docker-registry")
         self.port = unused_port()
@@ -60,7 +65,7 @@ class DockerRegistry:
                 [
                     "version: 0.1",
                     "log: {level: error}",
-                    f"storage: {{filesystem: {{rootdirectory: {place}/data}}, delete: {{enabled: true}}}}",
+                    f"storage: {{filesystem: {{rootdirectory: {place}/data}}, delete: {{enabled: {self.deletes}}}}}",
                     *settings,
                     f"http: {{addr: '127.0.0.1:{self.port}'{self.tls()}}}",
                 ]
@@ -297,6 +302,20 @@ def test_a_login_at_the_embedded_registry(tmp_path):
             ):
                 client.check_push(["acme/a"])
             assert told in caught.value.hint
+
+
+@pytest.mark.parametrize(("deletes", "refused"), [("true", False), ("false", True)])
+def test_whether_a_registry_deletes_is_known_before(
+    deletes, refused, store: BlobStore, image: ImageIndex, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(DockerRegistry, "deletes", deletes)
+    removal = Removal(repository="acme/a", tags={}, indexes=(image.digest,), manifests=(), referrers={})
+    pruning = Pruning(removals=(removal,), builds=(), shared=(), freed=0)
+    with DockerRegistry(tmp_path / "registry") as running, RegistryClient(running.registry) as client:
+        client.push_index("acme/a", image, store, ["v1"])
+        with pytest.raises(DeletesUnsupported) if refused else nullcontext():
+            foretell(client, pruning)
+        assert client.get_manifest("acme/a", "v1").digest == image.digest
 
 
 def test_a_full_registry_is_told_as_one(store: BlobStore, image: ImageIndex, tmp_path):

@@ -315,6 +315,19 @@ def test_pruning_an_embedded_registrys_directory(made, registry, capsys, tmp_pat
             assert flops(capsys, "images", "verify", image.reference, "--key", public)[0] == 0
 
 
+def test_a_dry_run_foretells_that_nothing_can_be_deleted(made, registry, capsys):
+    for number in range(2):
+        made(more=f"file{number}")
+    words = ("images", "prune", "--older", "0", "--dry-run", "--json", "--registry")
+    code, out, _ = flops(capsys, *words, registry.registry, "--keep", "1")
+    assert (code, len(json.loads(out)["builds"])) == (0, 1)
+    with EmbeddedRegistry(registry.root, read_only=True) as frozen:
+        code, out, _ = flops(capsys, *words, frozen.registry, "--keep", "1")
+        assert (code, json.loads(out)["error"]["code"]) == (7, "REGISTRY_DELETES")
+        assert flops(capsys, *words, frozen.registry, "--keep", "2")[0] == 0  # there is nothing to delete
+    assert len(shown(capsys, "list", "--directory", registry.root)["builds"]) == 2
+
+
 def test_pruning_the_layout_in_the_data_directory(world, settings, repository, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("flops.cli.images_prune.GRACE", -1.0)
     monkeypatch.setenv("FLOPS_DATA_DIR", str(tmp_path))

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder.housekeeping.removal import remove
+from flops.builder.housekeeping.removal import foretell, remove
 from flops.builder.housekeeping.retention import Rule, plan
 from flops.builder.housekeeping.stocktaking import take_stock
 from flops.cli import options, places
@@ -59,6 +59,8 @@ def command(
     ):
         inventory = take_stock(stock, repositories or ())
         pruning = plan(inventory, Rule(keep=keep, days=older), datetime.now(UTC))
+        if dry_run:
+            foretell(stock, pruning)
         removed = None if dry_run else remove(stock, pruning, progress)
     collected = _collect(place, older) if place is not None and not dry_run else None
     if as_json:

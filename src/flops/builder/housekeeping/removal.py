@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flops.oci.blobs import sha256
 from flops.progress import Stage
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ class Removed:
     manifests: int = 0
     """Platforms' images, records, signatures."""
     shared: int = 0
+
+
+def foretell(stock: Stock, pruning: Pruning) -> None:
+    """Raise what `remove` would at its first deletion: a manifest that is nowhere is asked to be deleted."""
+    going = (*pruning.removals, *pruning.shared)
+    if going:
+        stock.delete_manifest(going[0].repository, sha256(b"a manifest that nobody has"))
 
 
 def remove(stock: Stock, pruning: Pruning, reporter: Reporter) -> Removed:
