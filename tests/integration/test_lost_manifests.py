@@ -28,7 +28,7 @@ class Lossy:
     def lose(self, names):
         """The manifests of all platforms, and what only they name."""
         if self.kind == "docker-registry":
-            self.running.__exit__()
+            self.running.__exit__(None, None, None)
             run("docker-registry", "garbage-collect", "-m", self.running.place / "config.yml")
             self.running.__enter__()
             return

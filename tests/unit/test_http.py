@@ -17,7 +17,7 @@ from flops.broker import BrokerAddress, Publisher
 from flops.builder.locking.index import Index
 from flops.builder.locking.lock import LockedWheel
 from flops.builder.rootfs import standalone
-from flops.builder.wheels.provides import Ranges
+from flops.builder.wheels.ranges import Ranges
 from flops.builder.wheels.wheel_cache import WheelCache
 from flops.cli.listener import Listener
 from flops.cli.manager_client import ManagerClient

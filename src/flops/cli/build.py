@@ -17,8 +17,6 @@ from flops.builder.result import Result
 from flops.cli import options, places
 from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter, untold
 from flops.errors import UsageError
-from flops.oci.client import RegistryClient
-from flops.oci.credentials import UserCredentials
 from flops.oci.engine import find_engine
 from flops.oci.reference import Registry
 from flops.progress import Reporter
@@ -102,12 +100,7 @@ def choose_target(settings: Settings, *, registry: str | None, output: Path | No
     name = registry or settings.registry
     if name:
         pull = Registry.parse(settings.registry_pull) if settings.registry_pull else None
-        client = RegistryClient(
-            Registry.parse(name),
-            credentials=UserCredentials.of_user(),
-            verify=settings.ca_bundle,
-            chunk=settings.upload_chunk,
-        )
+        client = places.client(settings, Registry.parse(name), chunk=settings.upload_chunk)
         return RegistryTarget(client, pull_name=pull)
     return LayoutTarget(places.default_layout(settings))
 

@@ -80,16 +80,13 @@ def _registered(settings: Settings, name: str | None, progress: Reporter) -> Reg
     from flops.builder.images.actors import Actor  # noqa: PLC0415
     from flops.builder.layer_records import LayerRecords  # noqa: PLC0415
     from flops.builder.publishing.publish import RegistryTarget  # noqa: PLC0415
+    from flops.cli import places  # noqa: PLC0415
     from flops.http import Retry  # noqa: PLC0415
     from flops.oci.blobs import BlobStore  # noqa: PLC0415
-    from flops.oci.client import RegistryClient  # noqa: PLC0415
-    from flops.oci.credentials import UserCredentials  # noqa: PLC0415
     from flops.oci.reference import Registry  # noqa: PLC0415
 
     registry = Registry.parse(name)
-    client = RegistryClient(
-        registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle, retry=Retry(tries=2)
-    )
+    client = places.client(settings, registry, retry=Retry(tries=2))
     records = LayerRecords(RegistryTarget(client).shared(progress), BlobStore(settings.cache_dir))
 
     def recorded(key: str) -> int | None:

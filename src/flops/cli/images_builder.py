@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from flops.builder.builder_image import REPOSITORY, BuilderImage, builder_image
-from flops.cli import options
+from flops.cli import options, places
 from flops.cli.build import Output, RegistryOption
 from flops.cli.render import megabytes, print_json, reporter
 from flops.errors import UsageError
 from flops.oci.client import RegistryClient
-from flops.oci.credentials import UserCredentials
 from flops.oci.layout import Layout, write_archive
 from flops.oci.reference import Registry, check_tag
 from flops.platforms import Platform
@@ -63,7 +62,7 @@ def command(
 
 def _client(place: str, settings: Settings) -> RegistryClient:
     """Asked now, before anything is made."""
-    client = RegistryClient(Registry.parse(place), credentials=UserCredentials.of_user(), verify=settings.ca_bundle)
+    client = places.client(settings, Registry.parse(place))
     client.ping()
     return client
 

@@ -9,11 +9,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.cli import options
+from flops.cli import options, places
 from flops.cli.render import print_json
 from flops.errors import ImageNotFound, NotSigned
-from flops.oci.client import RegistryClient
-from flops.oci.credentials import UserCredentials
 from flops.oci.reference import Reference
 from flops.oci.signature import PublicKey
 from flops.oci.signed_images import signed_by
@@ -28,7 +26,7 @@ def command(reference: ReferenceArgument, key: Key, as_json: options.Json = Fals
     settings = Settings.read()
     public = PublicKey.read(key)
     named = Reference.parse(reference)
-    with RegistryClient(named.registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle) as client:
+    with places.client(settings, named.registry) as client:
         found = client.get_manifest(named.repository, named.selector)
         if found is None:
             raise ImageNotFound(f"there is no image {reference}", hint="flops images list shows what there is")

@@ -15,6 +15,7 @@ from flops.cli.event_stream import parse
 from flops.cli.refusal import failure_of, json_of, project_of, strange
 from flops.errors import (
     BadSetting,
+    FlopsError,
     ManagerUnreachable,
     ProjectDecided,
     ProjectNotFound,
@@ -175,7 +176,7 @@ class ManagerClient:
             try:
                 answer = self._client.request(method, f"{self.url}{PROJECTS}{path}", **options)
             except httpx.HTTPError as error:
-                failure = self._unreachable(error)
+                failure: FlopsError = self._unreachable(error)
                 if http.reason(error)[1]:
                     raise failure from error
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,20 +56,17 @@ def on_disk(settings: Settings, *, registry: str | None, directory: Path | None)
     return directory or default_layout(settings)
 
 
-@contextmanager
-def open_registry(settings: Settings, registry: str | None) -> Iterator[RegistryClient]:
+def open_registry(settings: Settings, registry: str | None) -> RegistryClient:
     """A registry to push to; UsageError where none is named."""
     name = registry or settings.registry
     if name is None:
         raise UsageError("no registry is named", hint="--registry HOST[:PORT][/PREFIX]")
-    with client(settings, name) as it:
-        yield it
+    return client(settings, Registry.parse(name))
 
 
-@contextmanager
-def client(settings: Settings, name: str) -> Iterator[RegistryClient]:
-    with RegistryClient(Registry.parse(name), credentials=UserCredentials.of_user(), verify=settings.ca_bundle) as it:
-        yield it
+def client(settings: Settings, registry: Registry, **more: Any) -> RegistryClient:
+    """With the logins that docker and podman keep for this user."""
+    return RegistryClient(registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle, **more)
 
 
 @contextmanager
@@ -87,7 +84,7 @@ def find(settings: Settings, text: str, directory: Path | None) -> Iterator[tupl
     host = text.removeprefix("http://").removeprefix("https://").partition("/")[0]
     if directory is None and ("." in host or ":" in host or host == "localhost"):
         reference = Reference.parse(text)
-        with RegistryClient(reference.registry, credentials=UserCredentials.of_user(), verify=settings.ca_bundle) as it:
+        with client(settings, reference.registry) as it:
             yield it, reference.repository, reference.selector
         return
     repository, at, digest = text.partition("@")

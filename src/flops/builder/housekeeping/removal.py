@@ -29,9 +29,9 @@ class Removed:
 
 def foretell(stock: Stock, pruning: Pruning) -> None:
     """Raise what `remove` would at its first deletion: a manifest that is nowhere is asked to be deleted."""
-    going = (*pruning.removals, *pruning.shared)
+    going = [one.repository for one in pruning.removals] + [one.repository for one in pruning.shared]
     if going:
-        stock.delete_manifest(going[0].repository, sha256(b"a manifest that nobody has"))
+        stock.delete_manifest(going[0], sha256(b"a manifest that nobody has"))
 
 
 def remove(stock: Stock, pruning: Pruning, reporter: Reporter) -> Removed:

@@ -52,6 +52,7 @@ class Index:
         retries: int = 0,
     ) -> None:
         self.url = check_url(url).rstrip("/")
+        self._shown = without_credentials(self.url)
         self._retry = Retry(tries=retries + 1, first=PAUSE, unanswered=retries + 1)
         headers = {"Accept": ACCEPT}
         self._client = http.client(
@@ -76,18 +77,18 @@ class Index:
         try:
             return parse(name, *page)
         except ValueError as error:  # of JSON, too
-            shown = without_credentials(self.url)
-            raise IndexUnreachable(f"the package index {shown} answers with no page for {name}", hint=HINT) from error
+            raise IndexUnreachable(
+                f"the package index {self._shown} answers with no page for {name}", hint=HINT
+            ) from error
 
     def _page(self, name: str, *, limit: int) -> tuple[str, bytes] | None:
         """Content type and up to `limit` bytes of a page; None where there is none."""
         status, kind, data = self._retry.run(lambda: self._get(name, limit))
-        shown = without_credentials(self.url)
         if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
             return None
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
             raise IndexUnreachable(
-                f"the package index {shown} refuses us (status {status})",
+                f"the package index {self._shown} refuses us (status {status})",
                 hint="put the credentials into FLOPS_INDEX_URL, https://USER:TOKEN@HOST/simple",
             )
         if status != HTTPStatus.OK:
@@ -107,13 +108,11 @@ class Index:
                 return response.status_code, response.headers.get("content-type", ""), data
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError, _TooLong) as error:
             why, hint = http.reason(error)
-            shown = without_credentials(self.url)
-            failure = IndexUnreachable(f"the package index {shown} does not answer: {why}", hint=hint or HINT)
+            failure = IndexUnreachable(f"the package index {self._shown} does not answer: {why}", hint=hint or HINT)
             raise (failure if hint else Transient(failure)) from error
 
     def _failed(self, status: int) -> IndexUnreachable:
-        shown = without_credentials(self.url)
-        return IndexUnreachable(f"the package index {shown} answers with status {status}", hint=HINT)
+        return IndexUnreachable(f"the package index {self._shown} answers with status {status}", hint=HINT)
 
 
 class _TooLong(Exception):

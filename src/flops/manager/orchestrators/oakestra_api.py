@@ -47,18 +47,13 @@ class OakestraApi:
         self.url = url.rstrip("/")
         self._username = username
         self._password = password
-        self._authorities = authorities
-        self._transport = transport
-        self._client: httpx.Client | None = None
+        self._client = http.client(authorities, transport=transport, seconds=20, connect=5)
         self._lock = threading.Lock()
         self._token = ""
         self._refresh = ""
 
     def close(self) -> None:
-        with self._lock:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
+        self._client.close()
 
     def login(self) -> None:
         """OrchestratorAuth where name and password are not taken; OrchestratorUnreachable."""
@@ -121,20 +116,15 @@ class OakestraApi:
     def _send(self, method: str, path: str, document: object | None, token: str = "") -> Answer:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
-            response = self._connected().request(method, self.url + path, json=document, headers=headers)
+            response = self._client.request(method, self.url + path, json=document, headers=headers)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise BadSetting(f"FLOPS_OAKESTRA_URL {self.url!r} is no address", hint="http://HOST:10000") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:  # the latter: closed meanwhile
             why, hint = http.reason(error)
             raise OrchestratorUnreachable(
                 f"Oakestra at {self.url} can't be reached: {why}", hint=hint or _HINT
             ) from error
         return Answer(status=response.status_code, document=decode(response.content))
-
-    def _connected(self) -> httpx.Client:
-        if self._client is None:
-            self._client = http.client(self._authorities, transport=self._transport, seconds=20, connect=5)
-        return self._client
 
 
 def decode(body: bytes) -> Any:
