@@ -53,7 +53,7 @@ class Index:
     ) -> None:
         self.url = check_url(url).rstrip("/")
         self._shown = without_credentials(self.url)
-        self._retry = Retry(tries=retries + 1, first=PAUSE, unanswered=retries + 1)
+        self._retry = Retry(tries=retries + 1, first=PAUSE)
         headers = {"Accept": ACCEPT}
         self._client = http.client(
             ca_bundle, transport=transport, seconds=SECONDS, follow_redirects=True, headers=headers
