@@ -39,10 +39,12 @@ from flops_wire.events import TAGGING, event
 from flops_wire.manager import PROJECTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from flops.builder.lookup import Place
     from flops.manager.orchestrators import Deployment, Handle
+    from flops.platforms import Platform
+    from flops.recipe import Recipe
 
 MEMORY = 200
 """Megabytes (PSS) of the manager."""
@@ -89,9 +91,24 @@ class Commits(SourceLookup):
         return COMMIT
 
 
-class NoImages:
-    def standing(self, *_: object) -> None:
-        return None
+class Images:
+    """A registry that holds whatever it is asked for a second time: the first time is before there is a builder."""
+
+    def __init__(self) -> None:
+        self._asked: set[str] = set()
+
+    def standing(
+        self,
+        place: Place,
+        commit: str,
+        recipe: Recipe,
+        platforms: tuple[Platform, ...],
+        credential: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> dict[str, Any] | None:
+        if place.text not in self._asked:
+            self._asked.add(place.text)
+            return None
+        return result(place.text, commit, recipe.digest, [platform.value for platform in platforms])
 
     def move_commit(self, *_: object, force: bool = False) -> bool:  # noqa: ARG002
         return False
@@ -103,7 +120,7 @@ def manage(directory: Path, builders: int) -> None:
     stop = threading.Event()
     settings = ManagerSettings(registry="http://127.0.0.1:5073", advertise=url, builders=builders)
     with Store(directory / "projects.sqlite3") as store:
-        manager = Manager(store, orchestrator=Announced(), sources=Commits(), images=NoImages(), settings=settings)
+        manager = Manager(store, orchestrator=Announced(), sources=Commits(), images=Images(), settings=settings)
         access = Access(gate=OpenGate(), sessions=Sessions(secret=b""), names=frozenset({"127.0.0.1"}))
         manager.run(stop)
         serve(create_app(manager, access), listener, started=lambda: print(json.dumps({"url": url}), flush=True))
@@ -132,24 +149,31 @@ class Builders:
         batches = [
             [event(stage, "started", stage), event(stage, "finished", stage, data={"seconds": 0.1})] for stage in STAGES
         ]
-        batches.append([event("push", "started", "tags move", code=TAGGING)])
-        batches.append([event("push", "succeeded", "done", data={"result": _result(job)})])
+        made = result(job["source"], job["ref"], job["recipe_digest"], job["platforms"])
+        images = {
+            actor: {**image, "platforms": {name: one["digest"] for name, one in image["platforms"].items()}}
+            for actor, image in made["images"].items()
+        }
+        move = {"tags": [job["ref"]], "images": images}
+        batches.append([event("push", "started", "tags move", code=TAGGING, data=move)])
+        batches.append([event("push", "succeeded", "done", data={"result": made})])
         for batch in batches:
             answer = self._client.post(wanted["url"] + "/events", headers=headers, json={"events": batch})
             assert answer.status_code == 200, answer.text
 
 
-def _result(job: Mapping[str, Any]) -> dict[str, Any]:
+def result(source: str, commit: str, recipe: str, platforms: Sequence[str]) -> dict[str, Any]:
     entry = {"digest": "sha256:" + "1" * 64, "layers": 30, "bytes": 1, "uncompressed_bytes": 1}
     images = {
         actor: {
             "reference": f"127.0.0.1:5073/acme/digits/{actor}:{COMMIT}",
             "digest": "sha256:" + "2" * 64,
-            "platforms": dict.fromkeys(job["platforms"], entry),
+            "platforms": dict.fromkeys(platforms, entry),
         }
         for actor in ("learner", "aggregator")
     }
-    return {"repository": job["source"], "commit": job["ref"], "recipe": job["recipe_digest"], "images": images}
+    place = {"registry": "127.0.0.1:5073", "repository": source}
+    return {**place, "commit": commit, "recipe": recipe, "images": images}
 
 
 # --- the burst ---

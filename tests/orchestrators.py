@@ -13,6 +13,7 @@ from flops.builder.lookup import SourceLookup
 from flops.errors import OrchestratorUnreachable
 from flops.manager.clock import SystemClock
 from flops.manager.orchestrators import Deployment, Phase, Status
+from flops.manager.reconcile import Kind
 from flops.manager.settings import ManagerSettings
 from flops.manager.store import Store
 from flops_wire.events import TAGGING, event
@@ -210,14 +211,18 @@ def opened(store: Store) -> Store:
     return store
 
 
-def result_of(project, platforms=None) -> dict:
-    """What a build of this project would print."""
-    commit = project.commit or COMMIT
+def images_of(platforms, commit=COMMIT) -> dict:
     entries = {
-        name: {"digest": "sha256:" + "1" * 64, "layers": 3, "bytes": 1000, "uncompressed_bytes": 3000}
-        for name in platforms or project.platforms
+        name: {
+            "digest": "sha256:" + "1" * 64,
+            "layers": 3,
+            "bytes": 1000,
+            "uncompressed_bytes": 3000,
+            "layer_sizes": [],
+        }
+        for name in platforms
     }
-    images = {
+    return {
         actor: {
             "reference": f"registry.test/acme/digits/{actor}:{commit}",
             "digest": "sha256:" + "2" * 64,
@@ -225,12 +230,17 @@ def result_of(project, platforms=None) -> dict:
         }
         for actor in ("learner", "aggregator")
     }
+
+
+def result_of(project, platforms=None) -> dict:
+    """What a build of this project would print."""
+    commit = project.commit or COMMIT
     return {
         "repository": project.repository,
         "commit": commit,
         "recipe": project.recipe,
         "registry": "registry.test",
-        "images": images,
+        "images": images_of(platforms or project.platforms, commit),
         "python": {"requested": None, "used": "3.11.2", "provider": "debian"},
         "adjustments": [],
         "findings": [],
@@ -249,9 +259,8 @@ def result_of(project, platforms=None) -> dict:
 
 
 def tagging(result=None) -> dict:
-    """A builder asks to move tags, for these images; one of an earlier version does not say for which."""
-    if result is None:
-        return event("push", "started", "tags move", code=TAGGING)
+    """A builder asks to move tags, for these images or those of a project that says nothing of platforms."""
+    result = result or {"commit": COMMIT, "recipe": "sha256:0", "images": images_of(["linux/amd64"])}
     images = {
         actor: {
             "digest": image["digest"],
@@ -259,7 +268,8 @@ def tagging(result=None) -> dict:
         }
         for actor, image in result["images"].items()
     }
-    return event("push", "started", "tags move", code=TAGGING, data={"tags": ["c", "c-r"], "images": images})
+    tags = [result["commit"], f"{result['commit']}-{result['recipe'].partition(':')[2][:12]}"]
+    return event("push", "started", "tags move", code=TAGGING, data={"tags": tags, "images": images})
 
 
 def succeeded(project, platforms=None) -> dict:
@@ -350,6 +360,21 @@ class World:
         deployment = self.orchestrator.job_of(project).deployment
         number = attempt or int(deployment.url.rpartition("/")[2])
         return self.manager.post_events(self.manager.admit(project.id, number, token or deployment.token), list(events))
+
+    def succeed(self, project, *before):
+        """Its builder has put its images in the registry, asks to move tags (unless it has), and reports success; the registry
+        is asked.
+        """
+        now = self.now(project)
+        result = self.images.add(now)
+        asked = () if now.tagging else (tagging(result),)
+        self.post(project, *before, *asked, succeeded(now))
+        self.prove()
+
+    def prove(self):
+        """Ask the registry for all success that was reported; what became of each."""
+        reconciler = self.manager.reconciler
+        return [reconciler.perform(task) for task in reconciler.due() if task.kind is Kind.PROVE]
 
     def kinds(self, project) -> list[tuple[str, str]]:
         return [(one["stage"], one["kind"]) for one in self.manager.events(project.id)]

@@ -446,6 +446,12 @@ class VerificationError(FlopsError):
     code, exit_code = "VERIFY", 8
 
 
+class ImagesUnproven(VerificationError):
+    """A builder reported success, and the registry does not hold the images that it had asked to name."""
+
+    code = "IMAGES_UNPROVEN"
+
+
 class NotSigned(VerificationError):
     """No signature by the given key."""
 

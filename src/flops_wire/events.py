@@ -7,7 +7,8 @@ What `data` holds, by kind:
 
     kind        keys
     started     (none); with the code TAGGING: tags, and images: {actor: {digest, platforms: {platform: digest}}},
-                both actors' indexes that get these tags, with the manifests of this attempt's platforms
+                both actors' indexes that get these tags, with the manifests of all requested platforms; without this
+                event, and without these very images in the registry, no success is believed
     progress    done, total (numbers; total null where unknown), unit; at most twice a second, never stored
     finished    seconds
     adjusted    code, package, before, after, where, reason, platform

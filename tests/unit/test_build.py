@@ -543,7 +543,11 @@ def test_the_next_build_moves_the_tag_that_an_ended_one_did_not(world, settings,
             for actor in Actor:
                 found = client.get_manifest(f"local/digits/{actor.value}", revision)
                 assert found.digest == result.images[actor].digest
-    assert [move.tags for move in asked] == [(revision,)]
+    exact = result.images[Actor.LEARNER].reference.rpartition(":")[2]
+    assert [move.tags for move in asked] == [(exact, revision)] * 2, "also where nothing is to be moved"
+    assert {actor: one.digest for actor, one in asked[0].images.items()} == {
+        actor: one.digest for actor, one in result.images.items()
+    }
 
 
 # --- reuse through the registry ---------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def test_refs_are_judged_too():
 def test_what_the_operator_allows(tmp_path):
     lookup = SourceLookup(allow_local=True, allow_hosts=("127.0.0.1",))
     place = lookup.judge(str(tmp_path))
-    assert (place.local, place.text, place.repository, place.host) == (True, str(tmp_path), None, "")
+    assert (place.local, place.text, place.host) == (True, str(tmp_path), "")
+    assert place.repository.startswith("local/")
     assert not place.source.trusted
     assert lookup.commit(place, None) is None
     assert lookup.judge("https://127.0.0.1:8443/a/b").host == "127.0.0.1:8443"
@@ -93,7 +94,7 @@ def registry(server):
     return Registry.parse(f"{server.registry.host}/t{os.urandom(6).hex()}")
 
 
-def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor), tags=None):
+def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor), tags=None, repository="acme/digits"):
     """What a builder puts there for this commit."""
     identity = compose.Identity(
         source=source,
@@ -119,7 +120,7 @@ def publish(registry, store, recipe, *platforms, source=URL, actors=tuple(Actor)
     with RegistryClient(registry) as client:
         RegistryTarget(client).publish(
             Delivery(
-                repository="acme/digits",
+                repository=repository,
                 images=images,
                 annotations=lambda actor, locks: compose.index_annotations(identity, actor, locks),
                 locks=dict.fromkeys(platforms, "sha256:" + "1" * 64),
@@ -213,10 +214,20 @@ def test_one_actor_alone_is_no_proof(registry, tmp_path):
     assert ImageLookup(registry=registry).standing(SourceLookup().judge(URL), COMMIT, Recipe(), (AMD64,)) is None
 
 
-def test_a_directory_proves_nothing(registry, tmp_path):
-    place = SourceLookup(allow_local=True).judge(str(tmp_path))
-    assert ImageLookup(registry=registry).standing(place, COMMIT, Recipe(), (AMD64,)) is None
-    assert not ImageLookup(registry=registry).move_commit(place, COMMIT, Recipe(), (AMD64,))
+def test_images_of_a_directory_stand_under_its_own_name(registry, tmp_path):
+    """Neither those of a URL project, nor those of another directory that lie there."""
+    (tmp_path / "My Model").mkdir()
+    place = SourceLookup(allow_local=True).judge(str(tmp_path / "My Model"), subdir="a")
+    lookup = ImageLookup(registry=registry)
+    for source, repository in ((URL, "local/my-model/a"), ("local/My Model", "acme/digits"), ("local/x", "local/x/a")):
+        publish(registry, BlobStore(tmp_path / "b"), Recipe(), AMD64, source=source, repository=repository)
+        assert lookup.standing(place, COMMIT, Recipe(), (AMD64,)) is None
+        assert not lookup.move_commit(place, COMMIT, Recipe(), (AMD64,))
+    publish(
+        registry, BlobStore(tmp_path / "b"), Recipe(), AMD64, source="local/My Model", repository="local/my-model/a"
+    )
+    result = lookup.standing(place, COMMIT, Recipe(), (AMD64,))
+    assert (result["repository"], result["commit"]) == ("local/My Model", COMMIT)
 
 
 def test_a_registry_that_is_not_there_is_told():

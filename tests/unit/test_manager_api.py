@@ -247,11 +247,21 @@ class TestBuilders:
         headers, told = bearer(world, project), event("check", "started", "looking")
         for _ in range(2):
             assert web.post(_events(project), json=posting(told), headers=headers).json() == {"accepted": 1}
-        assert web.post(_events(project), json=posting(succeeded(project)), headers=headers).status_code == 200
+        last = posting(tagging(world.images.add(project)), succeeded(project))
+        assert web.post(_events(project), json=last, headers=headers).status_code == 200
         assert web.post(_events(project), json=posting(failed()), headers=headers).status_code == 410
+        world.prove()
         kinds = [one["kind"] for one in world.manager.events(project.id) if one["stage"] in ("check", "push")]
-        assert kinds == ["started", "succeeded"]
+        assert kinds == ["started", "started", "succeeded"]
         assert web.get(f"{PROJECTS}/{project.id}").json()["images"]["learner"]["digest"]
+
+    def test_success_without_leave_to_tag_is_a_conflict_and_then_over(self, web, world):
+        project = started(world)
+        headers, told = bearer(world, project), posting(succeeded(project))
+        answer = web.post(_events(project), json=told, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "IMAGES_UNPROVEN")
+        assert web.post(_events(project), json=told, headers=headers).status_code == 410
+        assert web.get(f"{PROJECTS}/{project.id}").json()["state"] == "failed"
 
     @pytest.mark.parametrize(
         "document",
@@ -364,7 +374,9 @@ class TestService:
         project = started(world)
         headers = bearer(world, project)
         finished = {**event("resolve", "finished", "locked"), "data": {"seconds": 1.5}}
-        web.post(_events(project), json=posting(finished, succeeded(project)), headers=headers)
+        last = tagging(world.images.add(project)), succeeded(project)
+        web.post(_events(project), json=posting(finished, *last), headers=headers)
+        world.prove()
         text = web.get("/metrics").text
         for line in (
             'flops_projects{state="images_ready"} 1.0',
@@ -418,7 +430,7 @@ class TestEvents:
         post(world, project, event("check", "started", "looking <b>"))
         progress = {**event("fetch", "progress", ""), "data": {"done": 1, "total": None, "unit": "bytes"}}
         post(world, project, progress)
-        post(world, project, succeeded(project))
+        world.succeed(project)
         world.settle()
         told = reader.end()
         documents = [json.loads(one["data"]) for one in told]

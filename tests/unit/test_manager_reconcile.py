@@ -28,6 +28,7 @@ from flops.errors import (
     AttemptOver,
     CloneAuth,
     DeployFailed,
+    ImagesUnproven,
     NoCapacity,
     ProjectDecided,
     RegistryAuth,
@@ -36,6 +37,7 @@ from flops.errors import (
 from flops.manager.clock import SystemClock
 from flops.manager.orchestrators import Phase, Status
 from flops.manager.project import BuilderState, State
+from flops.manager.steps import Next
 from flops.manager.store import Store
 from flops.manager.tables import Tables
 from flops_wire.events import TERMINAL_KINDS, event
@@ -78,7 +80,7 @@ def running(world, **more):
 def test_a_project_goes_its_way(world):
     project = world.submit()
     world.steps(3)
-    world.post(project, tagging(), succeeded(world.now(project)))
+    world.succeed(project)
     world.settle()
     check_ended(world, project)
     assert world.kinds(project) == [
@@ -199,7 +201,7 @@ def test_a_lost_builder_gets_a_second_attempt_after_the_first_is_gone(world):
         world.manager.job(project.id, 2, first.token)
     with pytest.raises(AttemptOver):
         world.manager.job(project.id, 1, first.token)
-    world.post(project, succeeded(world.now(project)))
+    world.succeed(project)
     world.settle()
     check_ended(world, project)
     assert world.now(project).attempt == 2
@@ -290,16 +292,15 @@ def test_what_a_lost_builder_was_to_name_proves_it_also_in_an_index_that_has_gro
     assert world.now(project).images["learner"]["digest"] == "sha256:" + "9" * 64
 
 
-@pytest.mark.parametrize(("force", "told"), [(False, True), (True, True), (True, False)])
-def test_commit_of_a_proved_project_is_looked_after(world, force, told):
-    """From another recipe by a forced builder that told what it moves, and by no other."""
+@pytest.mark.parametrize("force", [False, True])
+def test_commit_of_a_proved_project_is_looked_after(world, force):
+    """From another recipe by a forced builder, and by no other."""
     project = running(world, force=force)
-    ours = world.images.add(world.now(project))
-    world.post(project, tagging(ours if told else None))
+    world.post(project, tagging(world.images.add(world.now(project))))
     world.orchestrator.lose(project, code=137)
     world.settle()
     assert world.now(project).state is State.IMAGES_READY
-    assert world.images.commits == [(COMMIT, force and told)]
+    assert world.images.commits == [(COMMIT, force)]
 
 
 def test_commit_is_left_alone_where_nothing_is_proved(world):
@@ -326,7 +327,7 @@ def test_a_registry_that_refuses_to_move_commit_costs_no_outcome(world):
 def test_commit_of_images_that_are_taken_is_looked_after(world):
     first = running(world)
     world.images.add(world.now(first))
-    world.post(first, tagging(), succeeded(world.now(first)))
+    world.succeed(first)
     world.settle()
     assert world.images.commits == []
     again = world.submit()
@@ -375,6 +376,140 @@ def test_a_registry_that_never_answers_ends_it_in_time(world):
     world.settle(rounds=200)
     check_ended(world, project)
     assert world.now(project).error["code"] == "BUILDER_LOST"
+
+
+# --- builders that report success ---
+def claimed(world, project, result=None):
+    """A builder asks for leave to name its images, and reports success; what it says is right, but nothing was pushed."""
+    result = result or result_of(world.now(project))
+    world.post(project, tagging(result), event("push", "succeeded", "done", data={"result": result}))
+
+
+def test_success_is_what_the_registry_says_and_nothing_else(world):
+    project = running(world)
+    ours = copy.deepcopy(world.images.add(world.now(project)))
+    layer = {"digest": "sha256:" + "5" * 64, "bytes": 7}
+    for image in world.images.results[project.repository, COMMIT, project.recipe]["images"].values():
+        image["platforms"]["linux/amd64"] |= {"layer_sizes": [{**layer, "title": ""}]}
+    for image in ours["images"].values():
+        image |= {"reference": "evil.example/x:latest", "digest": "sha256:" + "8" * 64}
+        image["platforms"]["linux/amd64"] |= {"bytes": 1, "layer_sizes": [{**layer, "bytes": 1, "title": "numpy"}, 3]}
+    ours |= {
+        "repository": "https://evil.example/a/b",
+        "commit": "e" * 40,
+        "recipe": "sha256:x",
+        "registry": "evil.example",
+    }
+    claimed(world, project, ours)
+    world.settle()
+    check_ended(world, project)
+    now, proof = world.now(project), result_of(world.now(project))
+    assert now.state is State.IMAGES_READY
+    for name in ("repository", "commit", "recipe", "registry"):
+        assert now.result[name] == proof[name], name
+    assert now.result["seconds"] == ours["seconds"], "only the builder knows"
+    for actor, image in now.images.items():
+        assert (image["reference"], image["digest"]) == tuple(
+            proof["images"][actor][key] for key in ("reference", "digest")
+        )
+        (one,) = image["platforms"].values()
+        assert (one["bytes"], one["layer_sizes"]) == (1000, [{**layer, "title": "numpy"}])
+    (last,) = [one for one in world.manager.events(project.id) if one["kind"] == "succeeded"]
+    assert last["data"]["result"] == now.result
+
+
+@pytest.mark.parametrize("lie", ["nothing", "an older image", "another actor's", "a platform too few"])
+def test_images_that_the_registry_does_not_hold_end_the_project_and_its_followers_not_as_ready(world, lie):
+    wanted = {"supported_platforms": ["linux/amd64", "linux/arm64"]}
+    project = running(world, **wanted)
+    follower = world.submit(**wanted)
+    world.steps()
+    assert world.now(follower).leader == project.id
+    ours = result_of(world.now(project))
+    if lie != "nothing":
+        world.images.add(world.now(project), ["linux/amd64"] if lie == "a platform too few" else None)
+    if lie == "an older image":
+        ours = other_images(ours, manifest="sha256:" + "3" * 64)
+    if lie == "another actor's":
+        ours = other_images(ours, ["learner"], manifest="sha256:" + "3" * 64)
+    claimed(world, project, ours)
+    assert not world.now(project).state.ended
+    world.settle()
+    check_ended(world, project, follower)
+    for one in (project, follower):
+        assert world.now(one).error["code"] == "IMAGES_UNPROVEN"
+    assert world.images.commits == []
+
+
+def test_success_waits_for_a_registry_that_is_away_and_says_so_once(world):
+    project = running(world)
+    world.images.add(world.now(project))
+    world.images.failures += [RegistryUnreachable("no answer")] * 3
+    claimed(world, project)
+    world.orchestrator.lose(project, code=0)
+    world.steps()
+    assert world.now(project).state is State.BUILDING
+    world.restart()
+    for _ in range(2):
+        world.clock.move(61)
+        world.steps()
+    assert world.now(project).state is State.BUILDING, "a builder that has ended is not lost"
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).state is State.IMAGES_READY
+    told = [one["message"] for one in world.manager.events(project.id) if one["kind"] == "warning"]
+    assert told == ["the registry is asked again for the builder's images: no answer"]
+
+
+def test_success_that_a_registry_never_confirms_ends_in_time(world):
+    project = running(world)
+    world.images.failures += [RegistryUnreachable("no answer")] * 10_000
+    claimed(world, project)
+    world.settle(rounds=200)
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "REGISTRY_UNREACHABLE"
+
+
+def test_success_that_the_manager_may_not_look_at_fails_as_that(world):
+    project = running(world)
+    world.images.failures.append(RegistryAuth("the manager may not read"))
+    claimed(world, project)
+    world.settle()
+    check_ended(world, project)
+    assert world.now(project).error["code"] == "REGISTRY_AUTH"
+
+
+def test_an_answer_to_success_that_was_lost_is_given_again_before_the_registry_was_asked_and_after(world):
+    project = running(world)
+    result = world.images.add(world.now(project))
+    last = [event("push", "finished", "x", data={"seconds": 1}), tagging(result), succeeded(world.now(project))]
+    for _ in range(2):
+        assert world.post(project, *last) == {"accepted": 3}
+    with pytest.raises(AttemptOver):
+        world.post(project, failed())
+    assert [outcome for *_, outcome in world.steps()] == [Next.NOW]
+    assert world.post(project, *last) == {"accepted": 3}
+    assert [kind for _, kind in world.kinds(project)].count("succeeded") == 1
+
+
+def test_a_look_at_the_builder_that_began_before_its_success_does_not_end_it_as_lost(world):
+    project = running(world)
+    world.images.failures.append(RegistryUnreachable("no answer"))
+    status = world.orchestrator.status
+
+    def ends_meanwhile(job, handle):
+        claimed(world, project)
+        world.orchestrator.lose(project, code=1)
+        return status(job, handle)
+
+    world.orchestrator.status = ends_meanwhile
+    world.clock.move(61)
+    world.steps()
+    assert world.now(project).state is State.BUILDING
+    world.orchestrator.status = status
+    world.images.add(world.now(project))
+    world.settle()
+    assert world.now(project).state is State.IMAGES_READY
 
 
 def test_a_builder_that_cannot_be_started_fails_at_once(world):
@@ -488,7 +623,7 @@ def test_twenty_that_want_the_same_are_built_once(world):
     world.steps(8)
     assert len(world.orchestrator.deployed) == 1
     assert {world.now(one).leader for one in made[1:]} == {made[0].id}
-    world.post(made[0], tagging(), succeeded(world.now(made[0])))
+    world.succeed(made[0])
     world.settle()
     check_ended(world, *made)
     assert {world.now(one).state for one in made} == {State.IMAGES_READY}
@@ -508,7 +643,7 @@ def test_a_shared_result_has_the_platforms_that_were_asked_for(world):
     both = world.submit(supported_platforms=["linux/amd64", "linux/arm64"])
     one = world.submit(supported_platforms=["linux/arm64"])
     world.steps(4)
-    world.post(both, succeeded(world.now(both)))
+    world.succeed(both)
     for image in world.now(one).images.values():
         assert list(image["platforms"]) == ["linux/arm64"]
 
@@ -519,7 +654,7 @@ def test_who_wants_another_platform_builds_next(world):
     same = world.submit()
     arm_again = world.submit(supported_platforms=["linux/arm64"])
     world.steps(4)
-    world.post(amd, succeeded(world.now(amd)))
+    world.succeed(amd)
     assert world.now(same).state is State.IMAGES_READY
     assert world.now(arm).builder is BuilderState.NONE, "not before the first builder is gone"
     for _ in range(4):
@@ -528,7 +663,7 @@ def test_who_wants_another_platform_builds_next(world):
     assert world.now(arm).builder is BuilderState.RUNNING
     assert world.now(arm_again).leader == arm.id
     assert world.orchestrator.most == 1
-    world.post(arm, succeeded(world.now(arm)))
+    world.succeed(arm)
     world.settle()
     check_ended(world, amd, arm, same, arm_again)
 
@@ -542,7 +677,7 @@ def test_a_leaders_cancel_is_its_own(world):
         world.clock.move(61)
         world.steps()
     assert world.now(made[2]).builder is BuilderState.RUNNING
-    world.post(made[2], succeeded(world.now(made[2])))
+    world.succeed(made[2])
     world.settle()
     check_ended(world, *made)
     assert world.orchestrator.most == 1
@@ -569,12 +704,12 @@ def test_force_waits_and_builds(world):
     forced = world.submit(force=True)
     world.steps(4)
     assert world.now(forced).leader == first.id
-    world.post(first, succeeded(world.now(first)))
+    world.succeed(first)
     for _ in range(4):
         world.clock.move(61)
         world.steps()
     assert world.now(forced).builder is BuilderState.RUNNING
-    world.post(forced, succeeded(world.now(forced)))
+    world.succeed(forced)
     world.settle()
     check_ended(world, first, forced)
 
@@ -663,7 +798,7 @@ class Story:
 
 
 CLONE = lambda project: event("clone", "started", "x")  # noqa: E731
-TAG = lambda project: tagging()  # noqa: E731
+TAG = lambda project: tagging(result_of(project))  # noqa: E731
 FAIL = lambda project: failed()  # noqa: E731
 STORIES = {
     "success": {"posts": [[CLONE, TAG, succeeded]]},
@@ -697,9 +832,8 @@ def tell(tmp_path, name, kill, *, after=False, fault=None, followers=1):
     rebuild(world)
     made = [world.submit(supported_platforms=["linux/amd64", "linux/arm64"]) for _ in range(1 + followers)]
     first = made[0]
-    if name == "lost after tagging":
-        world.images = PromisedImages(world)
-        rebuild(world)
+    world.images = PromisedImages(world)
+    rebuild(world)
     if fault is not None:
         world.orchestrator.faults.append((fault, Killed()))
     story = Story(world, **STORIES[name])
@@ -856,13 +990,13 @@ def speak(world, builder, name):
     number = int(builder.deployment.url.rpartition("/")[2])
     said = {
         "post": lambda: event("fetch", "started", "x"),
-        "tag": tagging,
+        "tag": lambda: tagging(world.images.add(project)),
         "succeed": lambda: succeeded(project),
         "fail": failed,
     }[name]()
     try:
         world.manager.post_events(world.manager.admit(project.id, number, builder.deployment.token), [said])
-    except AttemptOver:
+    except (AttemptOver, ImagesUnproven):
         builder.status = Status(phase=Phase.ENDED, exit_code=0)
 
 
@@ -875,6 +1009,7 @@ def test_a_burst_ends_in_order_by_itself(tmp_path):
     def builder(deployment, stop):
         started.append(deployment.project)
         project = world.manager.project(deployment.project)
+        world.images.add(project)
         world.manager.post_events(world.manager.admit(project.id, 1, deployment.token), [tagging(), succeeded(project)])
 
     world = World(
@@ -927,6 +1062,43 @@ def test_one_that_hangs_delays_no_other(tmp_path):
     wait(lambda: world.manager.counts()["builders"]["removed"] == 6)
     stop.set()
     check_ended(world, stuck, *made)
+    world.close()
+
+
+def test_a_registry_that_hangs_delays_neither_builders_nor_other_projects(tmp_path):
+    hang = threading.Event()
+    world: World
+
+    def builder(deployment, stop):
+        project = world.manager.project(deployment.project)
+        said = claims(project) if project.id == stuck.id else [failed()]
+        world.manager.post_events(world.manager.admit(project.id, 1, deployment.token), said)
+        posted.add(project.id)
+
+    def claims(project):
+        return [tagging(world.images.add(project)), succeeded(project)]
+
+    class Hanging(ScriptedImages):
+        def standing(self, place, commit, recipe, platforms, credential=None):
+            if posted and "digits" in place.text:
+                hang.wait(60)
+            return super().standing(place, commit, recipe, platforms, credential)
+
+    posted = set()
+    world = World(
+        tmp_path / "manager.db", orchestrator=ScriptedOrchestrator(builder), images=Hanging(), clock=SystemClock()
+    )
+    stuck = world.submit()
+    stop = threading.Event()
+    world.manager.run(stop)
+    wait(lambda: stuck.id in posted)
+    made = [world.submit(ml_repo_url=f"https://git.example.com/acme/r{number}") for number in range(5)]
+    wait(lambda: all(world.now(one).state.ended for one in made))
+    assert not world.now(stuck).state.ended
+    hang.set()
+    wait(lambda: world.manager.counts()["builders"]["removed"] == 6)
+    assert world.now(stuck).state is State.IMAGES_READY
+    stop.set()
     world.close()
 
 
@@ -983,7 +1155,7 @@ def test_a_pause_of_what_is_no_longer_due_makes_nobody_look_without_end(world):
 
 def test_images_of_a_leader_that_is_being_removed_are_taken_at_once(world):
     project = running(world)
-    world.post(project, tagging(), succeeded(world.now(project)))
+    world.succeed(project)
     world.images.add(world.now(project))
     world.orchestrator.unreachable("remove", times=20)
     world.steps()

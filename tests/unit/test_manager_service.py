@@ -18,6 +18,7 @@ from flops.errors import (
     CredentialInUrl,
     CredentialUnknown,
     DiskFull,
+    ImagesUnproven,
     KeyReused,
     ProjectDecided,
     ProjectNotFound,
@@ -218,7 +219,7 @@ def test_credentials_reach_the_builder_and_nothing_that_is_kept(world):
     assert given["git"] == {"host": "git.example.com", "username": "u", "password": SECRET}
     assert given["registry"] == [{"host": "127.0.0.1:5073", "username": "u", "password": SECRET}]
     assert world.sources.asked[0][2]["password"] == SECRET
-    world.post(project, succeeded(project))
+    world.succeed(project)
     kept = b"".join(path.read_bytes() for path in world.path.parent.iterdir())
     assert SECRET.encode() not in kept
     assert deployment.token.encode() not in kept
@@ -296,8 +297,12 @@ def nested(levels):
         {**event("clone", "started", "x"), "data": {"x": "y" * 3_000_000}},
         {**event("push", "succeeded", "x"), "data": {"result": 1}},
         {**event("push", "succeeded", "x"), "data": {"result": {"images": {"learner": {}}}}},
+        {**event("push", "succeeded", "x"), "data": {"result": {"images": {"learner": {"platforms": {"p": 1}}}}}},
         {**event("push", "failed", "x"), "data": {}},
         {**tagging(), "data": {"tags": []}},
+        {**tagging(), "data": {"tags": ["../x"], "images": {}}},
+        {**tagging(), "data": {"images": {}}},
+        {**tagging(), "data": {}},
         {**tagging(), "data": {"images": {"learner": {"platforms": {"linux/amd64": 1}}}}},
     ],
 )
@@ -326,14 +331,19 @@ def test_events_have_limits(world):
     assert world.manager.statistics()["events_dropped"] > 40
     world.post(project, tagging())
     assert world.now(project).tagging
-    world.post(project, succeeded(world.now(project)))
+    world.succeed(project)
     assert world.now(project).state is State.IMAGES_READY
     assert ("push", "succeeded") in world.kinds(project)
 
 
 def test_success_ends_the_project_and_its_attempt(world):
     project = building(world)
+    world.images.add(world.now(project))
     world.post(project, tagging(), succeeded(world.now(project)), event("push", "warning", "after the end"))
+    with pytest.raises(AttemptOver):
+        world.post(project, event("push", "warning", "late"))
+    assert world.now(project).state is State.BUILDING, "until the registry was asked"
+    world.prove()
     done = world.now(project)
     assert (done.state, done.builder) == (State.IMAGES_READY, BuilderState.REMOVING)
     assert done.images == result_of(done)["images"]
@@ -361,17 +371,40 @@ def test_failure_is_the_builders_own(world):
 
 def test_an_answer_that_was_lost_is_given_again(world):
     project = building(world)
-    last = [event("push", "finished", "x", data={"seconds": 1}), succeeded(world.now(project))]
+    last = [event("push", "finished", "x", data={"seconds": 1}), failed()]
     world.post(project, *last)
     assert world.post(project, *last) == {"accepted": 2}
-    assert [kind for _, kind in world.kinds(project)].count("succeeded") == 1
+    assert [kind for _, kind in world.kinds(project)].count("failed") == 1
+
+
+def test_success_that_contradicts_itself_is_refused_and_ends_the_project(world):
+    """Nobody is asked: it never had leave, or reports other images than it had leave for, or had it for others than the project's."""
+    world.restart(builders=9)
+    wrong = {
+        "TAGGING": lambda p: [succeeded(p)],
+        "other images than those": lambda p: [tagging(), succeeded(p, ["linux/arm64"])],
+        "both actors'": lambda p: [tagging(result_of(p, ["linux/arm64"])), succeeded(p, ["linux/arm64"])],
+        "for the project's platforms": lambda p: [tagging({**result_of(p), "images": {}}), succeeded(p)],
+    }
+    for number, (told, events) in enumerate(wrong.items()):
+        project = building(world, ml_repo_url=f"https://git.example.com/acme/r{number}")
+        before = world.images.asked
+        with pytest.raises(ImagesUnproven, match=told):
+            world.post(project, *events(world.now(project)))
+        done = world.now(project)
+        assert (done.state, done.error["code"], done.images) == (State.FAILED, "IMAGES_UNPROVEN", None)
+        assert world.images.asked == before
+        with pytest.raises(AttemptOver):
+            world.post(project, *events(done))
 
 
 def test_a_terminal_event_is_stored_although_its_id_was_used(world):
     project = building(world)
     first = event("clone", "started", "x")
+    world.images.add(world.now(project))
     last = {**succeeded(world.now(project)), "id": first["id"]}
-    world.post(project, first, last)
+    world.post(project, first, tagging(), last)
+    world.prove()
     assert world.now(project).state is State.IMAGES_READY
     assert ("push", "succeeded") in world.kinds(project)
 
@@ -436,7 +469,7 @@ def test_either_the_leave_or_the_cancel_wins(world):
         assert outcomes["leave"] != outcomes["cancel"]
         assert world.now(project).tagging == outcomes["leave"]
         if outcomes["leave"]:
-            world.post(project, succeeded(world.now(project)))
+            world.succeed(project)
 
 
 # --- messages, numbers ---
@@ -495,12 +528,12 @@ def test_directories_of_this_machine_need_the_operators_leave(world, tmp_path):
     assert world.images.asked == 0
     document = world.manager.job(first.id, 1, world.orchestrator.job_of(first).deployment.token)
     assert (document["source"], document["ref"]) == (str(tmp_path / "digits"), None)
-    world.post(first, succeeded(first))
+    world.succeed(first)
     assert world.now(first).commit == COMMIT, "the result tells it"
     assert not world.now(second).state.ended, "its files may be others meanwhile"
     world.steps(4)
     assert world.manager.job(second.id, 1, world.orchestrator.job_of(second).deployment.token)["ref"] == "v1"
-    world.post(second, succeeded(second))
+    world.succeed(second)
     assert world.now(second).state is State.IMAGES_READY
 
 
@@ -527,7 +560,7 @@ def test_a_reader_sees_what_was_stored_and_then_what_happens(world):
 
     def later():
         world.post(project, event("fetch", "progress", "", data={"done": 1, "total": 2, "unit": "bytes"}))
-        world.post(project, event("clone", "started", "live"), succeeded(project))
+        world.succeed(project, event("clone", "started", "live"))
 
     found = collect(world.manager.subscribe(project.id, after=0), "succeeded", first=later)
     stored = [one for one in found if one["sequence"] is not None]
@@ -538,9 +571,7 @@ def test_a_reader_sees_what_was_stored_and_then_what_happens(world):
 
 def test_a_reader_of_now_sees_nothing_old(world):
     project = building(world)
-    found = collect(
-        world.manager.subscribe(project.id), "succeeded", first=lambda: world.post(project, succeeded(project))
-    )
+    found = collect(world.manager.subscribe(project.id), "succeeded", first=lambda: world.succeed(project))
     assert ("queue", "started") not in [(one["stage"], one["kind"]) for one in found]
 
 
@@ -561,7 +592,7 @@ def test_a_slow_reader_loses_no_stored_event_and_delays_nobody(world):
     def flood():
         for _ in range(10):
             world.post(project, *(event("clone", "warning", "x") for _ in range(60)), event("fetch", "progress", ""))
-        world.post(project, succeeded(project))
+        world.succeed(project)
 
     found = asyncio.run(asyncio.wait_for(run(), 60))
     told = [one["sequence"] for one in found if one["sequence"] is not None]
@@ -580,7 +611,7 @@ def test_readers_that_left_cost_nothing(world):
 def test_a_listener_that_fails_harms_nobody(world):
     world.manager.bus.listen(lambda project, event: 1 / 0)
     project = building(world)
-    world.post(project, succeeded(project))
+    world.succeed(project)
     assert world.now(project).state is State.IMAGES_READY
 
 
@@ -588,7 +619,7 @@ def test_a_listener_that_fails_harms_nobody(world):
 def test_messages_for_the_broker_are_put_out_with_the_event(world):
     world.restart(mirror=True)
     project = building(world)
-    world.post(project, event("clone", "started", "x"), succeeded(project))
+    world.succeed(project, event("clone", "started", "x"))
     rows = world.store.outbox_next(99)
     topics = [row.topic for row in rows]
     assert topics.index("flops_manager/fl_actors_image_builder/started") < topics.index(
@@ -606,7 +637,7 @@ def test_messages_for_the_broker_are_put_out_with_the_event(world):
 
 def test_without_a_broker_nothing_is_put_out(world):
     project = building(world)
-    world.post(project, succeeded(project))
+    world.succeed(project)
     assert world.store.outbox_count() == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from tests import project_events as events
-from tests.orchestrators import World, failed, succeeded, tagging
+from tests.orchestrators import World, failed, tagging
 from tests.web import Web, open_access
 
 from flops.cli.observing import ManagerProjects
@@ -750,7 +750,7 @@ class TestTheManagersProjects:
         world.post(project, tagging())
         assert "disabled" in web.get(f"{page}/live").text
         assert web.post(f"{page}/cancel", headers={"Origin": web.url}).status_code == 409
-        world.post(project, succeeded(world.now(project)))
+        world.succeed(project)
         html = web.get(f"{page}/live").text
         assert 'data-state="images_ready"' in html
         assert "data-still" not in html

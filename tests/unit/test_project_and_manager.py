@@ -32,6 +32,7 @@ class Place:
             return
         project = self.world.manager.project(deployment.project)
         attempt = int(deployment.url.rpartition("/")[2])
+        self.world.images.add(project)
         for one in self.script(project):
             if stop.is_set():
                 return

@@ -99,8 +99,9 @@ def _build(
         if standing:
             if key is not None:
                 sign_standing(target, seen.checkout.repository, standing, key)
+            before_tags(naming.move(request, seen.checkout.commit, standing))
             try:
-                naming.move_commit(request, seen.checkout, target, standing, before_tags=before_tags)
+                naming.move_commit(request, seen.checkout, target, standing)
             except (RegistryError, OutputError, DiskFull) as error:
                 commit = seen.checkout.commit[:12]
                 reporter.warning(Stage.PUSH, f"the tag {commit}... can't be moved to the images that stand: {error}")

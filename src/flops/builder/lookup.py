@@ -38,15 +38,22 @@ class Place:
     """A source that a project may name, judged without asking anybody."""
 
     source: Source
-    repository: str | None
-    """The image path, with the subdirectory; None for a directory, where the builder tells it."""
+    repository: str
+    """The image path, with the subdirectory."""
     host: str
     """`HOST[:PORT]` that a git credential must be for; empty for a directory."""
 
     @property
     def text(self) -> str:
-        """As images carry it: the URL; for a directory its path."""
+        """The URL; for a directory its path."""
         return str(self.source.directory) if self.source.directory is not None else self.source.url
+
+    @property
+    def image_source(self) -> str:
+        """As images carry it: the URL, or `local/DIRNAME`."""
+        if self.source.directory is None:
+            return self.source.url
+        return f"local/{self.source.directory.name.encode('utf-8', 'replace').decode()}"
 
     @property
     def local(self) -> bool:
@@ -68,7 +75,7 @@ class SourceLookup:
             check_ref(ref)
         source = parse_source(text, trusted=False, allow_hosts=self.allow_hosts, allow_local=self.allow_local)
         if source.directory is not None:
-            return Place(source=source, repository=None, host="")
+            return Place(source=source, repository=image_path(source.repository, subdir), host="")
         authority = source.url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
         return Place(source=source, repository=url_image_path(source.url, subdir), host=authority)
 
@@ -98,9 +105,8 @@ class _Standing:
     repository: str
 
     @classmethod
-    def of(cls, place: Place, commit: str) -> _Standing | None:
-        """None for a directory."""
-        return cls(source=place.text, commit=commit, repository=place.repository) if place.repository else None
+    def of(cls, place: Place, commit: str) -> _Standing:
+        return cls(source=place.image_source, commit=commit, repository=place.repository)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +131,6 @@ class ImageLookup:
         and all platforms under COMMIT-RECIPE12; else None. RegistryError and its kinds.
         """
         subject = _Standing.of(place, commit)
-        if subject is None:
-            return None
         request = Request(source=place.source, platforms=platforms, recipe=recipe)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)
@@ -152,8 +156,6 @@ class ImageLookup:
         With `force`, also from another recipe's images. RegistryError and its kinds.
         """
         subject = _Standing.of(place, commit)
-        if subject is None:
-            return False
         request = Request(source=place.source, platforms=platforms, recipe=recipe, force=force)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)

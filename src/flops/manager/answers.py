@@ -18,6 +18,7 @@ _STATUS: tuple[tuple[type[FlopsError], HTTPStatus], ...] = (
     (errors.ProjectNotFound, HTTPStatus.NOT_FOUND),
     (errors.ProjectDecided, HTTPStatus.CONFLICT),
     (errors.KeyReused, HTTPStatus.CONFLICT),
+    (errors.ImagesUnproven, HTTPStatus.CONFLICT),
     (errors.AttemptOver, HTTPStatus.GONE),
     (errors.AccessDenied, HTTPStatus.UNAUTHORIZED),
     (errors.TooMany, HTTPStatus.TOO_MANY_REQUESTS),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flops.errors import AccessDenied, AttemptOver
+from flops.errors import AccessDenied, AttemptOver, ImagesUnproven
 from flops.manager import jobs
+from flops.manager.decision import contradiction
 from flops.manager.incoming import is_tagging, judge_events
 from flops.manager.sla import recipe_of
 from flops_wire.events import TERMINAL_KINDS
@@ -14,6 +15,7 @@ from flops_wire.events import TERMINAL_KINDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flops.errors import FlopsError
     from flops.manager.ledger import Entry, Ledger
     from flops.manager.project import Attempt, Project
     from flops.manager.settings import ManagerSettings
@@ -50,16 +52,19 @@ class Attempts:
         """Commit events; those that are known by their ids are passed over, and progress is told and not kept.
 
         `admitted` by `admit`, whose token stays good: what may have changed since, its end, is looked at with the commit.
-        The answer to the event TAGGING is the leave to move tags. AttemptOver, UsageError; DiskFull.
+        The answer to the event TAGGING is the leave to move tags. A success is believed once the registry was asked, which
+        the reconciler does. AttemptOver, UsageError, ImagesUnproven; DiskFull.
         """
         project, attempt = admitted.project, admitted.number
         judged = judge_events(events, project=project, attempt=attempt)
         stored = [one for one in judged if one["kind"] != "progress"]
         if stored:
             with self._ledger.entry() as entry:
-                over = self._take(entry, project, attempt, stored)
+                over, refusal = self._take(entry, project, attempt, stored)
             if over:
                 self._wake()
+            if refusal is not None:
+                raise refusal
         elif admitted.closed:
             raise _over(project, attempt)
         for one in judged:
@@ -75,24 +80,27 @@ class Attempts:
             raise _over(project.id, attempt.number)
         return project
 
-    def _take(self, entry: Entry, number: str, attempt: int, events: list[dict[str, Any]]) -> bool:
-        """Enter a builder's events; whether the project has ended with them."""
+    def _take(
+        self, entry: Entry, number: str, attempt: int, events: list[dict[str, Any]]
+    ) -> tuple[bool, FlopsError | None]:
+        """Enter a builder's events; whether the attempt has ended with them, and what its builder is answered then."""
         project = entry.project(number)
         current = entry.tables.attempt(number, attempt)
         if current is None or current.closed:
-            if entry.tables.has_events(number, (one["id"] for one in events)):  # its answer was lost on the way
-                return False
+            claimed = current.claim["id"] if current is not None and current.claim is not None else None
+            known = (one["id"] for one in events if one["id"] != claimed)
+            if entry.tables.has_events(number, known):  # its answer was lost on the way
+                return False, None
             raise _over(number, attempt)
         project = entry.runs(project)
         room = self._settings.events - entry.tables.event_count(number)
         for one in events:
             if one["kind"] in TERMINAL_KINDS:
                 self._tallies.add("events")
-                self._finish(entry, project, one)
-                return True
+                return True, self._finish(entry, project, current, one)
             granted = is_tagging(one) and not project.tagging
             if is_tagging(one):
-                current = replace(current, move=one["data"] or None)
+                current = replace(current, move=one["data"])
                 entry.tables.save_attempt(current)
             if granted:
                 project = entry.put(replace(project, tagging=True))
@@ -101,14 +109,21 @@ class Attempts:
                 continue
             room -= entry.tell(project, one, attempt=attempt)
             self._tallies.add("events")
-        return False
+        return False, None
 
     @staticmethod
-    def _finish(entry: Entry, project: Project, one: dict[str, Any]) -> None:
-        if one["kind"] == "succeeded":
-            entry.succeed(project, one["data"]["result"], one)
-        else:
+    def _finish(entry: Entry, project: Project, attempt: Attempt, one: dict[str, Any]) -> FlopsError | None:
+        if one["kind"] != "succeeded":
             entry.fail_by(project, one)
+            return None
+        if wrong := contradiction(project, attempt.move, one["data"]["result"]):
+            error = ImagesUnproven(
+                f"the builder's success is not believed: {wrong}", hint="use the same version for manager and builders"
+            )
+            entry.fail(project, error, stage="push")
+            return error
+        entry.tables.save_attempt(replace(attempt, claim=one, closed=True))
+        return None
 
 
 def _denied() -> AccessDenied:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flops.manager.orchestrators import Status
     from flops.manager.project import Project
 
+ACTORS = ("learner", "aggregator")
 #: A second one only for what is nobody's fault.
 ATTEMPTS = 2
 #: Seconds beyond its time that a project has which is moving its tags: it takes a moment, and is better not cut in two.
@@ -61,19 +62,26 @@ def decide(project: Project, status: Status | None, *, now: float, seconds: floa
     return STAY
 
 
-def proves(result: Mapping[str, Any], move: Mapping[str, Any] | None) -> bool:
-    """Whether images that stand are those that an attempt was moving tags for: an index may have gained other platforms since.
+def proves(result: Mapping[str, Any], move: Mapping[str, Any]) -> bool:
+    """Whether images that stand are those that an attempt was moving tags for: an index may have gained other platforms since."""
+    return _digests(result) == {actor: image["platforms"] for actor, image in move["images"].items()}
 
-    A builder that did not tell which these are (None) is believed to have moved whatever stands.
-    """
+
+def contradiction(project: Project, move: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str:
+    """Why a builder's success can't be true by its own words; empty where the registry is to be asked."""
     if move is None:
-        return True
-    told = {actor: image["platforms"] for actor, image in move["images"].items()}
-    return all(
-        told.get(actor, {}).get(platform) == one["digest"]
+        return "it did not ask for leave to move tags (TAGGING)"
+    asked = {actor: set(image["platforms"]) for actor, image in move["images"].items()}
+    if asked != {actor: set(project.platforms) for actor in ACTORS}:
+        return "it asked for leave to move tags of other images than both actors' for the project's platforms"
+    return "" if proves(result, move) else "its result has other images than those that it asked to name"
+
+
+def _digests(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        actor: {platform: one.get("digest") for platform, one in image["platforms"].items()}
         for actor, image in result["images"].items()
-        for platform, one in image["platforms"].items()
-    )
+    }
 
 
 def is_over(project: Project, *, now: float, seconds: float) -> bool:

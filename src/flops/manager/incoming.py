@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _NAME_LIMIT = 100
 #: Bytes of the data of an outcome, a result or an error with all its findings, and of any other event.
 OUTCOME_LIMIT = 2 * 1024 * 1024
@@ -59,8 +60,8 @@ def _wrong(event: object) -> str:
         if not _is_text(event.get(key), limit):
             return f"has a {key} that is no text of at most {limit} characters"
     wrong = _wrong_data(event["kind"], event.get("data"))
-    if not wrong and is_tagging(event) and event.get("data") and not _is_move(event["data"]):
-        return "asks to move tags and has no images with the digests of their platforms"
+    if not wrong and is_tagging(event) and not _is_move(event.get("data") or {}):
+        return "asks to move tags and does not name them, and images with the digests of their platforms"
     return wrong
 
 
@@ -106,12 +107,17 @@ def _is_text(value: object, limit: int) -> bool:
 def _is_result(result: object) -> bool:
     images = result.get("images") if isinstance(result, dict) else None
     return isinstance(images, dict) and all(
-        isinstance(image, dict) and isinstance(image.get("platforms"), dict) for image in images.values()
+        isinstance(image, dict)
+        and isinstance(image.get("platforms"), dict)
+        and all(isinstance(one, dict) for one in image["platforms"].values())
+        for image in images.values()
     )
 
 
 def _is_move(data: Mapping[str, Any]) -> bool:
-    images = data.get("images")
+    tags, images = data.get("tags"), data.get("images")
+    if not isinstance(tags, list) or not all(isinstance(tag, str) and _TAG.fullmatch(tag) for tag in tags):
+        return False
     return isinstance(images, dict) and all(
         isinstance(image, dict)
         and isinstance(image.get("platforms"), dict)

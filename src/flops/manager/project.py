@@ -185,7 +185,9 @@ class Attempt:
     logs: str | None = None
     """The last of what its builder printed, kept before it was removed."""
     move: Mapping[str, Any] | None = None
-    """What it got leave to name, as it told (`flops_wire.events`); None before that, and of builders that don't tell."""
+    """What it got leave to name, as it reported (`flops_wire.events`); None before that."""
+    claim: Mapping[str, Any] | None = None
+    """Its event of success, until the registry has been asked."""
 
 
 def move(project: Project, **changes: Any) -> Project:

@@ -53,6 +53,7 @@ class Kind(Enum):
     RESOLVE = "resolve"
     DEPLOY = "deploy"
     WATCH = "watch"
+    PROVE = "prove"
     REMOVE = "remove"
 
 
@@ -309,5 +310,7 @@ def _for_builder(project: Project, tables: Tables) -> Task:
     if project.builder is BuilderState.REMOVING:
         return Task(kind=Kind.REMOVE, project=project)
     attempt = tables.attempt(project.id, project.attempt)
+    if attempt is not None and attempt.claim is not None:
+        return Task(kind=Kind.PROVE, project=project)
     deployed = attempt is not None and attempt.handle is not None
     return Task(kind=Kind.WATCH if deployed else Kind.DEPLOY, project=project)

@@ -16,7 +16,7 @@ COLUMNS = (
 CHANGING = (
     "state", "builder", "revision", "result", "error", "started", "ended", "leader", "attempt", "tagging", "shared_key",
 )  # fmt: skip
-ATTEMPT_COLUMNS = ("project", "number", "job", "tokens", "handle", "created", "closed", "logs", "move")
+ATTEMPT_COLUMNS = ("project", "number", "job", "tokens", "handle", "created", "closed", "logs", "move", "claim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,7 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "closed": attempt.closed,
         "logs": attempt.logs,
         "move": _dump(attempt.move),
+        "claim": _dump(attempt.claim),
     }
 
 
@@ -113,4 +114,5 @@ def to_attempt(row: tuple[Any, ...]) -> Attempt:
         closed=bool(found["closed"]),
         logs=found["logs"],
         move=json.loads(found["move"]) if found["move"] else None,
+        claim=json.loads(found["claim"]) if found["claim"] else None,
     )

@@ -73,5 +73,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (  # whether a message tells a project's outcome; of those that lie there already, each may
         "ALTER TABLE outbox ADD COLUMN terminal INTEGER NOT NULL DEFAULT 1",
     ),
+    ("ALTER TABLE attempts ADD COLUMN claim TEXT",),
 )
 VERSION = len(MIGRATIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flops.errors import FlopsError
@@ -39,14 +40,25 @@ class StandingImages:
         return result
 
     def proof(self, project: Project, place: Place, attempt: Attempt) -> dict[str, Any] | None:
-        """What this attempt made, where all of it stands under both exact tags; RegistryError and its kinds."""
+        """What this attempt asked to name, where all of it stands under both exact tags; RegistryError and its kinds.
+
+        After a builder was lost, COMMIT may have to follow.
+        """
+        move = attempt.move
+        if move is None:
+            return None
+        if project.commit is None:  # a directory's, which its builder names
+            suffix = f"-{recipe_of(project.sla).short}"
+            commits = [tag.removesuffix(suffix) for tag in move["tags"] if tag.endswith(suffix)]
+            project = replace(project, commit=commits[0] if commits else None)
         result = self._ask(project, place)
         if result is None:
             return None
-        if not proves(result, attempt.move):
-            _log.warning("the registry holds other images than the lost builder's", extra=_about(project))
+        if not proves(result, move):
+            _log.warning("the registry holds other images than the builder's", extra=_about(project))
             return None
-        self._move_commit(project, place, force=project.force and attempt.move is not None)
+        if attempt.claim is None:
+            self._move_commit(project, place, force=project.force)
         return result
 
     def _ask(self, project: Project, place: Place) -> dict[str, Any] | None:

@@ -11,14 +11,21 @@ from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from flops.errors import DiskFull, FlopsError, OrchestratorUnreachable, StoreError
+from flops.errors import (
+    DiskFull,
+    FlopsError,
+    ImagesUnproven,
+    OrchestratorUnreachable,
+    RegistryUnreachable,
+    StoreError,
+)
 from flops.manager import jobs
 from flops.manager.decision import Verdict, decide, is_over
 from flops.manager.project import BuilderState, State
 from flops.manager.standing import StandingImages
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from flops.builder.lookup import Place
     from flops.manager.decision import Decision
@@ -140,6 +147,32 @@ class Steps:
             return Next.AGAIN if trouble else Next.LATER
         return self._act(project, decision)
 
+    def prove(self, project: Project) -> Next:
+        """Ask the registry for what its builder reported, and believe nothing else."""
+        attempt = self._attempt(project)
+        proof, error = None, None
+        try:
+            place = self._sources.judge(project.repository, ref=project.ref, subdir=project.subdir)
+            proof = self._images.proof(project, place, attempt)
+        except FlopsError as failure:
+            error = failure
+            over = is_over(project, now=self._ledger.clock.now(), seconds=self._settings.project_seconds)
+            if isinstance(failure, RegistryUnreachable) and not over:
+                self._tell_once(project, f"the registry is asked again for the builder's images: {failure.message}")
+                return Next.AGAIN
+        with self._ledger.entry() as entry:
+            current = _same_attempt(entry, project)
+            kept = entry.attempt(current) if current is not None else None
+            if current is None or kept is None or kept.claim is None:
+                return Next.NOW
+            entry.tables.save_attempt(replace(kept, claim=None))
+            if proof is not None:
+                result = _believed(kept.claim["data"]["result"], proof)
+                entry.succeed(current, result, {**kept.claim, "data": {"result": result}})
+            else:
+                entry.fail(current, error or _unproven(), stage="push")
+        return Next.NOW
+
     def remove(self, project: Project) -> Next:
         """Take away what there is of its builder, and keep what it printed."""
         attempt = self._attempt(project)
@@ -223,8 +256,9 @@ class Steps:
             current = _same_attempt(entry, project)
             if current is None:
                 return Next.NOW
-            if current.tagging != project.tagging:  # it got its leave meanwhile: judged anew
-                return Next.NOW
+            attempt = entry.attempt(current)
+            if current.tagging != project.tagging or (attempt is not None and attempt.claim is not None):
+                return Next.NOW  # it got its leave meanwhile, or reported success: judged anew
             if result is not None:
                 entry.succeed(current, result, message="the builder was lost, and the registry holds all of its images")
             elif decision.error is not None:
@@ -234,6 +268,13 @@ class Steps:
             elif decision.verdict is Verdict.RUNNING:
                 entry.runs(current)
         return Next.NOW
+
+    def _tell_once(self, project: Project, message: str) -> None:
+        _log.warning("%s", message, extra=_about(project))
+        with self._ledger.entry() as entry:
+            current, last = _same_attempt(entry, project), entry.tables.last_event(project.id)
+            if current is not None and (last is None or last["message"] != message):
+                entry.say(current, "push", "warning", message)
 
     def _keep_logs(self, attempt: Attempt, handle: Handle | None) -> None:
         try:
@@ -259,6 +300,36 @@ def _same_attempt(entry: Entry, project: Project) -> Project | None:
     current = entry.project(project.id)
     live = current.builder in (BuilderState.DEPLOYING, BuilderState.RUNNING)
     return current if live and not current.state.ended and current.attempt == project.attempt else None
+
+
+def _believed(reported: Mapping[str, Any], proof: Mapping[str, Any]) -> dict[str, Any]:
+    """A builder's result with what the registry says in its place; titles of layers are the builder's own words."""
+    images = {
+        actor: {
+            **image,
+            "platforms": {
+                platform: {**one, "layer_sizes": _titled(one, reported["images"][actor]["platforms"][platform])}
+                for platform, one in image["platforms"].items()
+            },
+        }
+        for actor, image in proof["images"].items()
+    }
+    sure = ("repository", "commit", "recipe", "registry")
+    return {**reported, **{name: proof[name] for name in sure}, "images": images}
+
+
+def _titled(one: Mapping[str, Any], reported: Mapping[str, Any]) -> list[dict[str, Any]]:
+    layers = reported.get("layer_sizes")
+    named = [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    titles = {str(layer.get("digest")): str(layer.get("title", "")) for layer in named}
+    return [{**layer, "title": titles.get(layer["digest"], "")} for layer in one.get("layer_sizes", ())]
+
+
+def _unproven() -> FlopsError:
+    return ImagesUnproven(
+        "the builder reported success, and the registry does not hold the images that it asked to name",
+        hint="start the project again: somebody may have named other images of this commit meanwhile",
+    )
 
 
 def _handle(attempt: Attempt) -> Handle | None:

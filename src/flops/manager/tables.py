@@ -158,8 +158,8 @@ class Tables:
 
     def save_attempt(self, attempt: Attempt) -> None:
         self._connection.execute(
-            "UPDATE attempts SET tokens = :tokens, handle = :handle, closed = :closed, logs = :logs, move = :move "
-            "WHERE project = :project AND number = :number",
+            "UPDATE attempts SET tokens = :tokens, handle = :handle, closed = :closed, logs = :logs, move = :move, "
+            "claim = :claim WHERE project = :project AND number = :number",
             attempt_row(attempt),
         )
 

@@ -10,7 +10,7 @@ from flops.builder.publishing.delivery import Move, Named
 from flops.progress import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from flops.builder.publishing.delivery import Existing
     from flops.builder.publishing.publish import Target
@@ -79,25 +79,30 @@ def free_tags(request: Request, files: Checkout, target: Target, reporter: Repor
     return both
 
 
-def move_commit(
-    request: Request,
-    files: Subject,
-    target: Target,
-    found: Mapping[Actor, Existing],
-    *,
-    before_tags: Callable[[Move], None] = lambda _move: None,
-) -> bool:
+def move(request: Request, commit: str, found: Mapping[Actor, Existing]) -> Move:
+    """What is asked for where images stand already: their own name, and COMMIT, which may have to follow."""
+    return Move(
+        tags=tags(request, commit)[::-1],
+        images={
+            actor: Named(
+                digest=one.digest,
+                platforms={platform: one.summaries[platform].digest for platform in request.platforms},
+            )
+            for actor, one in found.items()
+        },
+    )
+
+
+def move_commit(request: Request, files: Subject, target: Target, found: Mapping[Actor, Existing]) -> bool:
     """Move COMMIT to images that stand, where whoever made them was ended before he did; whether it was to be moved.
 
-    `found` is what `standing` gave; `before_tags` is called before the first name moves. The rule is that of `free_tags`.
+    `found` is what `standing` gave. The rule is that of `free_tags`.
     """
     commit, _ = tags(request, files.commit)
     moved = False
     for _ in range(ROUNDS):
         if not found or not _is_behind(request, files, target, found):
             break
-        if not moved:
-            before_tags(Move(tags=(commit,), images={actor: _named(request, one) for actor, one in found.items()}))
         for actor, one in found.items():
             target.name(files.repository, actor, one.digest, commit)
         moved = True
@@ -120,9 +125,3 @@ def _is_behind(request: Request, files: Subject, target: Target, found: Mapping[
         elif not one.manifests.keys() <= found[actor].manifests.keys():
             return False  # it would lose a platform
     return any(one is None or one.digest != found[actor].digest for actor, one in stands.items())
-
-
-def _named(request: Request, one: Existing) -> Named:
-    return Named(
-        digest=one.digest, platforms={platform: one.summaries[platform].digest for platform in request.platforms}
-    )
