@@ -547,7 +547,20 @@ def test_any_path_is_fit_or_refused(path):
     assert ".." not in path.split("/")
 
 
-@pytest.mark.parametrize("target", [b"\xff\xfe", b"a\nb", b"a\x1b[31m"])
+@pytest.mark.parametrize("character", ["\x00", "\x1b", "\x7f", "\x80", "\x85", "\x9b", "\x9f"])
+def test_names_with_control_characters_are_refused(work, take, character):
+    """U+009B alone is what ESC [ is to a terminal."""
+    with pytest.raises(SourceError, match="without control characters") as caught:
+        check_path(f"a/x{character}31m.py", depth=5)
+    assert character not in caught.value.message
+    check_path("a/\u00a0.py", depth=5)
+    if character > "\x00":
+        (work / f"x{character}31m.py").write_text("")
+        with pytest.raises(SourceError, match="without control characters"):
+            take(work)
+
+
+@pytest.mark.parametrize("target", [b"\xff\xfe", b"a\nb", b"a\x1b[31m", "a\x9b31m".encode()])
 def test_links_to_unreadable_names_are_refused(work, take, target):
     os.symlink(target, bytes(work / "link"))
     with pytest.raises(SourceError, match="link is a symbolic link to"):

@@ -105,6 +105,13 @@ def test_what_is_no_object_is_refused_and_no_key_is_missed_in_it(document):
     assert pointers(document) == {""}
 
 
+@pytest.mark.parametrize("character", ["\x1b", "\x7f", "\x80", "\x9b"])
+def test_control_characters_are_no_text(character):
+    document = {"ml_repo_url": "https://git.example.com/a/b", "ml_model_flavor": "sklearn"}
+    for key, value in (("ml_repo_subdir", f"a{character}"), ("groups", [f"a{character}"])):
+        assert {one.split("/")[1] for one in pointers({**document, key: value})} == {key}
+
+
 def test_the_url_is_needed():
     assert pointers({"ml_model_flavor": "sklearn"}) == {"/ml_repo_url"}
     assert pointers({"ml_repo_url": ""}) == {"/ml_repo_url"}

@@ -278,7 +278,7 @@ def test_whatever_the_name_a_layer_stays_inside_its_prefix(tmp_path, parts):
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "a/../../x", "/abs", "a\\..\\b", "C:/w", "c:x", "a//b", "./a", ".wh.x", "a/.wh.x/b", "a\nb", "a/" + "x" * 1100, "é" * 200 + "/x", "demo-1.0.data/x", "demo-1.0.data", "demo-1.0.database/x", "demo-1.0.data/nowhere/x", "demo-1.0.data/scripts", "demo-1.0.data/data/pyvenv.cfg", "demo-1.0.data/scripts/python3.11", "demo-1.0.data/data/bin/python", "demo-1.0.data/data/bin"],
+    ["../x", "a/../../x", "/abs", "a\\..\\b", "C:/w", "c:x", "a//b", "./a", ".wh.x", "a/.wh.x/b", "a\nb", "a\x9bb", "a/" + "x" * 1100, "é" * 200 + "/x", "demo-1.0.data/x", "demo-1.0.data", "demo-1.0.database/x", "demo-1.0.data/nowhere/x", "demo-1.0.data/scripts", "demo-1.0.data/data/pyvenv.cfg", "demo-1.0.data/scripts/python3.11", "demo-1.0.data/data/bin/python", "demo-1.0.data/data/bin"],
 )  # fmt: skip
 def test_names_that_no_wheel_may_have(tmp_path, name):
     with pytest.raises(WheelUnsafe, match=r"demo-1\.0-py3"):

@@ -12,7 +12,7 @@ from flops_wire.manager import EVENTS_LIMIT, TEXT_LIMIT
 Schema = dict[str, Any]
 
 #: One line: no control characters.
-_LINE = r"^[^\x00-\x1f\x7f]*$"
+_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 def _text(told: str, **more: Any) -> Schema:

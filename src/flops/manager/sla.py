@@ -30,7 +30,7 @@ COUNT_LIMIT = 1_000_000
 PYTHON = re.compile(r"3\.[0-9]{1,2}(\.[0-9]{1,2})?")
 GROUP = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _URL_HINT = "write the repository's URL, https://HOST/OWNER/REPOSITORY"
-SUBDIR = re.compile(r"[^\x00-\x1f:\\]*")
+SUBDIR = re.compile(r"[^\x00-\x1f\x7f-\x9f:\\]*")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Enum)
 
 TEXT_LIMIT = 255
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: Unknown keys that are told one by one.
 _TOLD = 20
 #: Characters of a key that are shown; a longer one is no known key misspelt.

@@ -43,7 +43,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 #: What file systems and the tar format take.
 PATH_LIMIT = 4000
 NAME_LIMIT = 255
-UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ufffd\ud800-\udfff]")
+UNREADABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ _ALGORITHMS = frozenset({"sha256", "sha384", "sha512"})
 _MOST_NAMED = 5
 _LONGEST_NAME = 1024
 _DRIVE = re.compile(r"[A-Za-z]:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, kw_only=True)
