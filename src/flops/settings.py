@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flops.errors import BadSetting
@@ -18,6 +19,20 @@ def _home(variable: str, fallback: str) -> Path:
     value = os.environ.get(variable, "")
     root = Path(value) if value.startswith("/") else Path.home() / fallback
     return root / "flops"
+
+
+def _index(url: str | None) -> str | None:
+    """It may hold a password, so the message shows nothing of it."""
+    if url is not None:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            usable = False
+        if not usable:
+            wrong = "is empty" if not url.strip() else "is no http or https URL (file:// is none)"
+            raise ValueError(f"it {wrong}; write https://HOST/simple, or unset it for the default")
+    return url
 
 
 class Settings(BaseSettings):
@@ -40,9 +55,9 @@ class Settings(BaseSettings):
     debian_security_mirror: str | None = None
     """Debian's security archive; with a `debian_mirror` and without this there are no security updates."""
     debian_keyring: Path | None = None
-    index_url: str | None = None
+    index_url: Annotated[str | None, AfterValidator(_index)] = None
     """The package index (PEP 503 or 691); uv's default otherwise."""
-    torch_index: str | None = None
+    torch_index: Annotated[str | None, AfterValidator(_index)] = None
     ca_bundle: Path | None = None
     """Certificates (PEM) that are trusted beside this machine's own, by all clients and by git, uv and apt."""
     python_downloads: str | None = Field(default=None, validation_alias="UV_PYTHON_DOWNLOADS")
@@ -129,5 +144,9 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = "; ".join(f"FLOPS_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+            told = {
+                f"FLOPS_{'_'.join(map(str, e['loc'])).upper()}": e["msg"].removeprefix("Value error, ")
+                for e in error.errors()
+            }
+            wrong = "; ".join(f"{name}: {message}" for name, message in told.items())
             raise BadSetting(f"settings can't be used: {wrong}", hint="unset or correct these variables") from error

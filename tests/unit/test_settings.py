@@ -51,6 +51,29 @@ def test_what_a_caller_gives_counts(monkeypatch):
     assert (settings.registry, settings.cache_dir, settings.data_dir) == (None, Path("/var/cache"), Path("/data"))
 
 
+@pytest.mark.parametrize("name", ["FLOPS_INDEX_URL", "FLOPS_TORCH_INDEX"])
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("file:///srv/simple", "file:// is none"),
+        ("https://", "is no http or https URL"),
+        ("https://me:s3cret@[::1/simple", "is no http or https URL"),
+        ("/srv/simple", "is no http or https URL"),
+    ],
+)
+def test_an_index_that_is_none_is_told_with_its_variable_and_without_its_password(monkeypatch, name, url, told):
+    monkeypatch.setenv(name, url)
+    with pytest.raises(BadSetting) as caught:
+        Settings.read()
+    assert f"{name}: " in caught.value.message
+    assert told in caught.value.message
+    assert "s3cret" not in caught.value.message + caught.value.hint
+    monkeypatch.setenv(name, "https://me:s3cret@index.example/simple")
+    Settings.read()
+
+
 def test_every_variable_that_can_not_be_used_is_named(monkeypatch):
     monkeypatch.setenv("FLOPS_WORKERS", "65")
     monkeypatch.setenv("FLOPS_REGISTRY", "127.0.0.1:5073")
