@@ -69,6 +69,33 @@ def test_a_push_needs_the_token(web):
         assert 401 not in writes(web, headers)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://{host}", "Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_a_page_of_another_origin_changes_nothing(tmp_path, headers):
+    """Where no token is set, a page that its user merely looks at could push: a form's POST asks nobody first."""
+    with EmbeddedRegistry(tmp_path) as server, httpx.Client(base_url=server.registry.url, trust_env=False) as client:
+        content = b"pushed by a page"
+        headers = {name: value.format(host=server.registry.host) for name, value in headers.items()}
+        asked = {"content": content, "headers": {**headers, "Content-Type": "text/plain"}}
+        path = f"/v2/a/b/blobs/uploads/?digest={sha256(content)}"
+        answer = client.post(path, **asked)
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (403, "DENIED")
+        assert client.head(f"/v2/a/b/blobs/{sha256(content)}").status_code == 404
+        assert writes(client, headers) - {404, 400} == {403}
+        assert client.get("/v2/", headers=headers).status_code == 200, "reading changes nothing"
+        for own in ({}, {"Origin": server.registry.url}, {"Sec-Fetch-Site": "none"}):
+            assert client.post(path, content=content, headers=own).status_code == 201
+
+
 def test_a_pull_needs_it_where_the_registry_is_private(private, web):
     for path in ("/v2/a/b/manifests/t", "/v2/a/b/tags/list", "/v2/_catalog", "/v2/a/b/blobs/sha256:" + "0" * 64):
         assert (web.get(path).status_code == 401) is private

@@ -14,14 +14,15 @@ from flops.errors import AccessDenied, BadSetting
 from flops.manager.gate import Gate, OakestraGate, OpenGate, TokenGate
 from flops.manager.session import Sessions
 from flops.oci.reference import is_loopback
+from flops.oci.registry_access import is_own_page
 
 if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
     from flops.settings import Settings
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?")
-#: From a browser's page of our own, or typed by its user.
-_OWN_SITE = frozenset({"same-origin", "none"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +69,14 @@ class Access:
         name = match["name"].strip("[]").lower().rstrip(".")
         return name in self.names or (self.addresses and _is_address(name))
 
-    def check_origin(self, host: str, origin: str | None, site: str | None, *, by_cookie: bool) -> None:
+    def check_origin(self, headers: Headers, *, by_cookie: bool) -> None:
         """AccessDenied for a request that would change something and comes from a page that is not ours.
 
-        Programs send neither header; a browser sends one of them at least, so a cookie without both is refused too.
+        A browser sends one of the two headers at least, so a cookie without both is refused too.
         """
-        own = origin is None or _same(origin, host) or (self.origin is not None and origin.lower() == self.origin)
-        if not own or (site is not None and site not in _OWN_SITE):
+        if not is_own_page(headers, *((self.origin,) if self.origin else ())):
             raise AccessDenied("a page of another origin can't change anything here", hint="use the manager's own page")
-        if by_cookie and origin is None and site is None:
+        if by_cookie and "origin" not in headers and "sec-fetch-site" not in headers:
             raise AccessDenied(
                 "a session's request does not say which page it comes from", hint="programs send the token as bearer"
             )
@@ -110,9 +110,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _same(origin: str, host: str) -> bool:
-    """A proxy may have ended TLS, so the scheme is not compared; a port that the scheme implies is left out in both."""
-    scheme, separator, place = origin.lower().partition("://")
-    return bool(separator) and scheme in ("http", "https") and place == host.lower()

@@ -93,12 +93,7 @@ class Guard:
 
     def _foreign(self, headers: Headers) -> Response | None:
         try:
-            self._access.check_origin(
-                headers["host"],
-                headers.get("origin"),
-                headers.get("sec-fetch-site"),
-                by_cookie=bool(_session(headers)) and not bearer(headers),
-            )
+            self._access.check_origin(headers, by_cookie=bool(_session(headers)) and not bearer(headers))
         except AccessDenied as error:
             return failure(error, HTTPStatus.FORBIDDEN)
         return None

@@ -26,12 +26,15 @@ from flops.oci.registry_protocol import Refusal
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from starlette.datastructures import Headers
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 #: Seconds that a short-lived token lasts; it is looked at when a request begins.
 _LIFETIME = 600
 _FORM_LIMIT = 64 * 1024
 _READS = {"GET", "HEAD"}
+#: From a browser's page of our own, or typed by its user.
+_OWN_SITE = frozenset({"same-origin", "none"})
 _UPLOADS = "/blobs/uploads"
 _SERVICE = "flops"
 
@@ -74,6 +77,8 @@ class Access:
         """None: the request may pass."""
         if not _is_known_host(request.headers.get("host", ""), self._rules.hosts):
             raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, "DENIED", "this registry is not reached by that name")
+        if request.method not in _READS and not is_own_page(request.headers):
+            raise Refusal(HTTPStatus.FORBIDDEN, "DENIED", "a page of another origin can't change anything here")
         if not self._rules.token:
             return None
         if request.url.path == "/token":
@@ -139,6 +144,20 @@ class Access:
         if name:
             challenge += f',scope="repository:{name}:{"pull,push" if wanted == "push" else "pull"}"'
         return Refusal(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", message, headers={"WWW-Authenticate": challenge})
+
+
+def is_own_page(headers: Headers, *origins: str) -> bool:
+    """Whether a request comes from no page of another origin: programs send neither Origin nor Sec-Fetch-Site.
+
+    A proxy may have ended TLS, so the scheme is not compared; a port that the scheme implies is left out in both. `origins`:
+    further ones that are ours.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if site is not None and site not in _OWN_SITE:
+        return False
+    scheme, separator, place = (origin or "").lower().partition("://")
+    same = bool(separator) and scheme in ("http", "https") and place == headers.get("host", "").lower()
+    return origin is None or same or origin.lower() in origins
 
 
 def _wanted(request: Request) -> str:
