@@ -176,6 +176,25 @@ class TestLogin:
         assert "Max-Age=0" in answer.headers["set-cookie"]
         assert web.get(PROJECTS).status_code == 401
 
+    def test_a_copy_of_its_cookie_opens_nothing_after_it_and_after_a_restart(self, web, world):
+        self.enter(web)
+        copies = [f"{COOKIE}={web.cookies[COOKIE]}"]
+        others = Web(web.app)
+        self.enter(others)
+        copies.append(f"{COOKIE}={others.cookies[COOKIE]}")
+        web.post("/logout", headers={"Origin": URL})
+        found = [Web(web.app).get(PROJECTS, headers={"Cookie": copy}).status_code for copy in copies]
+        assert found == [401, 200], "another session stays"
+        world.restart()
+        again = create_app(world.manager, token_access())
+        found = [Web(again).get(PROJECTS, headers={"Cookie": copy}).status_code for copy in copies]
+        assert found == [401, 200]
+
+    def test_whoever_has_no_session_ends_none(self, web, world):
+        for cookie in ("", "x", f"{2**40}.x.y", "1.2.3"):
+            assert web.post("/logout", headers={"Origin": URL, "Cookie": f"{COOKIE}={cookie}"}).status_code == 303
+        assert world.manager.ended_sessions() == {}
+
     @pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", "x" * 5000])
     def test_a_wrong_token_is_told_on_the_page(self, web, token):
         answer = self.enter(web, token)
@@ -218,6 +237,19 @@ class TestSessions:
         assert sessions.valid(cookie)
         now[0] += 2
         assert not sessions.valid(cookie)
+
+    def test_what_was_ended_is_remembered_as_long_as_it_would_have_lasted(self, world):
+        now = [1000.0]
+        sessions = Sessions(secret=b"k" * 32, clock=lambda: now[0])
+        for length in (60, 600):
+            number, until = sessions.end(sessions.make(length))
+            world.manager.end_session(number, world.clock.now() + until - now[0])
+        assert (len(sessions.ended), len(world.manager.ended_sessions())) == (2, 2)
+        now[0] += 61
+        world.clock.move(61)
+        number, until = sessions.end(sessions.make(60))
+        world.manager.end_session(number, world.clock.now() + until - now[0])
+        assert (len(sessions.ended), len(world.manager.ended_sessions())) == (2, 2)
 
     @given(st.text(max_size=80))
     def test_no_other_text_is_one(self, text):

@@ -78,7 +78,7 @@ def create_app(
         ServiceRoutes(Health(checks or {}), metrics, locked=locked),
     ):
         routes.add_to(app)
-    app.router.routes.extend([*LoginPages(access).routes(), *pages])
+    app.router.routes.extend([*LoginPages(access, manager).routes(), *pages])
     app.add_middleware(Guard, access=access)
     app.add_middleware(_Measured, metrics=metrics)
     return app

@@ -93,7 +93,7 @@ class Guard:
 
     def _foreign(self, headers: Headers) -> Response | None:
         try:
-            self._access.check_origin(headers, by_cookie=bool(_session(headers)) and not bearer(headers))
+            self._access.check_origin(headers, by_cookie=bool(session_of(headers)) and not bearer(headers))
         except AccessDenied as error:
             return failure(error, HTTPStatus.FORBIDDEN)
         return None
@@ -101,7 +101,7 @@ class Guard:
     def _needs_login(self, path: str, headers: Headers) -> bool:
         if not self._access.gate.wants_token or path in _PUBLIC or path.startswith(STATIC) or _of_attempt(path):
             return False
-        return bool(bearer(headers)) or not self._access.sessions.valid(_session(headers))
+        return bool(bearer(headers)) or not self._access.sessions.valid(session_of(headers))
 
     async def _log_in(self, headers: Headers) -> None:
         token = bearer(headers)
@@ -201,7 +201,8 @@ def bearer(headers: Headers) -> str:
     return token.strip() if scheme.lower() == "bearer" and len(token) <= TOKEN_LIMIT else ""
 
 
-def _session(headers: Headers) -> str:
+def session_of(headers: Headers) -> str:
+    """The page's cookie; empty where there is none."""
     try:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:

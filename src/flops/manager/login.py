@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from flops.errors import AccessDenied, FlopsError
 from flops.manager.answers import status_of
 from flops.manager.gate import TOKEN_LIMIT, OakestraGate
+from flops.manager.guard import session_of
 from flops.manager.pages import login_page, stylesheet
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from flops.manager.access import Access
+    from flops.manager.service import Manager
 
+_log = logging.getLogger("flops.http")
 HOME = "/projects"
 #: A path on this host; `//HOST` and `/\HOST` are none.
 _TARGET = re.compile(r"/(?![/\\])[\x21-\x7e]{0,500}")
@@ -28,8 +33,10 @@ _TARGET = re.compile(r"/(?![/\\])[\x21-\x7e]{0,500}")
 class LoginPages:
     """GET and POST /login, POST /logout, and what they are styled with."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, manager: Manager) -> None:
         self._access = access
+        self._manager = manager
+        access.sessions.ended.update(manager.ended_sessions())
 
     def routes(self) -> list[Route]:
         return [
@@ -69,10 +76,16 @@ class LoginPages:
             headers={"Set-Cookie": sessions.cookie(sessions.make(seconds), seconds)},
         )
 
-    async def leave(self, _request: Request) -> Response:
-        return RedirectResponse(
-            "/login", HTTPStatus.SEE_OTHER, headers={"Set-Cookie": self._access.sessions.cookie("", 0)}
-        )
+    async def leave(self, request: Request) -> Response:
+        """The session ends here too: a copy of its cookie opens nothing any more."""
+        sessions = self._access.sessions
+        ended = sessions.end(session_of(request.headers))
+        if ended is not None:
+            try:
+                await run_in_threadpool(self._manager.end_session, *ended)
+            except FlopsError as error:
+                _log.warning("a logout is forgotten at the next start: %s", error)
+        return RedirectResponse("/login", HTTPStatus.SEE_OTHER, headers={"Set-Cookie": sessions.cookie("", 0)})
 
     async def style(self, _request: Request) -> Response:
         return Response(stylesheet(), media_type="text/css", headers={"Cache-Control": "max-age=3600"})

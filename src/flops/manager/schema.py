@@ -74,5 +74,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE outbox ADD COLUMN terminal INTEGER NOT NULL DEFAULT 1",
     ),
     ("ALTER TABLE attempts ADD COLUMN claim TEXT",),
+    (  # of the page: logged out before they ended by themselves
+        "CREATE TABLE ended_sessions (number TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
+    ),
 )
 VERSION = len(MIGRATIONS)

@@ -202,6 +202,17 @@ class Manager:
         """Commit a builder's events; AttemptOver, UsageError; DiskFull (see `Attempts.post`)."""
         return self._attempts.post(admitted, events)
 
+    # --- for the page's login ---
+    def end_session(self, number: str, until: float) -> None:
+        """Somebody has logged out: this session stays ended over restarts. DiskFull, StoreError."""
+        with self._store.write() as tables:
+            tables.end_session(number, until, now=self._clock.now())
+
+    def ended_sessions(self) -> dict[str, float]:
+        """By number, with the moment that each would have ended by itself."""
+        with self._store.read() as tables:
+            return tables.ended_sessions()
+
     # --- for FLOps' components ---
     def note(self, id: str, text: str) -> None:  # noqa: A002
         """A message for a project's observer. One for an unknown project is dropped and counted."""

@@ -1,4 +1,4 @@
-"""The page's session: a cookie that says until when, signed; the manager keeps nothing about it."""
+"""The page's session: a cookie that says until when, signed; the manager keeps only which ones were ended before."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Sessions:
     secure: bool = False
     """Pages come by https: the cookie travels by nothing else."""
     clock: Callable[[], float] = time.time
+    ended: dict[str, float] = field(default_factory=dict, repr=False)
+    """Logged out, by their numbers, and when they would have ended by themselves."""
 
     def make(self, seconds: float) -> str:
         """A session of this length."""
@@ -35,7 +37,17 @@ class Sessions:
         if len(parts) != _PARTS or not self.secret or not value.isascii():
             return False
         signed = hmac.compare_digest(self._sign(".".join(parts[:2])), parts[2])
-        return signed and parts[0].isdigit() and int(parts[0]) > self.clock()
+        return signed and parts[0].isdigit() and int(parts[0]) > self.clock() and parts[1] not in self.ended
+
+    def end(self, value: str) -> tuple[str, float] | None:
+        """From now on this session is none: its number and its own end, to be remembered; None where it was none before."""
+        if not self.valid(value):
+            return None
+        until, number, _ = value.split(".")
+        for old in [one for one, ends in self.ended.items() if ends <= self.clock()]:
+            del self.ended[old]
+        self.ended[number] = float(until)
+        return number, float(until)
 
     def cookie(self, value: str, seconds: float) -> str:
         """The Set-Cookie header; an empty value ends the session."""

@@ -275,6 +275,15 @@ class Tables:
     def set_meta(self, key: str, value: str) -> None:
         self._connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
+    # --- sessions of the page ---
+    def end_session(self, number: str, until: float, *, now: float) -> None:
+        """Remember it as long as its cookie would be good."""
+        self._connection.execute("DELETE FROM ended_sessions WHERE until <= ?", (now,))
+        self._connection.execute("INSERT OR REPLACE INTO ended_sessions (number, until) VALUES (?, ?)", (number, until))
+
+    def ended_sessions(self) -> dict[str, float]:
+        return dict(self._connection.execute("SELECT number, until FROM ended_sessions"))
+
     def _projects(self, clause: str, *values: object) -> list[Project]:
         return [to_project(row) for row in self._connection.execute(f"{_SELECT} {clause}", values)]
 
