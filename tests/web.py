@@ -10,8 +10,8 @@ import time
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 
+from flops.connections import Room, Server
 from flops.manager.access import Access
 from flops.manager.gate import OpenGate
 from flops.manager.server import listen
@@ -52,11 +52,10 @@ class Web:
 
 
 @contextmanager
-def serving(app):
+def serving(app, room=None):
     """The application on a real socket, for as long as the context lasts: its URL. Streams end first, as in `flops serve`."""
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, ws="none")
-    server = uvicorn.Server(config)
+    server = Server(app, Room.of(0.5) if room is None else room, timeout_graceful_shutdown=5)
     loops = []
 
     async def serve():

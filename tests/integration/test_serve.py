@@ -24,14 +24,27 @@ MEMORY = 200
 
 
 @contextlib.contextmanager
-def serve(directory, *words, **env):
-    """The process, and what it printed about itself."""
+def serve(directory, *words, files=None, **env):
+    """The process, which may open so many files, and what it printed about itself."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FLOPS_")}
     environ |= {"FLOPS_DATA_DIR": str(directory / "data"), "FLOPS_CACHE_DIR": str(directory / "cache"), **env}
     errors = directory / "stderr"
+    limited = ("sh", "-c", f'ulimit -n {files} && exec "$@"', "sh") if files else ()
     with errors.open("ab") as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-m", "flops.cli.main", "serve", "--port", "0", "--registry-port", "0", "--json", *words],
+            [
+                *limited,
+                sys.executable,
+                "-m",
+                "flops.cli.main",
+                "serve",
+                "--port",
+                "0",
+                "--registry-port",
+                "0",
+                "--json",
+                *words,
+            ],
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environ,
@@ -58,8 +71,8 @@ def hanging():
         yield f"https://127.0.0.1:{listener.getsockname()[1]}/acme/digits"
 
 
-def start(url, repository):
-    answer = httpx.post(url + PROJECTS, json={"ml_repo_url": repository}, trust_env=False)
+def start(url, repository, **more):
+    answer = httpx.post(url + PROJECTS, json={"ml_repo_url": repository}, trust_env=False, **more)
     assert answer.status_code == 200, answer.text
     return answer.json()["project"]["id"]
 
@@ -116,6 +129,23 @@ def test_many_readers_then_a_clean_end_and_a_start_that_knows_everything(tmp_pat
         assert httpx.get(f"{places['manager']}{PROJECTS}/{project}", trust_env=False).json()["repository"] == hanging
         child.send_signal(signal.SIGINT)
         assert child.wait(30) == 0
+
+
+def test_idle_connections_take_neither_manager_nor_registry_down(tmp_path, hanging):
+    """More of them than the process may have files, from somebody who has no token."""
+    secret = "t0ken-of-the-operator-0123456789"
+    env = {"FLOPS_AUTH": "token", "FLOPS_API_TOKEN": secret, "FLOPS_ALLOW_HOSTS": "127.0.0.1"}
+    with serve(tmp_path, files=400, **env) as (child, places), contextlib.ExitStack() as stack:
+        for url in (places["manager"], places["registry"]):
+            host, port = url.removeprefix("http://").split(":")
+            for _ in range(450):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        for _ in range(3):
+            assert httpx.get(f"{places['manager']}/healthz", trust_env=False).json()["status"] == "ok"
+            start(places["manager"], hanging, headers={"Authorization": f"Bearer {secret}"})
+        assert len(list(Path(f"/proc/{child.pid}/fd").iterdir())) < 300
+    (told,) = [line for line in (tmp_path / "stderr").read_text().splitlines() if "lack of room" in line][:1]
+    assert "127.0.0.1" in told
 
 
 def test_one_manager_for_a_directory(tmp_path):

@@ -242,13 +242,13 @@ class TestSessions:
         now = [1000.0]
         sessions = Sessions(secret=b"k" * 32, clock=lambda: now[0])
         for length in (60, 600):
-            number, until = sessions.end(sessions.make(length))
-            world.manager.end_session(number, world.clock.now() + until - now[0])
+            ended = sessions.end(sessions.make(length))
+            world.manager.end_session(ended[0], world.clock.now() + ended[1] - now[0])
         assert (len(sessions.ended), len(world.manager.ended_sessions())) == (2, 2)
         now[0] += 61
         world.clock.move(61)
-        number, until = sessions.end(sessions.make(60))
-        world.manager.end_session(number, world.clock.now() + until - now[0])
+        ended = sessions.end(sessions.make(60))
+        world.manager.end_session(ended[0], world.clock.now() + ended[1] - now[0])
         assert (len(sessions.ended), len(world.manager.ended_sessions())) == (2, 2)
 
     @given(st.text(max_size=80))

@@ -16,6 +16,7 @@ FOUNDATION = {
     "flops.progress",
     "flops.broker",
     "flops.http",
+    "flops.connections",
     "flops.settings",
     "flops",
 }

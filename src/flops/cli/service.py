@@ -79,6 +79,7 @@ class Service:
     def _start(self) -> None:
         """Everything but the HTTP server."""
         settings, parts = self._settings, self._parts
+        _allow_files()
         self._instance = parts.enter_context(Instance(self.directory))
         self._listener = self._listen()
         self.url = _url(self._listening.host, self._listener.getsockname()[1])
@@ -118,7 +119,6 @@ class Service:
             self._instance.tell(self.url)
             started()
 
-        _allow_files()
         serve(self.app, self._listener, started=told)
 
     def _end(self) -> None:

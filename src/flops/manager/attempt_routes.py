@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
 
+from flops.connections import let_in
 from flops.errors import AccessDenied, TooMany, UsageError
 from flops.manager import documents, schemas
 from flops.manager.bodies import parse_body, raw_body
@@ -47,9 +48,11 @@ class AttemptRoutes:
             dependencies=_LOCK,
         )
 
-    def job(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
+    async def job(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
         """What a builder is to do; it holds credentials."""
-        return JSONResponse(self._manager.job(project_id, attempt, _token(request)))
+        document = await run_in_threadpool(self._manager.job, project_id, attempt, _token(request))
+        let_in(request.scope)
+        return JSONResponse(document)
 
     async def events(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
         """Take what a builder tells; answered once it is on the disk.
@@ -60,6 +63,7 @@ class AttemptRoutes:
         token = _token(request)
         # who may not is not read from
         admitted = await run_in_threadpool(self._manager.admit, project_id, attempt, token)
+        let_in(request.scope)
         data = await raw_body(request)
         return await run_in_threadpool(self._post, admitted, data)
 

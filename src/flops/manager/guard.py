@@ -11,6 +11,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 
+from flops.connections import let_in
 from flops.errors import AccessDenied, FlopsError, UsageError
 from flops.manager.answers import Refused, bug, failure
 from flops.manager.gate import TOKEN_LIMIT
@@ -60,6 +61,8 @@ class Guard:
         answer = await self._refusal(scope)
         marked = _Marked(send)
         if answer is None:
+            if not self._is_open(scope["path"]):
+                let_in(scope)
             answer = await self._pass_on(scope, _limited(scope, receive), marked)
         if answer is not None:
             await answer(scope, receive, marked)
@@ -98,8 +101,13 @@ class Guard:
             return failure(error, HTTPStatus.FORBIDDEN)
         return None
 
+    @staticmethod
+    def _is_open(path: str) -> bool:
+        """For everybody, or judged where it is answered."""
+        return path in _PUBLIC or path.startswith(STATIC) or _of_attempt(path)
+
     def _needs_login(self, path: str, headers: Headers) -> bool:
-        if not self._access.gate.wants_token or path in _PUBLIC or path.startswith(STATIC) or _of_attempt(path):
+        if not self._access.gate.wants_token or self._is_open(path):
             return False
         return bool(bearer(headers)) or not self._access.sessions.valid(session_of(headers))
 

@@ -6,40 +6,32 @@ import asyncio
 import contextlib
 import gc
 import signal
-import socket
 from typing import TYPE_CHECKING
 
-import uvicorn
-
+from flops import connections
+from flops.connections import Room
 from flops.errors import BadSetting
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from fastapi import FastAPI
 
-#: Longer than clients keep an unused connection, so that they close it first and never send into a closing one.
-_KEEP_ALIVE = 120
 #: Seconds that requests have to end in, once the manager stops.
 _GRACE = 10
-_BACKLOG = 1024
+#: Of the files that the process may open.
+_SHARE = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket on host and port (0 takes a free one); BadSetting where that can't be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits for a delayed ACK (40 ms).
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        words = getattr(error, "strerror", None) or str(error)
+        return connections.listen(host, port)
+    except OSError as error:
+        words = error.strerror or str(error)
         raise BadSetting(f"the manager can't listen on {host}:{port}: {words}", hint="choose another --port") from error
-    return listener
 
 
 def serve(app: FastAPI, listener: socket.socket, *, started: Callable[[], None] | None = None) -> None:
@@ -56,21 +48,7 @@ def serve(app: FastAPI, listener: socket.socket, *, started: Callable[[], None] 
 
 
 async def _serve(app: FastAPI, listener: socket.socket, started: Callable[[], None] | None) -> None:
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=_GRACE,
-            backlog=_BACKLOG,
-            ws="none",
-            loop="asyncio",
-        ),
-        started,
-    )
+    server = _Server(app, started)
 
     def stop() -> None:
         server.force_exit = server.should_exit
@@ -83,11 +61,11 @@ async def _serve(app: FastAPI, listener: socket.socket, started: Callable[[], No
     await server.serve(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class _Server(connections.Server):
     """Without signal handlers of its own: those raise the signal again at the end."""
 
-    def __init__(self, config: uvicorn.Config, told: Callable[[], None] | None) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, told: Callable[[], None] | None) -> None:
+        super().__init__(app, Room.of(_SHARE), timeout_graceful_shutdown=_GRACE)
         self._told = told
 
     @contextlib.contextmanager

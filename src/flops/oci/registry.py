@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import threading
 import time
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Self
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -24,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from flops.connections import Room, Server, listen
 from flops.errors import DiskFull, FlopsError, RegistryError
 from flops.oci.reference import Registry
 from flops.oci.registry_access import Access, Rules
@@ -33,6 +32,7 @@ from flops.oci.registry_protocol import Refusal
 from flops.oci.registry_store import RegistryStore
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Collection
     from pathlib import Path
     from types import TracebackType
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("flops.registry")
 #: Seconds until the server must listen, and until it must have ended.
 _PATIENCE = 20.0
-#: Longer than clients keep an unused connection, so that they close it first and never send into a closing one.
-_KEEP_ALIVE = 120
+#: Of the files that the process may open, for connections; each may have a blob's file open too.
+_SHARE = 0.125
 
 
 def create_app(
@@ -191,7 +191,7 @@ class EmbeddedRegistry:
         self.host = host
         self.port = port
         self._app = create_app(root, read_only=read_only, token=token, private=private, hosts=hosts)
-        self._server: uvicorn.Server | None = None
+        self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
 
@@ -204,18 +204,9 @@ class EmbeddedRegistry:
     def __enter__(self) -> Self:
         self._socket = _listen(self.host, self.port)
         self.port = self._socket.getsockname()[1]
-        config = uvicorn.Config(
-            self._app,
-            lifespan="on",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=5,
-            server_header=False,
-            ws="none",
+        self._server = Server(
+            self._app, Room.of(_SHARE), lifespan="on", log_level="critical", timeout_graceful_shutdown=5
         )
-        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=_serve, args=(self._server, self._socket), name="flops-registry", daemon=True
         )
@@ -246,21 +237,15 @@ class EmbeddedRegistry:
             self._socket.close()
 
 
-def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+def _serve(server: Server, listener: socket.socket) -> None:
     with contextlib.suppress(SystemExit):  # how uvicorn ends where the application did not start
         server.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY; without it each answer waits for a delayed ACK (40 ms).
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
+        return listen(host, port)
+    except OSError as error:
         raise RegistryError(
             f"the embedded registry can't listen on {host}:{port}: {error}", hint="choose another host or port"
         ) from error
-    return listener

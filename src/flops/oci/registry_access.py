@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from flops.connections import let_in
 from flops.oci.reference import is_loopback
 from flops.oci.registry_protocol import Refusal
 
@@ -69,6 +70,8 @@ class Access:
         except Refusal as refusal:
             answer = refusal.response()
         if answer is None:
+            if not self._rules.token or self._granted(request.headers.get("authorization")) is not None:
+                let_in(scope)
             await self._app(scope, receive, send)
         else:
             await answer(scope, receive, send)
