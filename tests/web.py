@@ -28,8 +28,9 @@ def open_access():
 class Web:
     """Asks an application in this process; every request has an event loop of its own."""
 
-    def __init__(self, app, *, url: str = URL, failures: bool = True) -> None:
+    def __init__(self, app, *, url: str = URL, failures: bool = True, client=("127.0.0.1", 123)) -> None:
         self.app = app
+        self.client = client
         self.url = url
         self.failures = failures
         self.cookies = httpx.Cookies()
@@ -44,7 +45,7 @@ class Web:
         return self.request("POST", path, **more)
 
     async def _request(self, method, path, **more):
-        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=self.failures)
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=self.failures, client=self.client)
         async with httpx.AsyncClient(transport=transport, base_url=self.url, cookies=self.cookies) as client:
             answer = await client.request(method, path, **more)
             self.cookies = client.cookies

@@ -538,6 +538,16 @@ class AccessDenied(OrchestratorError):
     code = "ACCESS_DENIED"
 
 
+class LoginThrottled(AccessDenied):
+    """Too many wrong tokens came from one address."""
+
+    code = "LOGIN_THROTTLED"
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__("too many wrong tokens came from this address", hint=f"try again in {seconds} s")
+        self.seconds = seconds
+
+
 class ProjectNotFound(OrchestratorError):
     code = "PROJECT_NOT_FOUND"
 

@@ -17,6 +17,7 @@ FOUNDATION = {
     "flops.broker",
     "flops.http",
     "flops.connections",
+    "flops.throttle",
     "flops.settings",
     "flops",
 }

@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 
+from flops import throttle
 from flops.errors import RegistryAuth
 from flops.oci import registry_access
 from flops.oci.blobs import sha256
@@ -27,6 +28,7 @@ def private(request):
 def server(private, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _descriptor: None)  # no test here cuts the power
+        patch.setattr(throttle, "FREE", 10_000)  # they all come from one address
         root = tmp_path_factory.mktemp("registry")
         with EmbeddedRegistry(root, token=TOKEN, private=private, hosts=["Registry.Example"]) as running:
             yield running
@@ -154,7 +156,7 @@ def test_a_short_lived_token_ends_and_can_not_be_made_up(web, monkeypatch):
 
 
 def test_a_token_of_another_registry_is_none_here(web):
-    other = registry_access.Access(None, registry_access.Rules(token="another"))
+    other = registry_access.Access(None, registry_access.Rules(token="another"), None)
     assert web.get("/v2/", headers=bearer(other._sign("push", 9_999_999_999))).status_code == 401
 
 

@@ -29,6 +29,7 @@ from flops.manager.store import Store
 from flops.observer.web import ObserverPages
 from flops.oci.reference import Registry
 from flops.oci.registry import EmbeddedRegistry
+from flops.throttle import Throttle
 from flops_wire.flops import BROKER_PORT
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Service:
         self.database = self.directory / "projects.sqlite3"
         self.access = Access.of(settings, listening.host)
         self.bus = Bus()
+        self._throttle = Throttle("the registry")
 
     def __enter__(self) -> Self:
         try:
@@ -107,6 +109,7 @@ class Service:
             settings=known,
             bus=self.bus,
         )
+        self._throttle.on_failure = partial(self.manager.tallies.add, "logins_failed")
         self.app = self._application(store, registry)
         self.observer_port = self._components(store)
         parts.callback(self._end)
@@ -135,7 +138,10 @@ class Service:
         if self._settings.registry is not None:
             return self._settings.registry
         embedded = EmbeddedRegistry(
-            self._settings.data_dir / "registry", port=self._listening.registry_port, token=self._registry_token()
+            self._settings.data_dir / "registry",
+            port=self._listening.registry_port,
+            token=self._registry_token(),
+            throttle=self._throttle,
         )
         try:
             return self._parts.enter_context(embedded).registry.url

@@ -6,15 +6,17 @@ import ipaddress
 import re
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flops.errors import AccessDenied, BadSetting
+from flops.connections import address_of
+from flops.errors import AccessDenied, BadSetting, LoginThrottled
 from flops.manager.gate import Gate, OakestraGate, OpenGate, TokenGate
 from flops.manager.session import Sessions
 from flops.oci.reference import is_loopback
 from flops.oci.registry_access import is_own_page
+from flops.throttle import Throttle
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -27,7 +29,7 @@ _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The answer to all three questions; a value without I/O but for what its gate asks."""
+    """The answer to all three questions; no I/O but for what its gate asks."""
 
     gate: Gate
     sessions: Sessions
@@ -35,6 +37,7 @@ class Access:
     """Host names, without a port, that the manager is called by; others are DNS rebinding."""
     addresses: bool = False
     """It listens beyond loopback, so any address of this machine may be called (an address can't be rebound)."""
+    throttle: Throttle = field(default_factory=lambda: Throttle("the manager"))
     origin: str | None = None
     """FLOPS_ADVERTISE's: where a proxy rewrites Host, pages still come from there."""
 
@@ -60,6 +63,18 @@ class Access:
             addresses=beyond,
             origin=f"{advertised.scheme}://{advertised.netloc}".lower() if advertised is not None else None,
         )
+
+    async def log_in(self, token: str, client: tuple[str, int] | None) -> None:
+        """AccessDenied, LoginThrottled; OrchestratorUnreachable where nobody can tell."""
+        address = address_of(client)
+        if seconds := self.throttle.wait(address, token):
+            raise LoginThrottled(seconds)
+        try:
+            await self.gate.admit(token)
+        except AccessDenied:
+            self.throttle.failed(address)
+            raise
+        self.throttle.passed(address, token)
 
     def knows_host(self, header: str) -> bool:
         """Whether a Host header (RFC 9110, 7.2) names this manager."""

@@ -20,6 +20,7 @@ _STATUS: tuple[tuple[type[FlopsError], HTTPStatus], ...] = (
     (errors.KeyReused, HTTPStatus.CONFLICT),
     (errors.ImagesUnproven, HTTPStatus.CONFLICT),
     (errors.AttemptOver, HTTPStatus.GONE),
+    (errors.LoginThrottled, HTTPStatus.TOO_MANY_REQUESTS),
     (errors.AccessDenied, HTTPStatus.UNAUTHORIZED),
     (errors.TooMany, HTTPStatus.TOO_MANY_REQUESTS),
     (errors.CredentialUnknown, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -54,7 +55,7 @@ def failure(
     status = status or status_of(error)
     more = dict(headers or {})
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        more.setdefault("Retry-After", _RETRY)
+        more.setdefault("Retry-After", str(error.seconds) if isinstance(error, errors.LoginThrottled) else _RETRY)
     if status == HTTPStatus.UNAUTHORIZED:
         more.setdefault("WWW-Authenticate", 'Bearer realm="flops"')
     return JSONResponse({"error": error.to_json()}, status_code=status, headers=more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def create_app(
     streams = streams or Streams(manager)
     metrics = Metrics(manager, streams)
     manager.bus.listen(metrics.heard)
+    access.throttle.on_failure = partial(manager.tallies.add, "logins_failed")
     app = FastAPI(
         title="FLOps image builder",
         version=flops.__version__,

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Path
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotations when it runs
 
-from flops.connections import let_in
+from flops.connections import address_of, let_in
 from flops.errors import AccessDenied, TooMany, UsageError
 from flops.manager import documents, schemas
 from flops.manager.bodies import parse_body, raw_body
 from flops.manager.guard import bearer
 from flops.manager.openapi import add_route, answers, body, lock
+from flops.throttle import Throttle
 from flops_wire.manager import EVENTS_LIMIT, PROJECTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi import FastAPI
     from starlette.responses import Response
 
     from flops.manager.project import Attempt
     from flops.manager.service import Manager
 
+T = TypeVar("T")
 ProjectId = Annotated[str, Path(description="24 hexadecimal digits.", max_length=64)]
 Number = Annotated[int, Path(description="The attempt, from 1.", ge=1, le=1_000_000)]
 
@@ -33,6 +38,9 @@ class AttemptRoutes:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
+        # nobody guesses these, and a builder shares its address with others: failures are told and counted alone
+        self._throttle = Throttle("an attempt")
+        self._throttle.on_failure = partial(manager.tallies.add, "logins_failed")
 
     def add_to(self, app: FastAPI) -> None:
         path = PROJECTS + "/{project_id}/attempts/{attempt}"
@@ -50,9 +58,7 @@ class AttemptRoutes:
 
     async def job(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
         """What a builder is to do; it holds credentials."""
-        document = await run_in_threadpool(self._manager.job, project_id, attempt, _token(request))
-        let_in(request.scope)
-        return JSONResponse(document)
+        return JSONResponse(await self._opened(request, self._manager.job, project_id, attempt))
 
     async def events(self, request: Request, project_id: ProjectId, attempt: Number) -> Response:
         """Take what a builder tells; answered once it is on the disk.
@@ -60,12 +66,20 @@ class AttemptRoutes:
         The event of stage push, kind started and code TAGGING asks for the leave to move tags, and 200 grants it. An event
         that came before is kept once. The first terminal event is the project's outcome.
         """
-        token = _token(request)
         # who may not is not read from
-        admitted = await run_in_threadpool(self._manager.admit, project_id, attempt, token)
-        let_in(request.scope)
+        admitted = await self._opened(request, self._manager.admit, project_id, attempt)
         data = await raw_body(request)
         return await run_in_threadpool(self._post, admitted, data)
+
+    async def _opened(self, request: Request, call: Callable[[str, int, str], T], project: str, attempt: int) -> T:
+        token = _token(request)
+        try:
+            answer = await run_in_threadpool(call, project, attempt, token)
+        except AccessDenied:
+            self._throttle.failed(address_of(request.scope.get("client")))
+            raise
+        let_in(request.scope)
+        return answer
 
     def _post(self, admitted: Attempt, data: bytes) -> Response:
         return JSONResponse(self._manager.post_events(admitted, _events(parse_body(data))))

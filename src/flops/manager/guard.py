@@ -87,7 +87,7 @@ class Guard:
         if refused is not None or not self._needs_login(scope["path"], headers):
             return refused
         try:
-            await self._log_in(headers)
+            await self._log_in(headers, scope.get("client"))
         except FlopsError as error:
             if reads and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(f"/login?next={quote(scope['path'])}", HTTPStatus.SEE_OTHER)
@@ -111,11 +111,11 @@ class Guard:
             return False
         return bool(bearer(headers)) or not self._access.sessions.valid(session_of(headers))
 
-    async def _log_in(self, headers: Headers) -> None:
+    async def _log_in(self, headers: Headers, client: tuple[str, int] | None) -> None:
         token = bearer(headers)
         if not token:
             raise AccessDenied("this needs a login", hint="send the token: Authorization: Bearer TOKEN")
-        await self._access.gate.admit(token)
+        await self._access.log_in(token, client)
 
     def _misdirected(self, headers: Headers) -> Response | None:
         names = headers.getlist("host")

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from flops.errors import AccessDenied, FlopsError
+from flops.errors import AccessDenied, FlopsError, LoginThrottled
 from flops.manager.answers import status_of
 from flops.manager.gate import TOKEN_LIMIT, OakestraGate
 from flops.manager.guard import session_of
@@ -66,9 +66,13 @@ class LoginPages:
         try:
             if not token or len(token) > TOKEN_LIMIT:
                 raise AccessDenied("there is no token")
-            await gate.admit(token)
+            await self._access.log_in(token, request.scope.get("client"))
         except FlopsError as error:
-            return self._page(target, told=error.message, status=status_of(error))
+            told = f"{error.message}; {error.hint}" if isinstance(error, LoginThrottled) else error.message
+            page = self._page(target, told=told, status=status_of(error))
+            if isinstance(error, LoginThrottled):
+                page.headers["Retry-After"] = str(error.seconds)
+            return page
         seconds = gate.session_seconds(token)
         return RedirectResponse(
             target,

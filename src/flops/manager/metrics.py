@@ -27,6 +27,7 @@ _TALLIES = {
     "events_dropped": "Events beyond what one project may have.",
     "notes": "Messages that came by FLOps' own port.",
     "notes_dropped": "Messages among them that no project is known for.",
+    "logins_failed": "Wrong tokens at the manager, its attempts and its embedded registry.",
     "mirror_dropped": "Messages for FLOps' broker beyond what may wait for it.",
 }
 _BYTES = ("downloaded", "uploaded", "reused")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-NAMES = ("events", "events_dropped", "notes", "notes_dropped", "mirror_dropped")
+NAMES = ("events", "events_dropped", "notes", "notes_dropped", "mirror_dropped", "logins_failed")
 
 
 class Tallies:

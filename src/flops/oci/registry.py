@@ -30,6 +30,7 @@ from flops.oci.registry_blobs import BlobApi
 from flops.oci.registry_manifests import ManifestApi
 from flops.oci.registry_protocol import Refusal
 from flops.oci.registry_store import RegistryStore
+from flops.throttle import Throttle
 
 if TYPE_CHECKING:
     import socket
@@ -48,7 +49,13 @@ _SHARE = 0.125
 
 
 def create_app(
-    root: Path, *, read_only: bool = False, token: str = "", private: bool = False, hosts: Collection[str] = ()
+    root: Path,
+    *,
+    read_only: bool = False,
+    token: str = "",
+    private: bool = False,
+    hosts: Collection[str] = (),
+    throttle: Throttle | None = None,
 ) -> Starlette:
     """The registry as an ASGI application; `read_only` refuses all that would change it (405).
 
@@ -75,7 +82,8 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False
-    app.add_middleware(Access, rules=Rules(token=token, private=private, hosts=tuple(name.lower() for name in hosts)))
+    rules = Rules(token=token, private=private, hosts=tuple(name.lower() for name in hosts))
+    app.add_middleware(Access, rules=rules, throttle=throttle or Throttle("the registry"))
     app.add_middleware(_ApiVersion)
     return app
 
@@ -186,11 +194,12 @@ class EmbeddedRegistry:
         token: str = "",
         private: bool = False,
         hosts: Collection[str] = (),
+        throttle: Throttle | None = None,
     ) -> None:
         self.root = root
         self.host = host
         self.port = port
-        self._app = create_app(root, read_only=read_only, token=token, private=private, hosts=hosts)
+        self._app = create_app(root, read_only=read_only, token=token, private=private, hosts=hosts, throttle=throttle)
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None

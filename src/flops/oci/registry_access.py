@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,7 +21,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flops.connections import let_in
+from flops.connections import address_of, let_in
 from flops.oci.reference import is_loopback
 from flops.oci.registry_protocol import Refusal
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from flops.throttle import Throttle
+
 #: Seconds that a short-lived token lasts; it is looked at when a request begins.
 _LIFETIME = 600
 _FORM_LIMIT = 64 * 1024
@@ -38,6 +41,7 @@ _READS = {"GET", "HEAD"}
 _OWN_SITE = frozenset({"same-origin", "none"})
 _UPLOADS = "/blobs/uploads"
 _SERVICE = "flops"
+_SHORT_LIVED = re.compile(r"(?:push|pull)\.[0-9]{1,11}\.[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,10 @@ class Rules:
 class Access:
     """ASGI middleware that lets through what the rules allow."""
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: Rules, throttle: Throttle) -> None:
         self._app = app
         self._rules = rules
+        self._throttle = throttle
         self._key = hashlib.sha256(b"flops registry token\0" + rules.token.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,8 +75,6 @@ class Access:
         except Refusal as refusal:
             answer = refusal.response()
         if answer is None:
-            if not self._rules.token or self._granted(request.headers.get("authorization")) is not None:
-                let_in(scope)
             await self._app(scope, receive, send)
         else:
             await answer(scope, receive, send)
@@ -83,39 +86,57 @@ class Access:
         if request.method not in _READS and not is_own_page(request.headers):
             raise Refusal(HTTPStatus.FORBIDDEN, "DENIED", "a page of another origin can't change anything here")
         if not self._rules.token:
+            let_in(request.scope)
             return None
         if request.url.path == "/token":
             return await self._give_token(request)
         wanted = _wanted(request)
-        granted = self._granted(request.headers.get("authorization"))
+        granted = self._granted(request)
         # Clients learn from the API's root how to log in; without a login they get a token that may only read.
         if granted is None and (request.url.path.rstrip("/") == "/v2" or wanted == "push" or self._rules.private):
             raise self._unauthorized(request, wanted, "authentication is needed")
         if wanted == "push" and granted != "push":
             raise self._unauthorized(request, wanted, "this login may not push")
+        if granted is not None:
+            let_in(request.scope)
         return None
 
-    def _granted(self, authorization: str | None) -> str | None:
+    def _granted(self, request: Request) -> str | None:
         """`push`, `pull`, or None for nobody."""
-        scheme, _, value = (authorization or "").partition(" ")
+        scheme, _, value = request.headers.get("authorization", "").partition(" ")
         match scheme.lower():
             case "basic":
-                return "push" if self._is_token(_password(value)) else None
+                return "push" if self._is_token(_password(value), request) else None
+            case "bearer" if _SHORT_LIVED.fullmatch(value.strip()):  # one that has ended is no guess
+                return self._read(value.strip())
             case "bearer":
-                return "push" if self._is_token(value.strip()) else self._read(value.strip())
+                return "push" if self._is_token(value.strip(), request) else None
             case _:
                 return None
 
-    def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(), self._rules.token.encode())
+    def _is_token(self, text: str, request: Request) -> bool:
+        address = address_of(request.scope.get("client"))
+        if seconds := self._throttle.wait(address, text):
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "TOOMANYREQUESTS",
+                "too many wrong passwords came from this address",
+                headers={"Retry-After": str(seconds)},
+            )
+        right = hmac.compare_digest(text.encode(), self._rules.token.encode())
+        if right:
+            self._throttle.passed(address, text)
+        else:
+            self._throttle.failed(address)
+        return right
 
     async def _give_token(self, request: Request) -> Response:
-        granted = self._granted(request.headers.get("authorization"))
+        granted = self._granted(request)
         tried = "authorization" in request.headers
         if request.method == "POST":  # OAuth 2: the password, or the token as what was kept by a former login
             form = parse_qs((await _body(request)).decode("utf-8", "replace"))
             secret = (form.get("password") or form.get("refresh_token") or [""])[0]
-            granted, tried = "push" if self._is_token(secret) else None, True
+            granted, tried = "push" if self._is_token(secret, request) else None, True
         elif request.method != "GET":
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "UNSUPPORTED", "a token is asked for by GET or POST")
         if granted is None and not tried and not self._rules.private:
@@ -132,10 +153,7 @@ class Access:
 
     def _read(self, token: str) -> str | None:
         """What a short-lived token grants; None where it is none of ours, or has ended."""
-        granted, _, rest = token.partition(".")
-        ends = rest.partition(".")[0]
-        if granted not in {"push", "pull"} or not (ends.isascii() and ends.isdigit() and len(ends) < 12):  # noqa: PLR2004
-            return None
+        granted, ends, _ = token.split(".")
         genuine = hmac.compare_digest(token.encode(), self._sign(granted, int(ends)).encode())
         return granted if genuine and time.time() < int(ends) else None
 
