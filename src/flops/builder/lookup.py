@@ -13,7 +13,7 @@ from flops.builder.publishing.publish import RegistryTarget
 from flops.builder.repository.checkout import resolve_commit
 from flops.builder.repository.git import GitCredential
 from flops.builder.repository.revision import check_ref
-from flops.builder.repository.source import parse_source, url_image_path
+from flops.builder.repository.source import image_path, parse_source, url_image_path
 from flops.builder.repository.tree import Limits
 from flops.builder.request import Request
 from flops.builder.result import Result, existing_images
