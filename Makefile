@@ -60,6 +60,7 @@ bench: setup parts
 	$(BIN)/python bench/reuse.py
 	$(BIN)/python bench/burst.py
 	$(BIN)/python bench/observers.py
+	$(BIN)/python bench/idle.py
 
 # Breaks ten healthy repositories in ten ways each and counts what is repaired, on the real index.
 mutation: setup

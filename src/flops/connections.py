@@ -112,7 +112,7 @@ class Room:
         guest.end()
         self._ended += 1
         if self._clock() - self._told >= 60:  # noqa: PLR2004 - a line a minute
-            _log.warning("%d connections were ended for lack of room, the last from %s", self._ended, guest.address)
+            _log.warning("connections ended for lack of room: %d, the last from %s", self._ended, guest.address)
             self._ended, self._told = 0, self._clock()
 
 

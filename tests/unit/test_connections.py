@@ -132,8 +132,8 @@ def test_a_line_a_minute_tells_of_it(caplog):
         now[0] += 59
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        "1 connections were ended for lack of room, the last from a",
-        "196 connections were ended for lack of room, the last from a",
+        "connections ended for lack of room: 1, the last from a",
+        "connections ended for lack of room: 196, the last from a",
     ]
 
 
