@@ -42,12 +42,14 @@ INHERITED = (
     "all_proxy",
     "FLOPS_JOB_ID",
 )
-#: Bytes kept of each of a child's outputs; the rest stays in the temporary file and goes with it.
+#: Bytes of each of a child's outputs; one that writes more is ended.
 OUTPUT_LIMIT = 16 * 1024 * 1024
 #: Seconds between two looks at a program that `exchange` talks to.
 LOOK_SECONDS = 0.02
 _PIECE = 64 * 1024
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: Seconds between two looks at what a program has done that `run` waits for.
+LOOK = 0.1
 #: Bytes of one line of a program that is followed; a longer line arrives in pieces.
 LINE_LIMIT = 64 * 1024
 
@@ -60,6 +62,8 @@ class Completed:
     code: int
     stdout: str
     stderr: str
+    cut: bool = False
+    """Whether an output reached OUTPUT_LIMIT: the program was ended for it, and what is here is the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +118,13 @@ def run(
     stdin: str | None = None,
     check: bool = True,
     errors: str = "replace",
+    watch: Callable[[], None] | None = None,
 ) -> Completed:
     """Run a program to its end or its deadline (in seconds), in a process group of its own that is killed with it.
 
     `env` is added to the allow-listed environment. `errors` says how stdout is decoded; `surrogateescape` keeps each byte.
-    ToolMissing, ToolTimeout; ToolFailed where `check` and the code is not 0.
+    What `watch`, called again and again, raises ends the program.
+    ToolMissing, ToolTimeout; ToolFailed where `check` and the code is not 0 or an output was cut.
     """
     words = tuple(str(argument) for argument in arguments)
     words = (find(words[0]) if "/" not in words[0] else words[0], *words[1:])
@@ -127,12 +133,15 @@ def run(
         feed.seek(0)
         with _started(words, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd) as child:
             try:
-                code = _wait(child, seconds)
+                _wait(child, seconds, (out, err), watch)
             except subprocess.TimeoutExpired:
                 raise ToolTimeout(f"{Path(words[0]).name} did not end within {seconds:.0f} s") from None
-        done = Completed(arguments=words, code=code, stdout=_text(out, errors), stderr=_text(err))
-    if check and code != 0:
-        raise ToolFailed(f"{Path(words[0]).name} ended with {code}: {last_line(done.stderr)}")
+        cut = _is_long(out, err)
+        done = Completed(arguments=words, code=child.returncode, stdout=_text(out, errors), stderr=_text(err), cut=cut)
+    if check and cut:
+        raise ToolFailed(f"{Path(words[0]).name} was ended: it wrote more than {OUTPUT_LIMIT >> 20} MB")
+    if check and done.code != 0:
+        raise ToolFailed(f"{Path(words[0]).name} ended with {done.code}: {last_line(done.stderr)}")
     return done
 
 
@@ -371,20 +380,45 @@ def _lower(pid: int, kind: int, value: int) -> None:
     resource.prlimit(pid, kind, (value, value))
 
 
-def _wait(child: subprocess.Popen[bytes], seconds: float) -> int:
-    """The exit code as soon as there is one; `Popen.wait` with a deadline looks only every 50 ms. TimeoutExpired."""
+def _wait(
+    child: subprocess.Popen[bytes], seconds: float, outputs: Sequence[IO[bytes]], watch: Callable[[], None] | None
+) -> None:
+    """Return as soon as the child has ended or has written too much; `Popen.wait` looks only every 50 ms. TimeoutExpired."""
+    deadline = time.monotonic() + seconds
+    with _watched(child) as ended:
+        while not ended(min(LOOK, max(0.0, deadline - time.monotonic()))):
+            if _is_long(*outputs):
+                return
+            if watch is not None:
+                watch()
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(child.args, seconds)
+
+
+@contextlib.contextmanager
+def _watched(child: subprocess.Popen[bytes]) -> Iterator[Callable[[float], bool]]:
+    """A function that waits some seconds for the child's end, and says whether it has come."""
     try:
         descriptor = os.pidfd_open(child.pid)
     except (AttributeError, OSError):  # not Linux, or a sandbox that forbids it
-        return child.wait(timeout=seconds)
+        yield lambda seconds: _ends(child, seconds)
+        return
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        if not poll.poll(seconds * 1000):
-            raise subprocess.TimeoutExpired(child.args, seconds)
+        yield lambda seconds: bool(poll.poll(seconds * 1000))
     finally:
         os.close(descriptor)
-    return child.wait()
+
+
+def _ends(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=seconds)
+    return child.returncode is not None
+
+
+def _is_long(*outputs: IO[bytes]) -> bool:
+    return any(os.fstat(output.fileno()).st_size > OUTPUT_LIMIT for output in outputs)
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -18,8 +18,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from tests import hostile_packs
 
 from flops import process
+from flops.builder import lookup
+from flops.builder.lookup import SourceLookup
 from flops.builder.repository import route
 from flops.builder.repository.checkout import checkout, resolve_commit
 from flops.builder.repository.git import GitCredential
@@ -463,6 +466,64 @@ def test_limits_hold_while_fetching(https, repository, tmp_path):
         read(https, tmp_path / "c", limits=Limits(files=3))
     assert read(https, tmp_path / "d", limits=Limits(files=4, bytes=700_000)).files
     assert list(tmp_path.glob(".git-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda place: hostile_packs.wide(place, 9, files=True), "list of files has more than 16 MB"),
+        (lambda place: hostile_packs.wide(place, 9, files=False), "list of files has more than 16 MB"),
+        (lambda place: hostile_packs.deep(place, 3000), "a path has [0-9]{4} levels"),
+        (lambda place: hostile_packs.deep(place, 100_000), "deeper in one another than git can follow"),
+        (lambda place: hostile_packs.inflated(place, 1 << 27), "git needs more than 128 MB of memory"),
+    ],
+    ids=["a billion files", "a billion directories", "deep", "deeper than a stack", "an object of zeros"],
+)
+def test_a_small_pack_that_unfolds_is_a_large_repository(https, tmp_path, make, told):
+    """Sent as it is by a server that does not look into it."""
+    https.protocol = None
+    make(https.root / "Acme" / "Bomb.git")
+    with pytest.raises(RepositoryLimit, match=told) as caught:
+        read(https, tmp_path / "out", url=f"https://{https.host}/Acme/Bomb.git", limits=Limits(memory=1 << 27))
+    assert "connection" not in caught.value.hint
+
+
+def test_all_that_a_host_sends_is_bounded(https, repository, tmp_path):
+    """Many packs, each within the limit."""
+    for number in range(6):
+        (repository.work / "data.bin").write_bytes(os.urandom(400_000))
+        commit(repository.work, {"n.txt": str(number)})
+        repository.push()
+        git(repository.bare, "repack", "--quiet")
+    https.protocol = None
+    git(repository.bare, "update-server-info")
+    assert read(https, tmp_path / "out", limits=Limits(pack_bytes=2_000_000)).files
+    waited = threading.Event()
+    https.before = lambda path: waited.wait(0.3) if path.endswith(".pack") else None  # the watcher looks now and then
+    with pytest.raises(RepositoryLimit, match="the host sends more than"):
+        read(https, tmp_path / "less", limits=Limits(pack_bytes=500_000))
+
+
+@pytest.mark.parametrize("ref", [None, "main", "0123456"])
+def test_a_host_with_names_without_end_is_refused(https, repository, monkeypatch, ref):
+    """As a manager asks: a million branches and more, none of them asked for."""
+    names = "".join(f"{repository.head}\trefs/heads/{number:07}\n" for number in range(1_500_000))
+    (repository.bare / "info" / "refs").write_text(names)
+    https.protocol = None
+    monkeypatch.setattr(lookup, "GIT_BYTES", 1 << 27)
+    place = SourceLookup(allow_hosts=["127.0.0.1"], ca_bundle=https.bundle).judge(https.url)
+    with pytest.raises(RepositoryLimit, match="git needs more than 128 MB of memory") as caught:
+        SourceLookup(allow_hosts=["127.0.0.1"], ca_bundle=https.bundle).commit(place, ref)
+    assert "branches" in caught.value.hint
+
+
+def test_names_beyond_what_is_kept_are_refused(https, repository, tmp_path):
+    names = "".join(f"{repository.head}\trefs/heads/{number:07}\n" for number in range(300_000))
+    (repository.bare / "info" / "refs").write_text(names)
+    https.protocol = None
+    with pytest.raises(RepositoryLimit, match="more than 16 MB") as caught:
+        read(https, tmp_path / "out", ref="missing")
+    assert "branches" in caught.value.hint
 
 
 def test_a_server_that_does_not_answer(https, tmp_path):

@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests import hostile_packs
 
 from flops.builder.repository import git as git_program
 from flops.builder.repository import revision
 from flops.builder.repository.checkout import checkout, resolve_commit
 from flops.builder.repository.source import SourceKind, image_path, parse_source, without_credentials
 from flops.builder.repository.tree import Limits, TreeWriter, check_path
+from flops.cli import write
 from flops.errors import (
     BadRef,
     BadUrl,
@@ -588,3 +590,67 @@ def test_a_link_in_the_way_of_a_file_is_told(writer):
     writer.link("a", "elsewhere")
     with pytest.raises(SourceError, match="a can't be read or written"):
         writer.close()
+
+
+# --- repositories that are larger than they look -----------------------------------------------------------------------
+@pytest.mark.parametrize("take_ref", ["HEAD", None])
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda place: hostile_packs.wide(place, 9, files=True), "list of files has more than 16 MB"),
+        (lambda place: hostile_packs.wide(place, 9, files=False), "list of files has more than 16 MB"),
+        (lambda place: hostile_packs.deep(place, 30_000), "more than 16 MB, and paths of [0-9]{4} levels"),
+    ],
+    ids=["a billion files", "a billion directories", "thirty thousand levels"],
+)
+def test_a_small_repository_with_a_tree_without_end_is_too_large(tmp_path, take, make, told, take_ref):
+    make(tmp_path / "bare")
+    git(tmp_path, "clone", "--quiet", "--no-checkout", "--shared", "bare", "work")
+    (tmp_path / "work/model_manager.py").write_text("\n")
+    with pytest.raises(RepositoryLimit, match=told):
+        take(tmp_path / "work", ref=take_ref, limits=Limits(seconds=100))
+
+
+def test_an_object_that_unfolds_to_more_than_the_memory_is_too_large(tmp_path):
+    hostile_packs.inflated(tmp_path / "bare", 1 << 26)
+    pack = next((tmp_path / "bare").glob("objects/pack/*.pack"))
+    assert pack.stat().st_size < 10_000
+    (tmp_path / "scratch").mkdir()
+    bounded = git_program.Git(directory=tmp_path / "scratch", seconds=60, memory=1 << 26)
+    bounded.run("init", "--quiet", "--bare")
+    with pytest.raises(RepositoryLimit, match="git needs more than 64 MB of memory"):
+        bounded.run("index-pack", pack)
+
+
+def test_a_directory_of_any_depth_is_too_deep(tmp_path, take):
+    place = tmp_path / "deep"
+    place.mkdir()
+    (place / "model_manager.py").write_text("\n")
+    here = os.open(place, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    try:
+        with pytest.raises(RepositoryLimit, match="more than 64"):
+            take(place)
+        assert write._read(place) == {}
+    finally:  # Python's own removal calls itself for each level
+        subprocess.run(["rm", "-rf", place], check=True)
+
+
+def test_a_git_that_calculates_on_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(git_program, "PROCESSOR_SECONDS", 1)
+    hostile_packs.inflated(tmp_path / "bare", 1 << 30)
+    pack = next((tmp_path / "bare").glob("objects/pack/*.pack"))
+    with pytest.raises(RepositoryLimit, match="more than 1 s of a processor"):
+        git_program.Git(directory=tmp_path / "bare", seconds=100).run("index-pack", pack)
+
+
+def test_a_commit_with_a_message_of_megabytes_is_refused(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "message").write_text("x" * (17 << 20))
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--file", "message")
+    with pytest.raises(RepositoryLimit, match="more than 16 MB"):
+        git_program.Git(directory=tmp_path, seconds=60).run("cat-file", "commit", "HEAD")

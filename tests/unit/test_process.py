@@ -154,3 +154,26 @@ def test_limits_of_one_that_has_ended_or_has_less_already_are_no_failure():
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, "-c", CONFINE], env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == (str(min(19, os.getpriority(os.PRIO_PROCESS, 0) + 15)), "")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_program_that_writes_without_end_is_ended(waiting, stream):
+    program = f"import sys\nwhile True: sys.{stream}.write('x' * 1_000_000)"
+    done = process.run([sys.executable, "-Sc", program], seconds=100, check=False)
+    assert (done.cut, done.code) == (True, -signal.SIGKILL)
+    assert len(getattr(done, stream)) == process.OUTPUT_LIMIT
+    with pytest.raises(ToolFailed, match="wrote more than 16 MB"):
+        process.run([sys.executable, "-Sc", program], seconds=100)
+
+
+def test_what_a_watcher_raises_ends_the_program(waiting, tmp_path):
+    note = tmp_path / "pid"
+    program = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(f'{{os.getpid()}}.'); time.sleep(600)"
+
+    def watch():
+        if note.exists() and note.read_text().endswith("."):
+            raise ToolFailed("too much")
+
+    with pytest.raises(ToolFailed, match="too much"):
+        process.run([sys.executable, "-Sc", program], seconds=100, watch=watch)
+    until(lambda: not runs(int(note.read_text().rstrip("."))))

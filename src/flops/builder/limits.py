@@ -30,7 +30,8 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit("its parent is gone")
 for pair in sys.argv[2].split(","):
     name, _, value = pair.partition("=")
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (int(value), int(value)))
+    hard = int(value) + (name == "CPU")  # at a hard limit of seconds comes SIGKILL, which does not say why
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (int(value), hard))
 if user := int(sys.argv[3]):
     os.setgroups([])
     os.setresgid(user, user, user)
@@ -50,6 +51,7 @@ def limited(
     arguments: Sequence[str | Path],
     *,
     memory: int | None = None,
+    data: int | None = None,
     processor_seconds: int | None = None,
     file_bytes: int | None = None,
     open_files: int | None = None,
@@ -57,9 +59,17 @@ def limited(
 ) -> list[str | Path]:
     """The arguments with which we start `arguments` (the first an absolute path) under these limits, for each process.
 
-    Bytes of address space, seconds, bytes of any one file, open files. `user`: whom root starts it as, in no group of ours.
+    Bytes of address space (`memory`), or of what a process itself writes there (`data`); seconds; bytes of any one file; open
+    files. `user`: whom root starts it as, in no group of ours.
     """
-    limits = {"AS": memory, "CPU": processor_seconds, "FSIZE": file_bytes, "NOFILE": open_files, "CORE": 0}
+    limits = {
+        "AS": memory,
+        "DATA": data,
+        "CPU": processor_seconds,
+        "FSIZE": file_bytes,
+        "NOFILE": open_files,
+        "CORE": 0,
+    }
     text = ",".join(f"{name}={value}" for name, value in limits.items() if value is not None)
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), text, str(user), *arguments]
 

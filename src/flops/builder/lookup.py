@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: A host that does not name its branches within this time is not worth a builder.
 SECONDS = 60.0
+#: Bytes of memory of each process of git, and of a pack: a host sends a manager names and commits, and no files.
+GIT_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class SourceLookup:
             place.source,
             ref=ref,
             ca_bundle=self.ca_bundle,
-            limits=Limits(seconds=self.seconds),
+            limits=Limits(seconds=self.seconds, memory=GIT_BYTES, pack_bytes=GIT_BYTES),
             credential=GitCredential(**credential) if credential else None,
             allow_hosts=self.allow_hosts,
         )

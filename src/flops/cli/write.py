@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flops.builder.dependencies import rewrite
 from flops.builder.formats import requirements as requirement_files
+from flops.builder.repository.tree import Limits
 from flops.cli.render import plain
 from flops.errors import DependencyError, FlopsError, OutputError, UsageError
 
@@ -103,7 +104,8 @@ def _read(root: Path) -> dict[str, bytes]:
     """The files that repairs may be in: no links, and none below the repository's root but those that `-r` could name."""
     found: dict[str, bytes] = {}
     for place, directories, names in os.walk(root):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        near = len(Path(place).relative_to(root).parts) < Limits.depth  # what lies deeper is refused by the check
+        directories[:] = sorted(name for name in directories if near and not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
             relative = path.relative_to(root).as_posix()

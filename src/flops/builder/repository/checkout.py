@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 #: Above the attributes that a commit carries: no conversion, no substitution, nothing left out.
 ATTRIBUTES = "* -text -crlf -eol -ident -filter -working-tree-encoding -export-ignore -export-subst\n"
 CHUNK = 1024**2
+#: Bytes that an archive has at most beside a file's own.
+HEADERS = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,9 +228,9 @@ def _archive(job: _Job, git: Git, commit: str, *, subdir: str, source: str, repo
     entries = _entries(git, found.tree, job.limits)
     writer = job.writer(commit)
     archive = job.scratch / "tree.tar"
-    whole = replace(git, pack_bytes=None)  # its size is known by now
-    whole.run("archive", "--format=tar", f"--output={archive}", found.tree)
     total = sum(entry.size for entry in entries.values())
+    whole = replace(git, pack_bytes=total + (len(entries) + 1) * HEADERS)
+    whole.run("archive", "--format=tar", f"--output={archive}", found.tree)
     with tarfile.open(archive) as tar:
         for member in tar:
             entry = entries.get(member.name)

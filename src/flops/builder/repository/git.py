@@ -7,10 +7,13 @@ holds where the source is trusted; otherwise git sees no configuration, and conn
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -29,11 +32,21 @@ from flops.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
     from flops.builder.repository.route import Route
 
+#: Bytes that each process of git may write in memory, and its seconds of a processor: many times what repositories within
+#: the limits need, and what small packs that unfold to gigabytes soon reach.
+MEMORY = 2 * 1024**3
+PROCESSOR_SECONDS = 200
+#: Files that fetching may leave. A host without git's own protocol sends objects one by one, or packs.
+RECEIVED_FILES = 20_000
+#: How `ls-tree` lists: trees, too, so that a tree of billions of trees without a file is soon too long.
+RECURSIVELY = ("-r", "-t", "-z")
+#: What git or the system says where it has reached a limit.
+NO_MEMORY = re.compile(r"out of memory|cannot allocate memory|unable to create threaded|mmap failed", re.IGNORECASE)
+NO_TIME = re.compile(r"signal 24|SIGXCPU")
 #: The ports that the schemes stand for.
 PORTS = {"https": 443, "ssh": 22}
 KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -46,6 +59,9 @@ CONFIGURATION = (
     "transfer.fsckObjects=true",
     "fetch.recurseSubmodules=false",
     "fetch.unpackLimit=1",  # one pack whatever its size, so that one limit on the size of files holds for all of it
+    "core.bigFileThreshold=32m",  # larger files are streamed, not held
+    "core.deltaBaseCacheLimit=64m",
+    "pack.threads=2",
     "gc.auto=0",
     "maintenance.auto=false",
     "http.lowSpeedLimit=1000",
@@ -140,7 +156,8 @@ class Git:
     """The only way to a host that an untrusted source has."""
     ca_bundle: Path | None = None
     pack_bytes: int | None = None
-    """The largest file that git may write."""
+    """The largest file that git may write, and half of what fetching may write in all: the host may send many, and each gets an index."""
+    memory: int = MEMORY
     alternates: Path | None = None
     """An object directory of another repository to read from."""
     started: float = field(default_factory=time.monotonic)
@@ -148,15 +165,49 @@ class Git:
     def run(
         self, *arguments: str | Path, check: bool = True, stdin: str | None = None, errors: str = "replace"
     ) -> process.Completed:
-        """Run one git command; what goes wrong is translated into a SourceError, unless not `check`. More: `process.run`."""
+        """Run one git command; what goes wrong is translated into a SourceError, unless not `check`. More: `process.run`.
+
+        RepositoryLimit in any case where it needs more memory or processor, or writes more output, than it may.
+        """
+        done = self._run(*arguments, stdin=stdin, errors=errors)
+        if done.cut:
+            raise RepositoryLimit(
+                f"git's answer about the repository has more than {process.OUTPUT_LIMIT >> 20} MB",
+                hint="it has too many branches, tags or directories, or a commit with too long a message",
+            )
+        if check and done.code != 0:
+            raise failure(done.stderr)
+        return done
+
+    def records(self, *arguments: str | Path) -> Iterator[str]:
+        """The NUL-ended records of a listing (`-z`); of one that is too long its beginning, and then RepositoryLimit."""
+        done = self._run(*arguments)
+        if done.code != 0 and not done.cut:
+            raise failure(done.stderr)
+        *whole, rest = done.stdout.split("\0")
+        yield from whole
+        if rest or done.cut:
+            levels = max((record.count("/") for record in whole), default=0) + 1
+            raise RepositoryLimit(
+                f"the repository's list of files has more than {process.OUTPUT_LIMIT >> 20} MB, and paths of {levels} levels",
+                hint="keep data and models out of the repository, and flatten it",
+            )
+
+    def _run(self, *arguments: str | Path, stdin: str | None = None, errors: str = "replace") -> process.Completed:
         command: list[str | Path] = [process.find("git"), "-C", self.directory]
         for option in (*CONFIGURATION, *self._protocols()):
             command += ["-c", option]
         left = self.seconds - (time.monotonic() - self.started)
         try:
             done = process.run(
-                limited([*command, *arguments], file_bytes=self.pack_bytes),
+                limited(
+                    [*command, *arguments],
+                    data=self.memory,
+                    processor_seconds=PROCESSOR_SECONDS,
+                    file_bytes=self.pack_bytes,
+                ),
                 seconds=max(left, 0.1),
+                watch=self._check_disk if "fetch" in arguments else None,
                 env=self._environment(),
                 stdin=stdin,
                 check=False,
@@ -166,9 +217,36 @@ class Git:
             raise CloneTimeout(
                 f"the repository was not read within {self.seconds:.0f} s", hint=HINTS[CloneTimeout]
             ) from None
-        if check and done.code != 0:
-            raise failure(done.stderr)
+        if done.code != 0 and NO_MEMORY.search(done.stderr):
+            raise RepositoryLimit(
+                f"git needs more than {self.memory >> 20} MB of memory to read the repository",
+                hint="its objects unfold to more than any repository's, or it has too many branches and tags",
+            )
+        if done.code == -signal.SIGSEGV or (done.code != 0 and "signal 11" in done.stderr):
+            raise RepositoryLimit(
+                "the repository's directories lie deeper in one another than git can follow",
+                hint="flatten the repository",
+            )
+        if done.code == -signal.SIGXCPU or (done.code != 0 and NO_TIME.search(done.stderr)):
+            raise RepositoryLimit(
+                f"git needs more than {PROCESSOR_SECONDS} s of a processor to read the repository",
+                hint="its objects unfold to more than any repository's",
+            )
         return done
+
+    def _check_disk(self) -> None:
+        """RepositoryLimit where the files of a repository of our own have become too many or too large."""
+        held = count = 0
+        for place, _, names in os.walk(self.directory):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    held += (Path(place) / name).lstat().st_size
+            count += len(names)
+        if count > RECEIVED_FILES or held > 2 * (self.pack_bytes or held):
+            raise RepositoryLimit(
+                f"the host sends more than {RECEIVED_FILES} files or {2 * (self.pack_bytes or held)} bytes",
+                hint=HINTS[RepositoryLimit],
+            )
 
     def text(self, *arguments: str) -> str:
         """The output of a command that must succeed, without the line's end."""
@@ -214,11 +292,3 @@ def failure(stderr: str) -> CloneFailed | CloneFsck | CloneRedirect | Repository
     text = re.sub(r"//[^/@\s]+@", "//", telling[0])[:300]
     hint = CERTIFICATE if kind is CloneFailed and "certificate" in text else HINTS[kind]
     return kind(f"git could not read the repository: {text}", hint=hint)
-
-
-def records(done: process.Completed) -> list[str]:
-    """The NUL-ended records of a listing (`-z`); RepositoryLimit where it was too long to be kept whole."""
-    *whole, rest = done.stdout.split("\0")
-    if rest or len(done.stdout) >= process.OUTPUT_LIMIT:
-        raise RepositoryLimit("the repository's list of files is too long", hint=HINTS[RepositoryLimit])
-    return whole

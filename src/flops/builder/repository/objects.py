@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from flops import process
-from flops.builder.repository.git import HINTS, records
-from flops.errors import CloneFsck, RepositoryLimit
+from flops.builder.repository.git import RECURSIVELY
+from flops.errors import CloneFsck
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,7 +67,7 @@ def find(git: Git, commit: str, subdir: str) -> Commit:
 def entries(git: Git, tree: str, *, sizes: bool = False) -> Iterator[Entry]:
     """Everything below a tree, in no order. CloneFsck; RepositoryLimit where it is too much to be listed."""
     # The listing says which objects to read, and sizes; what lies where, the objects say.
-    listed = records(git.run("ls-tree", "-r", "-t", "-z", "--full-tree", *(["--long"] if sizes else []), tree))
+    listed = list(git.records("ls-tree", *RECURSIVELY, "--full-tree", *(["--long"] if sizes else []), tree))
     facts = [record.partition("\t")[0].split() for record in listed]
     size_of = {name: int(size) for _, _, name, size in facts if size.isdecimal()} if sizes else {}
     trees = _read(git, "tree", {tree, *(fact[2] for fact in facts if fact[1] == "tree")})
@@ -91,8 +90,6 @@ def _read(git: Git, kind: str, names: Iterable[str]) -> dict[str, bytes]:
     names = sorted(names)
     done = git.run("cat-file", "--batch", stdin="\n".join(names) + "\n", errors="surrogateescape")
     answer = io.BytesIO(done.stdout.encode("utf-8", "surrogateescape"))
-    if answer.getbuffer().nbytes >= process.OUTPUT_LIMIT:
-        raise RepositoryLimit("the repository's list of files is too long", hint=HINTS[RepositoryLimit])
     found: dict[str, bytes] = {}
     for name in names:
         told = re.fullmatch(rf"[0-9a-f]+ {kind} (\d+)\n", answer.readline().decode("utf-8", "replace"))

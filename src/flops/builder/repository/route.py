@@ -171,4 +171,5 @@ class Access:
             route=route,
             ca_bundle=self.ca_bundle,
             pack_bytes=limits.pack_bytes,
+            memory=limits.memory,
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops.builder.repository import secret
+from flops.builder.repository.git import MEMORY
 from flops.errors import (
     DiskFull,
     EmptyRepo,
@@ -54,6 +55,8 @@ class Limits:
     """For everything that git does."""
     pack_bytes: int = 1024**3
     """Of what git receives, compressed."""
+    memory: int = MEMORY
+    """Of each process of git."""
     bytes: int = 1024**3
     """Of all files together."""
     files: int = 50_000

@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from flops.builder.repository.git import failure, records
+from flops.builder.repository.git import failure
 from flops.builder.repository.objects import SUBMODULE
 from flops.builder.repository.source import image_path, url_image_path, without_credentials
 from flops.builder.repository.tree import check_path
@@ -85,7 +85,7 @@ def look(git: Git, directory: Path, subdir: str) -> WorkTree:
     answer, _, prefix = inside.stdout.partition("\n")
     if answer != "true":
         raise SourceError(f"{root} is a git directory without its files", hint="name its URL, or a clone of it")
-    names = tuple(sorted(set(records(git.run("ls-files", "-z", "--cached", "--others", "--exclude-standard")))))
+    names = tuple(sorted(set(git.records("ls-files", "-z", "--cached", "--others", "--exclude-standard"))))
     if not names:
         return plain
     head = git.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False).stdout.strip() or None
