@@ -16,6 +16,7 @@ import yaml
 
 from flops.builder.dependencies import line_edit, toml_edit
 from flops.builder.dependencies.line_edit import CORRECTED, SPELLED, TAKEN_OUT
+from flops.builder.formats import yaml_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,8 +183,8 @@ class _Sections:
     def of(cls, text: str) -> _Sections | None:
         """None where the file is no conda file."""
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.YAMLError:
+            root = yaml_document.root_of(text)
+        except (yaml.YAMLError, ValueError):
             return None
         fields = {key.value: value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}
         dependencies = fields.get("dependencies")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from packaging.utils import canonicalize_name
 from flops.builder.dependencies import line_edit, rewrite
 from flops.builder.dependencies.nearest import popular
 from flops.builder.formats import conda
+from flops.builder.formats.requirement import FILE_LIMIT, LINE_END, TEXT_LIMIT
 from flops.errors import Adjustment, DependencyError, Finding, RequirementForbidden, RequirementSyntax
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ LINES = 200
 NEAR = 3
 #: Findings that are looked at; a file with more is none of ours.
 MOST = 20
+#: Seconds after which nothing more is tried: each try reads all files.
+SECONDS = 5.0
 _NAMED = re.compile(r"\s*(?:-\s+)?[\"']?([A-Za-z_][\w.-]*)\s*(?:$|[=<>!~;#\"'])")
 _NUMBER = r"v?\d[\w.*!+-]*"
 #: What is meant by what was written, within one line; the first that can be read counts.
@@ -57,9 +61,10 @@ def corrections(files: Mapping[str, bytes], error: DependencyError, read: Read) 
     found: list[Adjustment] = []
     current = dict(files)
     findings = error.findings
+    deadline = time.monotonic() + SECONDS
     for _ in range(MOST):
         slip = next((finding for finding in findings if finding.code in _CODES), None)
-        step = _correct(current, slip, len(findings), read) if slip else None
+        step = _correct(current, slip, len(findings), read, deadline) if slip else None
         if step is None:
             return ()
         change, current, findings = step
@@ -73,10 +78,12 @@ _CODES = frozenset({RequirementSyntax.code, RequirementForbidden.code})
 
 
 def _correct(
-    files: Mapping[str, bytes], finding: Finding, count: int, read: Read
+    files: Mapping[str, bytes], finding: Finding, count: int, read: Read, deadline: float
 ) -> tuple[Adjustment, dict[str, bytes], tuple[Finding, ...]] | None:
     """One change, the files with it, and what is still wrong with them."""
     for change in _changes(files, finding):
+        if time.monotonic() > deadline:
+            break
         edited = rewrite.edit(files, [change])
         if edited.left or finding.path not in edited.files:
             continue
@@ -96,11 +103,11 @@ def _problems(files: Mapping[str, bytes], read: Read) -> tuple[Finding, ...]:
 
 
 def _changes(files: Mapping[str, bytes], finding: Finding) -> Iterator[Adjustment]:
-    lines = re.split(r"\r\n|\r|\n", files.get(finding.path, b"").decode("utf-8", "replace"))
+    lines = LINE_END.split(files.get(finding.path, b"")[:FILE_LIMIT].decode("utf-8", "replace"))
     yaml = finding.path.endswith((".yaml", ".yml"))
     near = sorted(range(1, len(lines) + 1), key=lambda number: (abs(number - finding.line), number))
     for number in near[:LINES] if yaml else [finding.line]:
-        if not 0 < number <= len(lines):
+        if not 0 < number <= len(lines) or len(lines[number - 1]) > TEXT_LIMIT:  # searches below take a line's square
             continue
         written = lines[number - 1].removeprefix("\ufeff")
         above = lines[number - 2] if number > 1 else ""

@@ -27,14 +27,14 @@ def added(text: str, requirements: Sequence[str], *, groups: Sequence[str] = (),
     A project without such a list gets one. None where there is no place, or the dependencies are known to a build backend alone.
     """
     try:
-        root = tomllib.loads(text)
+        root = toml_document.loads(text)
         keys = _list(root, groups)
         place = toml_document.list_place(text, *keys) if keys else None
-    except (ValueError, RecursionError):
+        if place is None:
+            return _begun(text, root, requirements, end) if keys is None else None
+    except ValueError:
         return None
-    if place is not None:
-        return _extended(text, place, [json.dumps(one, ensure_ascii=False) for one in requirements], end)
-    return _begun(text, root, requirements, end) if keys is None else None
+    return _extended(text, place, [json.dumps(one, ensure_ascii=False) for one in requirements], end)
 
 
 def _list(root: Mapping[str, object], groups: Sequence[str]) -> Path | None:

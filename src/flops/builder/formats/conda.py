@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 CLAUSE = re.compile(r"(==|!=|<=|>=|~=|=|<|>)?\s*([A-Za-z0-9.!+_-]*)(\*?)")
-FIELD = re.compile(r"(\w+)\s*=\s*(['\"]?)([^'\"]*)\2\s*(?:,(?=\s*\w+\s*=)|$)")
+FIELD = re.compile(r"(?<!\w)(\w+)\s*=\s*(['\"]?)([^'\"]*)\2\s*(?:,(?=\s*\w+\s*=)|$)")
 NUMBERS_OF_A_RELEASE = 3
 
 

@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.specifiers import InvalidSpecifier
-from packaging.utils import InvalidWheelFilename, canonicalize_name, is_normalized_name, parse_wheel_filename
+from packaging.utils import canonicalize_name, is_normalized_name
 from packaging.version import InvalidVersion, Version
 
 from flops.builder.formats.marker_grid import Environment, Grid, holds
-from flops.builder.formats.requirement import FileHash
+from flops.builder.formats.requirement import DEPTH, FileHash, depth
 from flops.builder.locking.pylock import SHA256
 
 if TYPE_CHECKING:
@@ -35,8 +35,16 @@ LIMIT = 4 * 1024**2
 CLOSED = frozenset({"wheels", "sdist"})
 #: Packages; a lock of a large project has some hundreds.
 PACKAGES = 2000
-#: Characters of a name or a version.
+#: In a wheel's name, without and with a build number.
+DASHES = (4, 5)
+#: Characters of a name, a version, or what one package asks of Python.
 NAME_LIMIT = 200
+#: Characters of one marker, and of all markers and specifiers that differ; dependencies, their extras, and places of markers.
+#: Each is judged for every platform and stretch of versions.
+MARKER_LIMIT = 4000
+MARKERS_LIMIT = 128 * 1024
+USES = 20_000
+HINT_LESS = "lock what training needs alone"
 HINT_FOREIGN = "lock it from the package index, by name and version"
 
 
@@ -59,7 +67,9 @@ class LockReader:
 
     def __init__(self, document: Document, reading: Reading) -> None:
         self.document, self.reading, self.path = document, reading, document.path
-        self.markers: list[str] = []
+        self.markers: set[str] = set()
+        self.judged: set[str] = set()
+        self.characters = self.uses = 0
         self.indexes: dict[str, int] = {}
         """Where packages were locked from, with the first line of each."""
 
@@ -67,11 +77,31 @@ class LockReader:
         """A marker as it is; empty, and a problem, where it is none."""
         if text is None:
             return ""
-        if not isinstance(text, str) or not _is_marker(text):
+        self.use(line)
+        if not isinstance(text, str) or len(text) > MARKER_LIMIT or depth(text) > DEPTH:
+            self.reading.wrong(self.path, line, "this is no marker, or none of a usual length", "lock anew")
+        elif self.takes(text, line):
+            if _is_marker(text):
+                self.markers.add(text)
+                return text
             self.reading.wrong(self.path, line, "this is no marker", "lock anew")
-            return ""
-        self.markers.append(text)
-        return text
+        return ""
+
+    def use(self, line: int, times: int = 1) -> None:
+        """Count what is followed or judged for every environment."""
+        self.uses += times
+        if self.uses - times <= USES < self.uses:
+            self.reading.wrong(self.path, line, f"the lock has more than {USES} dependencies and markers", HINT_LESS)
+
+    def takes(self, text: str, line: int) -> bool:
+        """Whether this marker or specifier, too, may be judged."""
+        if text not in self.judged:
+            self.judged.add(text)
+            self.characters += len(text)
+            if self.characters - len(text) <= MARKERS_LIMIT < self.characters:
+                message = f"the lock's markers and specifiers have more than {MARKERS_LIMIT} characters"
+                self.reading.wrong(self.path, line, message, HINT_LESS)
+        return self.characters <= MARKERS_LIMIT
 
     def wheels(self, entries: object, line: int) -> tuple[FileHash, ...]:
         """The wheels of a package, as both formats list them; other addresses than http and https are refused."""
@@ -165,14 +195,10 @@ class LockReader:
 
 def fits(filename: str, platform: Platform) -> bool:
     """Whether a wheel is for this platform, with whatever Python."""
-    try:
-        tags = parse_wheel_filename(filename)[3]
-    except InvalidWheelFilename:
-        return False
     machine = f"_{platform.machine}"
-    return any(
-        tag.platform == "any" or (tag.platform.endswith(machine) and tag.platform.startswith(("manylinux", "linux")))
-        for tag in tags
+    tags = filename.lower().removesuffix(".whl").rpartition("-")[2].split(".")
+    return filename.count("-") in DASHES and any(
+        tag == "any" or (tag.endswith(machine) and tag.startswith(("manylinux", "linux"))) for tag in tags
     )
 
 

@@ -108,8 +108,18 @@ def holds(marker: str, environment: Environment, *, extra: str = "", names: froz
 
 @lru_cache(maxsize=100_000)
 def _holds(marker: str, environment: Environment, extra: str, names: frozenset[str] | None) -> bool:
-    target = Target(platform=environment.platform, python=environment.python, glibc=GLIBC)
-    fields = target.marker_environment | {"extra": extra}
+    fields = _fields(environment) | {"extra": extra}
     if names is None:
-        return Marker(marker).evaluate(fields)
-    return Marker(marker).evaluate(fields | {"extras": names, "dependency_groups": names}, context="lock_file")
+        return _marker(marker).evaluate(fields)
+    return _marker(marker).evaluate(fields | {"extras": names, "dependency_groups": names}, context="lock_file")
+
+
+@lru_cache(maxsize=1000)
+def _fields(environment: Environment) -> dict[str, str]:
+    target = Target(platform=environment.platform, python=environment.python, glibc=GLIBC)
+    return dict(target.marker_environment)
+
+
+@lru_cache(maxsize=10_000)
+def _marker(text: str) -> Marker:
+    return Marker(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -10,6 +11,7 @@ from flops.builder.formats import pyproject, toml_document
 from flops.builder.formats.lockfiles import (
     CLOSED,
     LIMIT,
+    NAME_LIMIT,
     PACKAGES,
     LockedPackage,
     LockReader,
@@ -52,7 +54,7 @@ def read_pylock(path: str, data: bytes, groups: Sequence[str], platforms: Sequen
 
     def select(environment: Environment) -> Iterator[LockedPackage]:
         for package, marker, pythons in packages:
-            if environment.python in pythons and holds(marker, environment, names=names):
+            if _allows(pythons, environment.python) and holds(marker, environment, names=names):
                 yield package
 
     return reader.take(select, platforms, requires_python=python, environments=environments)
@@ -66,7 +68,20 @@ def _asked(document: Document, groups: Sequence[str]) -> Iterator[str]:
         yield known[package_name(group)]
 
 
-def _package(reader: LockReader, number: int) -> tuple[LockedPackage, str, SpecifierSet]:
+@lru_cache(maxsize=100_000)
+def _allows(specifier: str, python: str) -> bool:
+    return SpecifierSet(specifier).contains(python, prereleases=True)
+
+
+def _is_specifier(text: str) -> bool:
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier:
+        return False
+    return True
+
+
+def _package(reader: LockReader, number: int) -> tuple[LockedPackage, str, str]:
     """One package, its marker, and the Pythons that it is for."""
     document = reader.document
     line = document.line("packages", number)
@@ -78,11 +93,10 @@ def _package(reader: LockReader, number: int) -> tuple[LockedPackage, str, Speci
     name = package_name(table.get("name"))
     if not name or not (version or foreign):
         reader.reading.wrong(document.path, line, "a package has no name or no version", "lock anew")
-    try:
-        pythons = SpecifierSet(document.text("packages", number, "requires-python"), prereleases=True)
-    except InvalidSpecifier:
+    pythons = document.text("packages", number, "requires-python")
+    if len(pythons) > NAME_LIMIT or not reader.takes(pythons, line) or not _is_specifier(pythons):
         reader.reading.wrong(document.path, line, "this is no specifier of Python versions", "lock anew")
-        pythons = SpecifierSet()
+        pythons = ""
     package = LockedPackage(
         name=name,
         version=version,

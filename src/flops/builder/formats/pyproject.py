@@ -7,7 +7,6 @@ change what is installed are left out, each with a note: TOOL_IGNORED; groups th
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement as Pep508
 from packaging.utils import canonicalize_name
 
 from flops.builder.formats import toml_document
+from flops.builder.formats.requirement import DEPTH, FILE_LIMIT, TEXT_LIMIT, depth
 from flops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ TOOLS: Mapping[Path, str] = {
     ("tool", "pixi", "dependencies"): "write them into [project] dependencies (PEP 621)",
     ("tool", "pixi", "pypi-dependencies"): "write them into [project] dependencies (PEP 621)",
 }
+#: Lists of one file that are taken together.
+GROUPS = 100
 SHOWN = re.compile(r"[\w.-]{1,40}")
 POETRY = ("tool", "poetry", "dependencies")
 
@@ -52,8 +54,8 @@ POETRY = ("tool", "poetry", "dependencies")
 def speaks(data: bytes, groups: Sequence[str] = ()) -> bool:
     """Whether this file says anything about dependencies; one that holds settings of tools alone does not."""
     try:
-        root = tomllib.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        root = toml_document.loads(data[: FILE_LIMIT + 1].decode("utf-8-sig"))
+    except ValueError:
         return True  # then it is told what is wrong with it
     poetry = root.get("tool", {})
     for key in POETRY[1:]:
@@ -127,6 +129,10 @@ class _Project:
         if keys in self.taken:
             return
         self.taken.add(keys)
+        if len(self.taken) > GROUPS:  # they may each include the next
+            message = f"more than {GROUPS} groups are taken"
+            self.reading.wrong(self.document.path, self.document.line(*keys), message, "write them as one")
+            return
         for number, item in enumerate(self.document.items(*keys)):
             line = self.document.line(*keys, number)
             if isinstance(item, str):
@@ -155,7 +161,7 @@ class _Project:
     def _requirement(self, text: str, line: int) -> None:
         """One line of PEP 508; the project's own extras stand for what they list."""
         try:
-            parsed = Pep508(text)
+            parsed = Pep508(text) if len(text) <= TEXT_LIMIT and depth(text) <= DEPTH else None
         except (InvalidRequirement, RecursionError):
             parsed = None
         if parsed is None or not self.name or canonicalize_name(parsed.name) != self.name:

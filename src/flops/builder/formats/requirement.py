@@ -26,8 +26,19 @@ BUILD_LABEL = re.compile(r"\+(cpu|cu\d+|cuda[\d.]*|rocm[\d.]+|xpu)$")
 
 #: Bytes of one dependency file; YAML of this size is read in seconds.
 FILE_LIMIT = 256 * 1024
-#: Characters; a longer one is nobody's, and numbers of thousands of digits can't be compared.
+#: Characters of a requirement or a specifier; a longer one is nobody's, and numbers of thousands of digits can't be compared.
 TEXT_LIMIT = 1000
+#: Parentheses in one another; a marker that a tool wrote has three.
+DEPTH = 20
+#: The longest line is this part of what its file may have: 16 kB, which holds the hashes of every package.
+LINE_PART = 16
+#: A run of blanks within a line: a search for what follows blanks takes the square of their number.
+BLANKS = re.compile(r"(?<!\s)[^\S\r\n]{201}")
+LINE_END = re.compile(r"\r\n|\r|\n")
+#: Of one repository; the files that people write have some hundred.
+ENTRIES = 5000
+#: Findings and notes that are kept of one repository.
+TOLD = 1000
 #: Lower bounds stand before upper ones, as people write them.
 OPERATORS = ("===", "==", "~=", ">", ">=", "!=", "<", "<=")
 
@@ -36,6 +47,15 @@ def specifier_text(specifiers: SpecifierSet) -> str:
     """PEP 440 in one spelling, whatever the order it was written in: `>=1.2,<2`."""
     clauses = sorted((OPERATORS.index(clause.operator), clause.version, str(clause)) for clause in specifiers)
     return ",".join(text for _, _, text in clauses)
+
+
+def depth(text: str) -> int:
+    """How many parentheses lie in one another; each costs a parser of markers some calls of its own."""
+    most = now = 0
+    for sign in re.findall(r"[()]", text):
+        now += 1 if sign == "(" else -1
+        most = max(most, now)
+    return most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,21 +139,32 @@ class Reading:
         if "\0" in text:
             self.wrong(path, 0, "the file is not text in UTF-8", "save it as UTF-8")
             return None
+        longest = limit // LINE_PART
+        for found, what in (
+            (re.search(rf"(?<![^\r\n])[^\r\n]{{{longest + 1}}}", text), f"a line has more than {longest} characters"),
+            (BLANKS.search(text), "a line has more than 200 blanks in a row"),
+        ):
+            if found is not None:
+                self.wrong(path, len(LINE_END.findall(text, 0, found.start())) + 1, what, "shorten it")
+                return None
         return text
 
     def forbid(self, path: str, line: int, message: str, hint: str) -> None:
         """Something that would reach outside the repository and the package index."""
-        code = RequirementForbidden.code
-        self.problems.append(Finding(path=path, line=line, code=code, message=message, hint=hint))
+        self._found(Finding(path=path, line=line, code=RequirementForbidden.code, message=message, hint=hint))
 
     def wrong(self, path: str, line: int, message: str, hint: str) -> None:
         """Something that can't be read."""
-        code = RequirementSyntax.code
-        self.problems.append(Finding(path=path, line=line, code=code, message=message, hint=hint))
+        self._found(Finding(path=path, line=line, code=RequirementSyntax.code, message=message, hint=hint))
+
+    def _found(self, problem: Finding) -> None:
+        if len(self.problems) < TOLD:
+            self.problems.append(problem)
 
     def note(self, path: str, line: int, code: str, message: str, hint: str = "") -> None:
         """Something that was left out and changes no package."""
-        self.notes[Finding(path=path, line=line, code=code, message=message, hint=hint)] = None
+        if len(self.notes) < TOLD:
+            self.notes[Finding(path=path, line=line, code=code, message=message, hint=hint)] = None
 
     def adjust(self, code: str, package: str, before: str, after: str, *, where: str, reason: str) -> None:
         self.adjustments.append(
@@ -148,8 +179,7 @@ class Reading:
         if "${" in text:
             self.forbid(path, line, "variables are not filled in", "write the value itself")
             return
-        if len(text) > TEXT_LIMIT:
-            self.wrong(path, line, f"a requirement has more than {TEXT_LIMIT} characters", "shorten it")
+        if not self._fits(text, path, line):
             return
         try:
             parsed = Pep508(pep508 or text)
@@ -183,6 +213,19 @@ class Reading:
         else:
             self.entries.append(self._without_build_label(entry))
 
+    def _fits(self, text: str, path: str, line: int) -> bool:
+        """Whether a requirement is of a size that people write, and so is their number."""
+        what = ""
+        if len(text) > TEXT_LIMIT:
+            what = f"a requirement has more than {TEXT_LIMIT} characters"
+        elif depth(text) > DEPTH:
+            what = f"a requirement has more than {DEPTH} parentheses in one another"
+        elif len(self.entries) == ENTRIES:
+            what = f"there are more than {ENTRIES} requirements"
+        if what:
+            self.wrong(path, line, what, "shorten it")
+        return not what
+
     def _without_build_label(self, entry: Requirement) -> Requirement:
         clauses = [str(clause) for clause in SpecifierSet(entry.specifier)]
         if not any(BUILD_LABEL.search(clause) for clause in clauses):
@@ -201,13 +244,16 @@ class Reading:
     def unbuilt(self, path: str, line: int, message: str) -> None:
         """Something that only running the repository's own build would tell."""
         hint = "nothing of a repository is executed: write the dependencies themselves into [project] dependencies"
-        self.problems.append(Finding(path=path, line=line, code=NeedsBuild.code, message=message, hint=hint))
+        self._found(Finding(path=path, line=line, code=NeedsBuild.code, message=message, hint=hint))
 
     def ask_python(self, specifiers: str, *, path: str, line: int, text: str | None = None) -> None:
         """Take a PEP 440 specifier for Python, as `requires-python` holds one; empty asks for nothing.
 
         `text`: as it was written, where that differs.
         """
+        if len(specifiers) > TEXT_LIMIT:
+            self.wrong(path, line, f"a specifier has more than {TEXT_LIMIT} characters", "for example >=3.10,<3.13")
+            return
         try:
             specifier = specifier_text(SpecifierSet(specifiers))
         except InvalidSpecifier:

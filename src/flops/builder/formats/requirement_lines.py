@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flops.builder.formats.requirement import FileHash
+from flops.builder.formats.requirement import FILE_LIMIT, LINE_END, FileHash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,7 +42,7 @@ HINTS = {
 
 def speaks(data: bytes) -> bool:
     """Whether a file holds more than blank lines and comments; what is none of our text is told by who reads it."""
-    return any(True for _ in _logical_lines(data.decode("utf-8-sig", "replace")))
+    return len(data) > FILE_LIMIT or any(True for _ in _logical_lines(data.decode("utf-8-sig", "replace")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Lines:
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines without comments, joined where they end in a backslash, with the number of their first."""
     pending, start = "", 0
-    for number, raw in enumerate([*re.split(r"\r\n|\r|\n", text), ""], start=1):
+    for number, raw in enumerate([*LINE_END.split(text), ""], start=1):
         start = start or number
         comment = COMMENT.match(raw) is not None
         if raw.endswith("\\") and not comment:

@@ -19,15 +19,18 @@ TYPES: Mapping[type, str] = {dict: "table", list: "list", str: "text", int: "num
 
 #: Keys and indexes from the root of a document.
 Path = tuple[str | int, ...]
-#: Arrays and tables in one another; a lock has five.
+#: Arrays and tables in one another, and parts of a key; a lock has five.
 DEPTH = 32
+#: Lines, keys, tables and items of lists, and parts of keys; a lock of a megabyte has some ten thousand.
+VALUES = 250_000
+PARTS = 50_000
 SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 BLANK = re.compile(r"[ \t]*")
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 LITERAL = re.compile(r"'[^'\n]*'")
-BASIC = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+BASIC = re.compile(r'"(?:[^"\\\n]|\\[^\n])*+"')
 LONG_LITERAL = re.compile(r"'''.*?'{3,5}", re.DOTALL)
-LONG_BASIC = re.compile(r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*"{3,5}', re.DOTALL)
+LONG_BASIC = re.compile(r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*+"{3,5}', re.DOTALL)
 SCALAR = re.compile(r"[^,\]}#\r\n]+")
 #: All but the brackets of lists and tables.
 FLAT = re.compile(
@@ -35,6 +38,16 @@ FLAT = re.compile(
     re.DOTALL,
 )
 STRINGS = (LONG_LITERAL, LONG_BASIC, LITERAL, BASIC)
+#: Strings and comments, the signs between them that make work, and quotes that nothing closes.
+SIGN = re.compile(
+    "|".join(
+        (
+            *(LONG_LITERAL.pattern, LONG_BASIC.pattern, r"(?P<long>'''|\"\"\")", LITERAL.pattern, BASIC.pattern),
+            *(r"#[^\n]*", r"(?P<sign>[\[\]{}=,.\n\"'])"),
+        )
+    ),
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +115,50 @@ def read(
     if text is None:
         return None
     try:
-        root = tomllib.loads(text)
+        root = loads(text)
         lines = scan(text, closed)
+    except Unfit as error:
+        reading.wrong(path, error.line, error.reason, "write less into one file, and nest it less")
+        return None
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+),", str(error))
         line = int(place[1]) if place else text.count("\n") + 1 if "end of document" in str(error) else 0
         reading.wrong(path, line, "not TOML", "check its quotes, commas and brackets")
         return None
-    except (RecursionError, ValueError):  # the latter of numbers with thousands of digits
-        reading.wrong(path, 0, "not TOML that anybody writes", "lists are nested too deeply, or a number is too long")
+    except ValueError:  # of numbers with thousands of digits
+        reading.wrong(path, 0, "not TOML that anybody writes", "a number is too long")
         return None
     return Document(path=path, root=root, lines=lines, reading=reading)
+
+
+class Unfit(ValueError):
+    """What would make a small file a long work."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line, self.reason = line, reason
+
+
+def loads(text: str) -> dict[str, Any]:
+    """`tomllib.loads` of a text whose keys and nesting were looked at before; ValueError, and its kind Unfit."""
+    if sum(map(text.count, "[{=,\n")) > VALUES:
+        raise Unfit(0, f"the file has more than {VALUES} values")
+    depth = dots = parts = 0
+    for token in SIGN.finditer(text):
+        sign = token["sign"]
+        if token["long"] or sign in ('"', "'"):  # here it is no TOML, and is read no further
+            break
+        if sign == ".":
+            dots, parts = dots + 1, parts + 1
+        elif sign is not None:
+            dots = 0
+            depth += (sign in "[{") - (sign in "]}")
+        if depth > DEPTH or dots > DEPTH or parts > PARTS:
+            line = text.count("\n", 0, token.start()) + 1
+            raise Unfit(
+                line, f"lists, tables or keys lie more than {DEPTH} levels deep, or have more than {PARTS} parts"
+            )
+    return tomllib.loads(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +175,14 @@ class ListPlace:
 
 
 def list_place(text: str, *keys: str | int) -> ListPlace | None:
-    """Where the list of these keys stands in a valid document; None where there is none. RecursionError as `scan`."""
+    """Where the list of these keys stands in a valid document; None where there is none. Unfit as `scan`."""
     scanner = _Scanner(text=text)
     scanner.document()
     return scanner.lists.get(keys)
 
 
 def scan(text: str, closed: frozenset[str] = frozenset()) -> dict[Path, int]:
-    """The line (1-based) of every key, table and list item of a valid document; RecursionError beyond DEPTH.
+    """The line (1-based) of every key, table and list item of a valid document; Unfit beyond DEPTH.
 
     What lies inside of the values of the `closed` keys is passed over.
     """
@@ -168,7 +214,7 @@ class _Scanner:
             if self.text[self.at] == "[":
                 table = self.header()
             else:
-                self.pair(table, 0)
+                self.pair(table)
             self.skip(SPACE)
 
     def header(self) -> Path:
@@ -188,13 +234,13 @@ class _Scanner:
         self.mark(table, place)
         return table
 
-    def pair(self, table: Path, depth: int) -> None:
+    def pair(self, table: Path) -> None:
         place = self.at
         *parents, last = self.key()
         inner = self.within(table, tuple(parents), place)
         self.at += 1  # the equals sign
         self.mark((*inner, last), place)
-        self.value((*inner, last), depth)
+        self.value((*inner, last))
 
     def within(self, table: Path, keys: tuple[str, ...], place: int) -> Path:
         """Go down by keys, into the last item of an array of tables."""
@@ -220,31 +266,29 @@ class _Scanner:
                 return tuple(parts)
             self.at += 1
 
-    def value(self, path: Path, depth: int) -> None:
-        if depth > DEPTH:
-            raise RecursionError
+    def value(self, path: Path) -> None:
         self.skip(SPACE)
         opening = self.text[self.at]
         if opening in "[{" and path[-1] in self.closed:
             self.pass_over()
         elif opening in "[{":
             self.at += 1
-            self.collection(path, depth, "]" if opening == "[" else "}")
+            self.collection(path, "]" if opening == "[" else "}")
         elif opening in "\"'":
             self.at = next(found for one in STRINGS if (found := one.match(self.text, self.at))).end()
         else:
             self.at = self.take(SCALAR).end()
 
-    def collection(self, path: Path, depth: int, closing: str) -> None:
+    def collection(self, path: Path, closing: str) -> None:
         number = 0
         last, comma = self.at, None
         self.skip(SPACE)
         while self.text[self.at] != closing:
             if closing == "}":
-                self.pair(path, depth + 1)
+                self.pair(path)
             else:
                 self.mark((*path, number), self.at)
-                self.value((*path, number), depth + 1)
+                self.value((*path, number))
                 number += 1
             last, comma = self.at, None
             self.skip(SPACE)
@@ -280,4 +324,6 @@ class _Scanner:
         """Remember a path's first line."""
         start, line = self.counted
         self.counted = (place, line + self.text.count("\n", start, place))
+        if len(path) > 2 * DEPTH:  # every value has its own
+            raise Unfit(self.counted[1], f"a value lies more than {2 * DEPTH} levels deep")
         self.lines.setdefault(path, self.counted[1])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from flops.platforms import Platform
 
 FILE = "uv.lock"
+#: Versions of one package, one for each fork of the resolution.
+FORKS = 20
 #: Kinds of `source` that are no index.
 FOREIGN = {
     "git": "git",
@@ -136,6 +138,9 @@ class _Graph:
             reader.reading.wrong(reader.path, 0, f"the lock has more than {PACKAGES} packages", hint)
         for number in range(len(packages[:PACKAGES])):
             self._read(number)
+        if many := next((name for name, nodes in self.nodes.items() if len(nodes) > FORKS), None):
+            reader.reading.wrong(reader.path, 0, f"the lock has more than {FORKS} versions of {many}", "lock anew")
+        self.targets: dict[tuple[str, str, Environment], _Node | None] = {}
         names = ("supported-markers", "environments")
         self.environments = [
             reader.marker(text, self.document.line(name, place))
@@ -213,6 +218,13 @@ class _Graph:
         return any(holds(marker, environment, extra=extra) for extra in self.extras)
 
     def _target(self, edge: _Edge, environment: Environment) -> _Node | None:
+        """What an edge leads to, looked for once."""
+        key = (edge.name, edge.version, environment)
+        if key not in self.targets:
+            self.targets[key] = self._look(edge, environment)
+        return self.targets[key]
+
+    def _look(self, edge: _Edge, environment: Environment) -> _Node | None:
         nodes = [node for node in self.nodes.get(edge.name, ()) if edge.version in ("", node.package.version)]
         fitting = [
             node
@@ -270,13 +282,13 @@ class _Graph:
             if not isinstance(item, dict) or not isinstance(item.get("name"), str):
                 self.reader.reading.wrong(self.reader.path, line, "a dependency has no name", "lock anew")
                 continue
-            extras = item.get("extra", ())
+            told = item.get("extra") or []
+            extras = tuple(map(package_name, told if isinstance(told, list) else [told]))
+            marker = self.reader.marker(item.get("marker"), line)
+            self.reader.use(line, 1 + len(extras))
             edges.append(
                 _Edge(
-                    name=package_name(item["name"]),
-                    version=str(item.get("version", "")),
-                    extras=tuple(map(package_name, extras if isinstance(extras, list) else [extras])),
-                    marker=self.reader.marker(item.get("marker"), line),
+                    name=package_name(item["name"]), version=str(item.get("version", "")), extras=extras, marker=marker
                 )
             )
         return tuple(edges)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from flops.builder.formats.requirement_lines import COMMENT
+from flops.builder.formats.toml_document import Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Collections in one another; an environment file has three.
 DEPTH = 16
+#: Collections and values; an environment file has some hundred, and Python's YAML reads ten thousand a second.
+NODES = 10_000
 FORM = "write a list of `- NAME=VERSION` under `dependencies:`"
 
 
@@ -26,10 +29,10 @@ def compose(path: str, data: bytes, reading: Reading) -> yaml.MappingNode | None
     if text is None:
         return None
     try:
-        if problem := _unfit(text):
-            reading.wrong(path, *problem, "write the entries themselves, one a line")
-            return None
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = root_of(text)
+    except Unfit as error:
+        reading.wrong(path, error.line, error.reason, "write the entries themselves, one a line")
+        return None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         reading.wrong(path, line, f"not YAML: {error.problem}", "check its indentation")
@@ -43,20 +46,24 @@ def compose(path: str, data: bytes, reading: Reading) -> yaml.MappingNode | None
     return root
 
 
-def _unfit(text: str) -> tuple[int, str] | None:
-    """Line and reason of what makes a small file a long work, told before anything is built from it."""
-    depth = 0
+def root_of(text: str) -> yaml.Node | None:
+    """The document, built only after its size and nesting were looked at. Unfit, yaml.YAMLError, ValueError."""
+    depth = nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
-            return line, "YAML aliases are not supported"
+            raise Unfit(line, "YAML aliases are not supported")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        nodes += isinstance(event, yaml.NodeEvent)
         if depth > DEPTH:
-            return line, "lists are nested too deeply"
-    return None
+            raise Unfit(line, f"lists or maps lie more than {DEPTH} levels deep in one another")
+        if nodes > NODES:
+            raise Unfit(line, f"the file has more than {NODES} values")
+    root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    return root
 
 
 def texts(path: str, sequence: yaml.SequenceNode, reading: Reading) -> Iterator[tuple[int, str]]:

@@ -15,8 +15,9 @@ from packaging.utils import (
     InvalidWheelFilename,
     canonicalize_name,
     parse_sdist_filename,
-    parse_wheel_filename,
 )
+
+from flops.builder.locking.pylock import FILENAME_LIMIT, parse_wheel_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from packaging.version import Version
 
     from flops.builder.locking.pylock import Target
+
+
+#: Files of one page, of which the largest known has some ten thousand, and characters of a Requires-Python.
+FILES_LIMIT = 100_000
+REQUIRES_LIMIT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,10 @@ class Project:
 
 
 def parse(name: str, content_type: str, data: bytes) -> Project:
-    """Read one page; files whose names are neither a wheel's nor an sdist's are left out. ValueError where it is no page."""
+    """Read one page; files whose names are neither a wheel's nor an sdist's are left out.
+
+    ValueError where it is no page, or one of more than FILES_LIMIT files.
+    """
     if "json" in content_type:
         entries = list(_from_json(data))
     else:
@@ -88,9 +97,14 @@ def parse(name: str, content_type: str, data: bytes) -> Project:
 
 
 def _from_json(data: bytes) -> Iterator[tuple[str, str, bool]]:
-    document: Any = json.loads(data)
+    try:
+        document: Any = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("lists in lists") from error
     if not isinstance(document, dict) or not isinstance(document.get("files"), list):
         raise ValueError("no list of files")  # noqa: TRY004 - one kind for all that is no page
+    if len(document["files"]) > FILES_LIMIT:
+        raise ValueError("too many files")
     for entry in document["files"]:
         if isinstance(entry, dict) and isinstance(entry.get("filename"), str):
             requires = entry.get("requires-python")
@@ -107,12 +121,16 @@ class _Anchors(HTMLParser):
         if tag == "a" and fields.get("href"):
             filename = unquote(urlsplit(fields["href"] or "").path.rpartition("/")[2])
             self.entries.append((filename, fields.get("data-requires-python") or "", "data-yanked" in fields))
+            if len(self.entries) > FILES_LIMIT:
+                raise ValueError("too many files")
 
 
 def _file(project: str, filename: str, requires_python: str, yanked: bool) -> File | None:
+    if len(filename) > FILENAME_LIMIT or len(requires_python) > REQUIRES_LIMIT:
+        return None
     try:
         if filename.endswith(".whl"):
-            name, version, _, tags = parse_wheel_filename(filename)
+            name, version, _, tags = parse_wheel_name(filename)
         else:
             (name, version), tags = parse_sdist_filename(filename), frozenset()
     except (InvalidWheelFilename, InvalidSdistFilename, ValueError):

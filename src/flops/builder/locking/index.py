@@ -22,7 +22,7 @@ SECONDS = 20.0
 #: Seconds before an index that did not answer is asked again; each time twice as long.
 PAUSE = 0.5
 #: Bytes of one package's page; the largest known have some 10 MB.
-PAGE_LIMIT = 64 * 1024 * 1024
+PAGE_LIMIT = 32 * 1024 * 1024
 HINT = "nothing is wrong with the repository; try again, or set FLOPS_INDEX_URL to an index that answers"
 
 

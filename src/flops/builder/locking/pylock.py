@@ -8,6 +8,7 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -21,12 +22,17 @@ from flops.platforms import Platform
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from packaging.utils import BuildTag, NormalizedName
+    from packaging.version import Version
+
 #: The newest glibc that uv's `--python-platform` knows; a newer one runs these wheels too.
 NEWEST_GLIBC = (2, 40)
 #: The oldest glibc that a manylinux tag can name, by architecture (PEP 600, PEP 571 and PEP 599).
 OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
 LEGACY_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 SHA256 = re.compile(r"[0-9a-f]{64}")
+#: What file systems take, and tags that one wheel stands for: a name of three lists stands for all their combinations.
+FILENAME_LIMIT, TAGS_LIMIT = 255, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,14 @@ class Lock:
         return cls(platform=Platform.parse(document["platform"]), python=document["python"], wheels=wheels)
 
 
+def parse_wheel_name(filename: str) -> tuple[NormalizedName, Version, BuildTag, frozenset[Tag]]:
+    """packaging's `parse_wheel_filename`, once its length and the number of its tags were looked at. InvalidWheelFilename."""
+    combined = prod(part.count(".") + 1 for part in filename.removesuffix(".whl").rsplit("-", 3)[1:])
+    if len(filename) > FILENAME_LIMIT or combined > TAGS_LIMIT:
+        raise InvalidWheelFilename(f"{filename[:FILENAME_LIMIT]!r} is too long, or has too many tags")
+    return parse_wheel_filename(filename)
+
+
 def _is_sound(wheel: LockedWheel) -> bool:
     """Whether a stored lock's wheel is what `parse` would have made: it may have been stored by somebody else."""
     words: tuple[object, ...] = (wheel.name, wheel.version, wheel.filename, wheel.url, wheel.sha256, wheel.yanked or "")
@@ -97,7 +111,7 @@ def _is_sound(wheel: LockedWheel) -> bool:
         return False
     try:
         parts = urlsplit(wheel.url)
-        name, version, _, _ = parse_wheel_filename(wheel.filename)
+        name, version, _, _ = parse_wheel_name(wheel.filename)
     except ValueError:  # InvalidWheelFilename is one
         return False
     named = name == wheel.name and str(version) and "/" not in wheel.filename
@@ -240,7 +254,7 @@ def _wheel(
     if not SHA256.fullmatch(sha256):
         raise ToolFailed(f"{filename}: the package index gives no sha256")
     try:
-        found, _, build, tags = parse_wheel_filename(filename)
+        found, _, build, tags = parse_wheel_name(filename)
     except InvalidWheelFilename as error:
         raise ToolFailed(f"uv locked {name} as {filename!r:.200}, which is no name of a wheel") from error
     if found != name:

@@ -7,8 +7,9 @@ from email.parser import HeaderParser
 
 #: A field that holds a whole licence's text is no name of one.
 _LONGEST = 100
-#: Bytes of a METADATA that is read for it.
+#: Bytes of a METADATA that is read for it, and of its fields.
 LARGEST = 4 * 1024 * 1024
+_LARGEST_HEADERS = 1024 * 1024
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: Classifiers that mean one licence of SPDX's list; the others are taken by their last words.
 _CLASSIFIERS = {
@@ -39,7 +40,7 @@ def licence(metadata: bytes) -> str:
     License-Expression, then classifiers, then a License field of one short line.
     """
     text = metadata.decode("utf-8", "replace").replace("\r\n", "\n").partition("\n\n")[0]
-    headers = HeaderParser().parsestr(text)
+    headers = HeaderParser().parsestr(text[:_LARGEST_HEADERS])
     expression = _short(headers.get("License-Expression"))
     if expression:
         return expression

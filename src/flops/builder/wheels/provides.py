@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from flops.builder.formats.requirement import ENTRIES, TEXT_LIMIT
 from flops.builder.shared_cache import PROVIDES
 from flops.builder.wheels.ranges import NoRanges, Ranges, Source, content, local
 from flops.builder.wheels.zip_directory import ZipError
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from flops.builder.wheels.wheel_cache import WheelCache
     from flops.builder.wheels.zip_directory import Member
 
+#: Bytes of a METADATA without its body; old ones hold their description there.
+HEADERS_LIMIT = 1024 * 1024
 #: Raised whenever the same wheel would be read otherwise.
 FORMAT = 1
 #: Levels of packages that have no `__init__` of their own (PEP 420) before the rest counts as one.
@@ -161,7 +165,7 @@ class Provides:
         with contextlib.suppress(ZipError, zlib.error, UnicodeError):
             if (metadata := _metadata(source)).header >= source.held:
                 python = str(_headers(source, metadata).get("Requires-Python", ""))
-                self._remember("python", wheel.sha256, [python])
+                self._remember("python", wheel.sha256, [python if len(python) <= TEXT_LIMIT else ""])
 
     def _path(self, kind: str, sha256: str) -> Path:
         return self._root / kind / sha256[:2] / f"{sha256}.json"
@@ -192,7 +196,8 @@ def _read_modules(source: Source) -> list[str]:
 
 
 def _read_requires(source: Source) -> list[str]:
-    return [str(line) for line in _headers(source, _metadata(source)).get_all("Requires-Dist", [])]
+    lines = map(str, _headers(source, _metadata(source)).get_all("Requires-Dist", []))
+    return [line for line in lines if len(line) <= TEXT_LIMIT][:ENTRIES]
 
 
 def _metadata(source: Source) -> Member:
@@ -205,7 +210,10 @@ def _metadata(source: Source) -> Member:
 def _headers(source: Source, metadata: Member) -> Message:
     from email.parser import BytesHeaderParser  # noqa: PLC0415 - not needed where everything is remembered
 
-    return BytesHeaderParser().parsebytes(content(source, metadata))
+    head = re.split(rb"\r?\n\r?\n", content(source, metadata), maxsplit=1)[0]
+    if len(head) > HEADERS_LIMIT:
+        raise ZipError(f"its METADATA has more than {HEADERS_LIMIT} bytes before its description")
+    return BytesHeaderParser().parsebytes(head)
 
 
 def _installed(name: str) -> tuple[str, ...]:

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 #: Compressed bytes are read in pieces of this size.
 _CHUNK = 256 * 1024
-#: Documents that are read whole: RECORD, WHEEL, entry points, scripts with a shebang to rewrite.
+#: Bytes of what is read whole: RECORD, scripts with a shebang to rewrite; of the other texts: WHEEL, entry points.
 _LARGEST_DOCUMENT = 64 * 1024 * 1024
+_LARGEST_TEXT = 1024 * 1024
+#: Bytes of a row in RECORD beside its path, and rows that are no file's: some wheels list directories.
+_ROW, _MORE_ROWS = 256, 1000
 #: The algorithms that the wheel specification allows; weaker ones prove nothing.
 _ALGORITHMS = frozenset({"sha256", "sha384", "sha512"})
 _MOST_NAMED = 5
@@ -144,6 +147,8 @@ class WheelArchive:
     def document(self, name: str) -> str | None:
         """A text in the dist-info directory; None where there is none."""
         member = self.members.get(f"{self.dist_info}/{name}")
+        if member is not None and member.size > _LARGEST_TEXT and name != "RECORD":
+            self.refuse(f"{name} is too large for its purpose ({member.size} bytes)")
         try:
             return None if member is None else self.read(member).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -203,13 +208,19 @@ class WheelArchive:
 
     def _records(self) -> Mapping[str, Hash]:
         """The hash of each file by path, after a comparison of RECORD with the members in both directions."""
+        record = self.members.get(f"{self.dist_info}/RECORD")
+        rows = 2 * len(self.members) + _MORE_ROWS
+        if record is not None and record.size > rows * _ROW + sum(map(len, self.members)) * 4:
+            raise WheelRecord(f"{self.filename}: its RECORD has more bytes than its files can need", hint=_HINT)
         text = self.document("RECORD")
         if text is None:
             raise WheelRecord(f"{self.filename}: it has no RECORD", hint=_HINT)
         problems: list[str] = []
         records: dict[str, RecordEntry] = {}
         try:
-            for row in parse_record_file(io.StringIO(text, newline="")):
+            for number, row in enumerate(parse_record_file(io.StringIO(text, newline=""))):
+                if number > rows:
+                    raise WheelRecord(f"{self.filename}: its RECORD has more rows than it has files", hint=_HINT)
                 entry = RecordEntry.from_elements(*row)
                 if records.setdefault(entry.path, entry) != entry:
                     problems.append(f"{entry.path!r} has two different rows")

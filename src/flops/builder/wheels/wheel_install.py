@@ -12,6 +12,7 @@ import posixpath
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from installer import install
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 INSTALLER = "flops"
 _SHEBANG = b"#!python"
+#: Entry points, each of which becomes a file; the largest packages have some dozen.
+_MOST_SCRIPTS = 1000
 #: Each of these makes the prefix an environment; a wheel that wrote them would be another environment.
 _RESERVED = ("pyvenv.cfg", "bin", "bin/python", "bin/python3")
 
@@ -120,9 +123,11 @@ def _check_entry_points(archive: WheelArchive) -> None:
     if text is None:
         return
     try:
-        points = list(parse_entrypoints(text))
+        points = list(islice(parse_entrypoints(text), _MOST_SCRIPTS + 1))
     except (AssertionError, configparser.Error, ValueError) as error:
         archive.refuse("its entry_points.txt can't be read", error)
+    if len(points) > _MOST_SCRIPTS:
+        archive.refuse(f"it has more than {_MOST_SCRIPTS} entry points")
     for name, module, attribute, _ in points:
         if "/" in name or "\\" in name or name in {"", ".", ".."} or not name.isprintable() or name.startswith(".wh."):
             archive.refuse(f"its entry point {name[:200]!r} is no name of a script")
