@@ -15,14 +15,19 @@ from tests.conftest import Shelf
 from tests.unit import test_wheel_layer as samples
 
 from flops.builder.dependencies import spelling
-from flops.builder.formats import requirements
+from flops.builder.formats import rehearsal, requirements
 from flops.builder.locking.index import Index
 from flops.builder.locking.pylock import parse_wheel_name
+from flops.builder.preflight import check
+from flops.builder.repository.source import parse_source
+from flops.builder.request import Request
 from flops.builder.wheels import licences, provides
 from flops.builder.wheels.ranges import Source
 from flops.builder.wheels.zip_directory import ZipError
-from flops.errors import DependencyError, IndexUnreachable, RequirementSyntax, WheelRecord, WheelUnsafe
+from flops.errors import DependencyError, IndexUnreachable, RequirementSyntax, StructureError, WheelRecord, WheelUnsafe
 from flops.platforms import Platform
+from flops.recipe import Recipe
+from flops.settings import Settings
 
 AND = "python_version >= '3.8' and "
 OWN = '[[package]]\nname = "own"\nversion = "0"\nsource = { virtual = "." }\n'
@@ -135,6 +140,46 @@ def test_what_may_be_meant_is_not_looked_for_without_end(path, text):
     explained = spelling.explained(caught.value, files, requirements.read)
     assert explained.findings
     assert explained.repairs == ()
+
+
+# --- the child in which all of it is read first -------------------------------------------------------------------------
+def test_a_reader_that_needs_too_much_ends_alone_and_is_told_by_its_file(tmp_path, monkeypatch):
+    text = lock(*(f"[t{number}]" for number in range(80_000)))
+    (tmp_path / "uv.lock").write_text(text)
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    paths = ["uv.lock", "requirements.txt"]
+    rehearsal.rehearse(tmp_path, paths, groups=(), platforms=tuple(Platform))
+    monkeypatch.setattr(rehearsal, "MEMORY", 64 * 1024**2)
+    with pytest.raises(RequirementSyntax, match=r"uv.lock: reading it takes more memory") as caught:
+        rehearsal.rehearse(tmp_path, paths, groups=(), platforms=tuple(Platform))
+    assert [finding.path for finding in caught.value.findings] == ["uv.lock"]
+    rehearsal.rehearse(tmp_path, ["requirements.txt"], groups=(), platforms=tuple(Platform))
+
+
+def test_a_check_reads_there_first(tmp_path, monkeypatch):
+    place = tmp_path / "project"
+    place.mkdir()
+    (place / "model_manager.py").write_text("class ModelManager: ...\n")
+    (place / "uv.lock").write_text(lock(*(f"[t{number}]" for number in range(80_000))))
+    monkeypatch.setattr(rehearsal, "MEMORY", 64 * 1024**2)
+    settings = Settings(cache_dir=tmp_path / "cache")
+    with pytest.raises(StructureError) as caught:
+        check(Request(source=parse_source(str(place)), platforms=(*Platform,), recipe=Recipe()), settings=settings)
+    told = {finding.path: finding.message for finding in caught.value.findings}
+    assert "memory" in told["uv.lock"]
+    assert "model_manager.py" in told
+
+
+def test_a_library_in_the_repository_is_not_the_childs(tmp_path, monkeypatch):
+    """Started with `python -m` in a repository, this process looks for modules there."""
+    canary = tmp_path / "canary"
+    for name in ("yaml", "packaging", "flops", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rehearsal.rehearse(tmp_path, ["requirements.txt"], groups=(), platforms=tuple(Platform))
+    assert not canary.exists()
 
 
 # --- what an index and its wheels say -----------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from flops.builder.contract import structure as contract
 from flops.builder.formats import requirements as requirement_files
+from flops.builder.formats.rehearsal import rehearse
 from flops.builder.repository.checkout import Checkout, checkout
 from flops.errors import DependencyError
 from flops.progress import Stage
@@ -75,14 +77,20 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: Clock, r
 
 def _check(files: Checkout, request: Request) -> tuple[Structure, Requirements]:
     """Both halves are read before either fails, so that one run tells everything that is wrong."""
-    structure = contract.check(files.path, files.files)
     sources = files.read(requirement_files.is_candidate)
-    read = partial(requirement_files.read, groups=request.recipe.groups, platforms=request.platforms)
+    groups, platforms = request.recipe.groups, request.platforms
+    with ThreadPoolExecutor(1) as pool:
+        rehearsal = pool.submit(rehearse, files.path, sources, groups=groups, platforms=platforms)
+        structure = contract.check(files.path, files.files)
+    read = partial(requirement_files.read, groups=groups, platforms=platforms)
     try:
+        rehearsal.result()
         requirements = read(sources)
     except DependencyError as error:
         if structure.findings:
             contract.require(replace(structure, findings=(*structure.findings, *error.findings)))
+        if rehearsal.exception() is not None:
+            raise
         from flops.builder.dependencies.spelling import explained  # noqa: PLC0415 - only failures need it, and a check is short
 
         raise explained(error, sources, read) from error.__cause__
