@@ -89,9 +89,9 @@ def cancel() -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def check_cancelled() -> None:
+def check_cancelled(*, unless: bool = False) -> None:
     """Cancelled after `cancel`; long work that starts no program asks now and then."""
-    if _cancelled.is_set():
+    if _cancelled.is_set() and not unless:
         raise Cancelled("interrupted")
 
 
@@ -119,11 +119,13 @@ def run(
     check: bool = True,
     errors: str = "replace",
     watch: Callable[[], None] | None = None,
+    cancelled: bool = False,
 ) -> Completed:
     """Run a program to its end or its deadline (in seconds), in a process group of its own that is killed with it.
 
     `env` is added to the allow-listed environment. `errors` says how stdout is decoded; `surrogateescape` keeps each byte.
-    What `watch`, called again and again, raises ends the program.
+    What `watch`, called again and again, raises ends the program. With `cancelled`, it runs after `cancel` too: to take away
+    what is left.
     ToolMissing, ToolTimeout; ToolFailed where `check` and the code is not 0 or an output was cut.
     """
     words = tuple(str(argument) for argument in arguments)
@@ -131,7 +133,9 @@ def run(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as feed:
         feed.write((stdin or "").encode())
         feed.seek(0)
-        with _started(words, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd) as child:
+        with _started(
+            words, unless=cancelled, stdin=feed, stdout=out, stderr=err, env=environment(env), cwd=cwd
+        ) as child:
             try:
                 _wait(child, seconds, (out, err), watch)
             except subprocess.TimeoutExpired:
@@ -353,9 +357,9 @@ def confine(pid: int, limits: Limits) -> None:
 
 
 @contextlib.contextmanager
-def _started(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _started(words: Sequence[str], *, unless: bool = False, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A program in a session of its own, which ends with us, by `cancel`, and at exit with all that it started."""
-    check_cancelled()
+    check_cancelled(unless=unless)
     try:
         child = subprocess.Popen(words, start_new_session=True, **options)
     except (FileNotFoundError, PermissionError) as error:
@@ -363,7 +367,7 @@ def _started(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[
     lifeline.add(child.pid)
     _running.add(child)
     try:
-        check_cancelled()
+        check_cancelled(unless=unless)
         yield child
     finally:
         _running.discard(child)
@@ -371,7 +375,7 @@ def _started(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[
         for stream in (child.stdin, child.stdout, child.stderr):
             if stream is not None:
                 stream.close()
-    check_cancelled()
+    check_cancelled(unless=unless)
 
 
 def _lower(pid: int, kind: int, value: int) -> None:

@@ -510,3 +510,119 @@ def test_an_exception_in_the_users_code_is_told_with_its_line(place, environment
     assert "error[TRAINING_FAILED]: the aggregator ended with 1" in told
     assert f'model_manager.py", line {line}, in fit_model' in told
     assert "ValueError: Found input variables with inconsistent numbers of samples" in told
+
+
+#: Runs in the user's fit_model: reaches for the host and for all that it can get, and tells what it got.
+GREED = """
+        import os, socket, threading
+
+        def refused(family, address):
+            with socket.socket(family) as probe:
+                probe.settimeout(2)
+                try:
+                    probe.connect(address)
+                except OSError:
+                    return True
+                return False
+
+        def grows(step, error):
+            count = 0
+            try:
+                while count < 4000:
+                    step()
+                    count += 1
+            except error:
+                pass
+            return count
+
+        hosts = [refused(socket.AF_INET, (host, PORT)) for host in ADDRESSES]
+        hosts.append(refused(socket.AF_UNIX, ABSTRACT))
+        print("greed: refused", all(hosts), [name for _, name in socket.if_nameindex()])
+        with open("/tmp/greed", "wb", buffering=0) as file:
+            print("greed: tmp", grows(lambda: file.write(bytes(1 << 20)), OSError))
+        os.unlink("/tmp/greed")
+        done = threading.Event()
+        threads = grows(lambda: threading.Thread(target=done.wait, daemon=True).start(), RuntimeError)
+        done.set()
+        print("greed: threads", threads)
+        hog = os.fork()
+        if not hog:
+            grabbed = [os.urandom(1 << 20) for _ in range(1500)]
+            os._exit(0)
+        print("greed: hog", os.waitpid(hog, 0)[1])
+        status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+        print("greed: rights", status["CapEff"].strip(), status["CapBnd"].strip(), status["NoNewPrivs"].strip(), flush=True)
+"""
+
+
+@pytest.fixture
+def canaries():
+    """Servers of the host: a TCP port on all addresses and an abstract Unix socket; each connection is counted."""
+    seen = []
+    name = f"\0flops-canary-{os.getpid()}"
+    with socket.create_server(("0.0.0.0", 0)) as tcp, socket.socket(socket.AF_UNIX) as local:
+        local.bind(name)
+        local.listen()
+        for server in (tcp, local):
+            server.settimeout(0)
+        yield tcp.getsockname()[1], name, seen
+        for server in (tcp, local):
+            with contextlib.suppress(BlockingIOError):
+                seen.append(server.accept())
+
+
+def addresses():
+    """Of this host, each as a container could name it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with contextlib.suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        return sorted({"127.0.0.1", probe.getsockname()[0]} - {"0.0.0.0"})
+
+
+def test_a_learners_code_gets_no_network_and_no_more_than_its_limits(place, environment, data, canaries):
+    port, name, seen = canaries
+
+    def change(directory):
+        path = directory / "model_manager.py"
+        constants = f"PORT, ABSTRACT, ADDRESSES = {port}, {name!r}, {addresses()!r}\n"
+        head, method, tail = path.read_text().partition("    def fit_model(self):\n")
+        path.write_text(head.replace("DIGITS =", constants + "DIGITS =") + method + GREED + tail)
+
+    words = [
+        FLOPS,
+        "try",
+        make_repository(place / "greedy", change),
+        "--data",
+        data,
+        "--learners",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    words += ["--memory", "1GB", "--tmp", "64MiB", "--processes", "400", "--logs", "--json"]
+    done = run(*words, seconds=LATER, env=environment)
+    told = dict(re.findall(r"greed: (\w+) (.*)", done.stderr))
+    assert told["refused"] == "True ['lo']"
+    assert told["tmp"] == "64"
+    assert 100 < int(told["threads"]) < 400
+    assert told["hog"] == str(signal.SIGKILL.value)
+    assert told["rights"] == "0000000000000000 0000000000000000 1"
+    assert seen == []
+    result = json.loads(done.stdout)
+    assert result["limits"] == {"memory": 10**9, "tmp": 64 * 1024**2, "processes": 400}
+    assert len(result["rounds"]) == 1
+
+
+def test_an_interrupted_federation_leaves_no_container(place, podman, environment, repository, data):
+    def containers():
+        return podman.do("ps", "--all", "--quiet").split()
+
+    assert containers() == []
+    log = place / "interrupted.log"
+    words = [FLOPS, "try", repository, "--data", data, "--learners", "1", "--rounds", "10000"]
+    with background(words, log, env=environment) as process:
+        wait_until(lambda: "round 1/" in log.read_text(), seconds=LATER, process=process, said=log.read_text)
+        assert len(containers()) == 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SOON) == 130
+    assert containers() == []

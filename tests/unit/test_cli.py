@@ -83,7 +83,7 @@ def test_help_lists_the_commands(run):
             ),
         ),
         ("check", "--ref --subdir --platform --python --policy --write --json --quiet"),
-        ("try", "--data --learners --rounds --ref --subdir --json --quiet"),
+        ("try", "--data --learners --rounds --ref --subdir --memory --tmp --processes --json --quiet"),
         ("demo", "--json --quiet"),
     ],
 )
@@ -119,6 +119,8 @@ def test_the_program_starts_as_a_program():
         (["build", ".", "--policy", "lenient"], "lenient", "flops build --help"),
         (["frobnicate"], "frobnicate", "flops --help"),
         (["try", ".", "--data", ".", "--learners", "0"], "--learners", "flops try --help"),
+        (["try", ".", "--data", ".", "--memory", "much"], "--memory 'much'", "2GB"),
+        (["try", ".", "--data", ".", "--tmp", "1kB"], "--tmp '1kB'", "2GB"),
         (["build", ".", "--python", "four"], "four", "3.11"),
         (["build", ".", "--platform", "windows"], "windows", "linux/amd64"),
         (["build", ".", "--platform", ","], "no platform", "linux/amd64"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flops.oci.engine import Engine
+from flops.oci.engine import Engine, Limits
 from flops_actor.worker import WorkerFailed, WorkerProcess
 from flops_wire import frames
 
@@ -141,5 +141,6 @@ def test_a_peer_that_sends_no_frame_ends_its_connection_alone(worker, garbage):
 
 
 def test_what_actors_print_fills_no_disk():
-    words = Engine(program="podman")._run_words("image", (), variant=())
+    limits = Limits.share(3)
+    words = Engine(program="podman")._run_words("image", (), variant=(), network="none", limits=limits)
     assert words[words.index("--log-driver") + 1] == "none"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from flops import process
 from flops.builder.limits import limited
-from flops.errors import ToolFailed, ToolMissing, ToolTimeout
+from flops.errors import Cancelled, ToolFailed, ToolMissing, ToolTimeout
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -54,6 +55,14 @@ def test_a_child_that_ended_by_a_signal_has_a_negative_code(waiting):
 def test_a_program_that_is_not_there_is_told():
     with pytest.raises(ToolMissing):
         process.run(["flops-has-no-such-program"], seconds=1)
+
+
+def test_after_an_interrupt_only_what_takes_things_away_runs(monkeypatch):
+    monkeypatch.setattr(process, "_cancelled", threading.Event())
+    process.cancel()
+    with pytest.raises(Cancelled):
+        process.run(["true"], seconds=30)
+    assert process.run(["true"], seconds=30, cancelled=True).code == 0
 
 
 #: A parent with a child and a grandchild in one group, and a detached one; it tells their numbers, and the lifeline's.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from flops.oci.engine import Engine
+    from flops.oci.engine import Engine, Limits
     from flops.process import Running
     from flops_wire.rounds import Round
 
@@ -49,8 +48,10 @@ class Federation:
     """A directory of parquet files."""
     learners: int
     rounds: int
+    limits: Limits
+    """Of each container."""
     on_line: Callable[[str, str], None] = lambda _actor, _line: None
-    """Told of each line of each actor's output."""
+    """Gets each line of each actor's output, and what the engine warns of under the engine's name."""
     on_round: Callable[[Round], None] = lambda _round: None
     name: str = field(default_factory=lambda: f"flops-try-{secrets.token_hex(4)}")
 
@@ -59,21 +60,21 @@ def federate(federation: Federation) -> list[Round]:
     """Run to the last round and give all of them; TrainingFailed with the end of the log of whoever failed."""
     check_data(federation.data)
     engine = federation.engine
-    for image in dict.fromkeys((federation.aggregator, federation.learner)):
-        engine.probe(image)
     seen: list[Round] = []
-    port = _free_port()
     number = str(federation.learners)
     words = ["try", "-", "-", "-", "CLASSIC_AGGREGATOR", str(federation.rounds), number, number, number]
     with ExitStack() as stack:
+        stack.callback(engine.remove, federation.name)
+        for line in engine.hold_network(federation.aggregator, name=federation.name, limits=federation.limits):
+            federation.on_line(engine.program, line)
         aggregator = _Member(federation, "aggregator", seen)
-        aggregator.start(stack, federation.aggregator, [*words, "--port", str(port)])
+        aggregator.start(stack, federation.aggregator, words)
         learners = [_Member(federation, f"learner {i + 1}", seen) for i in range(federation.learners)]
         for i, learner in enumerate(learners):
             learner.start(
                 stack,
                 federation.learner,
-                ["try", "-", "-", f"127.0.0.1:{port}", "-"],
+                ["try", "-", "-", "127.0.0.1", "-"],
                 environment={"FLOPS_DATA": "/data", "FLOPS_DATA_SHARD": f"{i}/{federation.learners}"},
                 data=federation.data,
             )
@@ -150,6 +151,8 @@ class _Member:
                 image,
                 words,
                 name=self._name,
+                network=self._federation.name,
+                limits=self._federation.limits,
                 on_line=self._hear,
                 environment=environment,
                 mounts={data.resolve(): "/data"} if data else None,
@@ -167,7 +170,7 @@ class _Member:
             said = str(self._words)
         return TrainingFailed(
             f"the {self.title} ended with {self.code}:\n{plain(said)}",
-            hint="the actors' whole output: flops try --logs",
+            hint="the actors' whole output: flops try --logs; more memory for each of them: --memory SIZE",
         )
 
     def _hear(self, line: str) -> None:
@@ -198,9 +201,3 @@ def _follow(aggregator: _Member, learners: list[_Member]) -> None:
             time.sleep(0.1)
         if learner.code != 0:
             raise learner.failure()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

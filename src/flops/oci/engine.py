@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,10 +24,41 @@ ENGINES = ("podman", "docker")
 VARIANTS: tuple[tuple[str, ...], ...] = ((), ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=1000:1000"))
 #: How an actor image is to be run: nothing writable but /tmp, no privileges to gain, and no log on this disk: what it prints
 #: is read while it runs, and may be without end.
-CONFINED = (
-    *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),  # noqa: S108
-    *("--security-opt", "no-new-privileges", "--log-driver", "none"),
-)
+CONFINED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--log-driver", "none")
+#: Processes and threads of one container: Flower and numeric libraries start some hundred.
+PROCESSES = 2048
+#: Bytes of memory with which an actor can still start.
+LEAST_MEMORY = 1024**3
+#: Seconds for which a network is held, should nobody remove it.
+HELD = 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one container may take of the machine."""
+
+    memory: int
+    """Bytes, with what lies in /tmp; nothing is swapped."""
+    tmp: int
+    """Bytes in /tmp."""
+    processes: int = PROCESSES
+    """Threads count as well."""
+
+    @classmethod
+    def share(
+        cls, containers: int, *, memory: int | None = None, tmp: int | None = None, processes: int = PROCESSES
+    ) -> Limits:
+        """What is not given: an even share of this machine's memory, which keeps one share; half of it for /tmp."""
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = memory or max(LEAST_MEMORY, machine // (containers + 1))
+        return cls(memory=memory, tmp=tmp or memory // 2, processes=processes)
+
+    @property
+    def words(self) -> list[str]:
+        """The engine's options."""
+        memory = str(self.memory)
+        words = ["--memory", memory, "--memory-swap", memory, "--pids-limit", str(self.processes)]
+        return [*words, "--tmpfs", f"/tmp:size={self.tmp}"]  # noqa: S108
 
 
 @dataclass(kw_only=True)
@@ -50,21 +82,28 @@ class Engine:
         document = json.loads(self._do("image", "inspect", reference))
         return [str(name) for name in document[0].get("RepoDigests") or []]
 
-    def probe(self, reference: str) -> None:
-        """Find the options with which a container of this image starts here; EngineFailed where none does."""
-        if self.variant is not None:
-            return
-        said = ""
+    def hold_network(self, reference: str, *, name: str, limits: Limits) -> list[str]:
+        """Start a container that does nothing but hold a network, loopback alone, which others join by its name.
+
+        Finds the options with which a container of this image starts here. What the engine warned of, such as limits
+        that it can't keep; EngineFailed where no container starts.
+        """
+        said = [""]
+        sleep = ("-c", f"import time; time.sleep({HELD})")
         for variant in VARIANTS:
-            words = self._run_words(reference, ("-c", "pass"), variant=variant, entrypoint="python")
+            words = self._run_words(
+                reference, sleep, variant=variant, network="none", limits=limits, name=name, entrypoint="python"
+            )
+            words[2:2] = ["--detach", "--stop-signal", "SIGKILL"]
             done = process.run(words, seconds=120, check=False, env=_engine_environment())
+            said = done.stderr.strip().splitlines() or said
             if done.code == 0:
                 self.variant = variant
-                return
-            said = (done.stderr.strip().splitlines() or [said])[-1]
+                return done.stderr.strip().splitlines()
+            self.remove(name)
         raise EngineFailed(
-            f"{self.program} can't start a container: {said[:300]}",
-            hint=f"see whether '{self.program} run --rm {reference} --help' works on this machine",
+            f"{self.program} can't start a container: {said[-1][:300]}",
+            hint=f"see whether '{self.program} run --rm {shlex.join(limits.words)} {reference} --help' works on this machine",
         )
 
     def start(
@@ -73,22 +112,33 @@ class Engine:
         arguments: Sequence[str],
         *,
         name: str,
+        network: str,
+        limits: Limits,
         on_line: Callable[[str], None],
         environment: Mapping[str, str] | None = None,
         mounts: Mapping[Path, str] | None = None,
     ) -> process.Running:
-        """Run a container on the host's network, confined, in the foreground; `mounts` are read-only: host -> inside."""
+        """Run a container, confined, in the foreground, in a network that `hold_network` named.
+
+        `mounts` are read-only: host -> inside.
+        """
         words = self._run_words(
-            reference, arguments, variant=self.variant or (), name=name, environment=environment, mounts=mounts
+            reference,
+            arguments,
+            variant=self.variant or (),
+            network=f"container:{network}",
+            limits=limits,
+            name=name,
+            environment=environment,
+            mounts=mounts,
         )
         return process.Running(words, on_line=on_line, env=_engine_environment())
 
     def remove(self, name: str) -> None:
-        """Stop and remove a container, if it is there."""
+        """Stop and remove a container, if it is there; after Ctrl-C too."""
+        words = [self.program, "rm", "--force", "--volumes", name]
         with contextlib.suppress(FlopsError):
-            process.run(
-                [self.program, "rm", "--force", "--volumes", name], seconds=60, check=False, env=_engine_environment()
-            )
+            process.run(words, seconds=60, check=False, env=_engine_environment(), cancelled=True)
 
     def _run_words(
         self,
@@ -96,12 +146,15 @@ class Engine:
         arguments: Sequence[str],
         *,
         variant: tuple[str, ...],
+        network: str,
+        limits: Limits,
         name: str | None = None,
         entrypoint: str | None = None,
         environment: Mapping[str, str] | None = None,
         mounts: Mapping[Path, str] | None = None,
     ) -> list[str]:
-        words = [self.program, "run", "--rm", "--pull=never", "--network=host", *CONFINED, *variant]
+        words = [self.program, "run", "--rm", "--pull=never", f"--network={network}"]
+        words += [*CONFINED, *limits.words, *variant]
         words += ["--name", name] if name else []
         words += ["--entrypoint", entrypoint] if entrypoint else []
         for key, value in (environment or {}).items():
