@@ -52,7 +52,7 @@ def header(name, kind=tarfile.REGTYPE, size=0):
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def extended(*records):
+def extended(*records, content=b"x"):
     """A file after an extended header (pax) with these records."""
     body = b""
     for key, value in records:
@@ -60,7 +60,13 @@ def extended(*records):
         length = next(n for n in range(len(rest), len(rest) + 10) if n == len(rest) + len(str(n)))
         body += str(length).encode() + rest
     padded = body + bytes(-len(body) % 512)
-    return header("pax", tarfile.XHDTYPE, len(body)) + padded + header("f", size=1) + b"x" + bytes(511 + 1024)
+    return (
+        header("pax", tarfile.XHDTYPE, len(body))
+        + padded
+        + header("f", size=512)
+        + content.ljust(512, b"\0")
+        + bytes(1024)
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,11 @@ def extended(*records):
         pytest.param(extended((b"size", b"-1000000")), id="a negative size"),
         pytest.param(extended((b"GNU.sparse.map", b"a,b")), id="a sparse map of letters"),
         pytest.param(extended((b"GNU.sparse.size", b"a")), id="a sparse size of letters"),
+        pytest.param(header("f", tarfile.GNUTYPE_SPARSE) + bytes(1024), id="a file of holes"),
+        pytest.param(
+            extended((b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), content=b"0\n"),
+            id="a sparse map, which may be as long as the layer",
+        ),
         pytest.param(header("l", tarfile.GNUTYPE_LONGNAME, 1 << 30) + bytes(4096), id="a name of a gigabyte"),
         pytest.param(header("p", tarfile.XHDTYPE, 1 << 30) + bytes(4096), id="an extended header of a gigabyte"),
         pytest.param(
@@ -107,14 +118,55 @@ def test_files_that_can_not_lie_on_a_disk_are_told(read, tmp_path, files, paths)
         read(tar(**files)).extract(paths, tmp_path / "made")
 
 
-def test_a_file_of_holes_does_not_fill_the_disk(read, tmp_path):
-    block = bytearray(header("libc.so.6", tarfile.GNUTYPE_SPARSE))
-    block[483:495] = b"%011o\0" % (3 * 1024**3)
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    tree = read(bytes(block) + bytes(1024))
-    with pytest.raises(BaseUnsuitable, match="too many"):
-        tree.extract(["libc.so.6"], tmp_path / "made")
+def test_the_entries_of_all_layers_together_have_a_limit(read, monkeypatch):
+    monkeypatch.setattr(image_tree, "_MOST_ENTRIES", 4)
+    below, above = tar(a=b"1", b=b"2"), tar(c=b"3", d=b"4")
+    assert len(read(below, above).nodes) == 4
+    for layers in ((below, above, tar(a=b"")), (tar(**{f"f{n}": b"" for n in range(5)}),)):
+        with pytest.raises(BaseUnsuitable, match="more than 4 entries"):
+            read(*layers)
+
+
+def test_the_names_of_all_entries_together_have_a_limit(read, monkeypatch):
+    monkeypatch.setattr(image_tree, "_MOST_NAMES", 4000)
+    long = tar(**{"n" * 3990: b""})
+    assert len(read(long, tar(a=b"")).nodes) == 2
+    with pytest.raises(BaseUnsuitable, match="4000 bytes of names"):
+        read(long, tar(**{"m" * 20: b""}))
+
+
+def test_the_extended_headers_of_a_layer_have_a_limit(read, monkeypatch):
+    monkeypatch.setattr(image_tree, "_MOST_HEADERS", 4000)
+    fits, more = (extended((b"comment", b"x" * size)) for size in (3900, 4000))
+    assert set(read(fits, fits).nodes) == {"f"}
+    with pytest.raises(BaseUnsuitable, match="can't be read: too many bytes of extended headers"):
+        read(more)
+
+
+def test_headers_that_hold_for_all_members_are_few(read):
+    def shared(size):
+        return header("g", tarfile.XGLTYPE, 512 * size) + bytes(512 * size) + header("f") + bytes(1024)
+
+    assert set(read(shared(32)).nodes) == {"f"}
+    with pytest.raises(BaseUnsuitable, match="can't be read: too many bytes of extended headers"):
+        read(shared(33))
+
+
+def test_any_number_of_directories_is_emptied_and_removed_in_one_pass(read, monkeypatch):
+    """Each of them used to look through all that lies below."""
+    count = 300
+    below = tar(**{f"d{n}__{name}": b"" for n in range(count) for name in "ab"}, kept=b"")
+    above = tar(**{f"d{n}__.wh..wh..opq" if n % 2 else f".wh.d{n}": b"" for n in range(count)}, d1__c=b"")
+    looked = []
+    real = image_tree._Changes._hides
+
+    def hides(self, path):
+        looked.append(path)
+        return real(self, path)
+
+    monkeypatch.setattr(image_tree._Changes, "_hides", hides)
+    assert set(read(below, above).nodes) == {"kept", "d1/c"}
+    assert len(looked) == 2 * count + 1
 
 
 def test_all_files_together_have_a_limit(read, tmp_path, monkeypatch):

@@ -33,8 +33,14 @@ _PIECE = 1024 * 1024
 #: Bytes of one file, and of all files of one call, that are written to this machine's disk: a Python has some 40 MB.
 _LARGEST_FILE = 256 * 1024 * 1024
 _LARGEST_EXTRACT = 1024 * 1024 * 1024
-#: Bytes of a member's extended header, which tarfile reads whole.
+#: Bytes of a member's extended header, which tarfile reads whole, and of all of a layer's.
 _LARGEST_HEADER = 1024 * 1024
+_MOST_HEADERS = 64 * 1024 * 1024
+#: Bytes of a layer's global headers, which tarfile copies for each later member.
+_LARGEST_GLOBAL = 16 * 1024
+#: Members of all layers, and bytes of their names and targets, which are kept in memory: Debian with a desktop has 200,000.
+_MOST_ENTRIES = 300_000
+_MOST_NAMES = 64 * 1024 * 1024
 #: Reads past a layer's end; tarfile would go on for as long as a member claims to be.
 _MOST_EMPTY_READS = 100
 #: What the decompressors and tarfile say of bytes that they can't read.
@@ -76,18 +82,23 @@ class ImageTree:
 
     @classmethod
     def read(cls, layers: Sequence[Layer], blobs: BlobStore) -> ImageTree:
-        """Walk the layers bottom to top; BaseUnsuitable where one is no tar in a known compression."""
+        """Walk the layers bottom to top; BaseUnsuitable where one is no tar in a known compression, or they hold too much."""
         nodes: dict[str, Node] = {}
+        entries = names = 0
         for number, layer in enumerate(layers):
-            added: dict[str, Node] = {}
+            changes = _Changes(number)
             with _opened(layer, blobs) as archive:
                 for member in archive:
-                    _note(member, number, nodes, added)
+                    entries += 1
+                    names += len(member.name) + len(member.linkname)
+                    if entries > _MOST_ENTRIES or names > _MOST_NAMES:
+                        raise BaseUnsuitable(
+                            f"the layers of the base have more than {_MOST_ENTRIES} entries, or {_MOST_NAMES} bytes of names",
+                            hint="squash it, and take out what learners don't need",
+                        )
+                    changes.note(member)
                     cast("Any", archive).members = []  # tarfile keeps them all otherwise
-            for path, node in added.items():
-                if path in nodes and nodes[path].kind is Kind.DIRECTORY and node.kind is not Kind.DIRECTORY:
-                    _remove(nodes, path, itself=True)
-                nodes[path] = node
+            nodes = changes.upon(nodes)
         return cls(nodes, layers, blobs)
 
     @property
@@ -157,36 +168,54 @@ class ImageTree:
         return sorted(path for path, node in self.nodes.items() if node.kind is Kind.FILE and accept(path))
 
 
-def _note(member: tarfile.TarInfo, number: int, below: dict[str, Node], added: dict[str, Node]) -> None:
-    """Take one member of a layer: a whiteout works on the layers below, at once; all else waits for the layer's end."""
-    path = _clean(member.name)
-    directory, _, name = path.rpartition("/")
-    if name == _OPAQUE:
-        _remove(below, directory, itself=False)
-    elif name.startswith(_WHITEOUT):
-        _remove(below, posixpath.join(directory, name.removeprefix(_WHITEOUT)), itself=True)
-    elif member.isdir():
-        if path:
-            added[path] = Node(kind=Kind.DIRECTORY, layer=number, mode=member.mode)
-    elif member.issym():
-        added[path] = Node(kind=Kind.LINK, layer=number, target=member.linkname)
-    elif member.isreg():
-        added[path] = Node(kind=Kind.FILE, layer=number, mode=member.mode, size=member.size, stored_as=path)
-    elif member.islnk():
-        original = added.get(_clean(member.linkname))
-        if original is not None:
-            added[path] = replace(original)
+class _Changes:
+    """What one layer does to those below it, whose order inside the layer means nothing."""
 
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._added: dict[str, Node] = {}
+        self._gone: set[str] = set()
+        self._emptied: set[str] = set()
+        """Directories, of which nothing stays but themselves."""
 
-def _remove(nodes: dict[str, Node], path: str, *, itself: bool) -> None:
-    if itself and path in nodes and nodes[path].kind is not Kind.DIRECTORY:
-        del nodes[path]  # nothing lies below it: no need to look through all
-        return
-    prefix = f"{path}/" if path else ""
-    for name in [name for name in nodes if name.startswith(prefix)]:
-        del nodes[name]
-    if itself:
-        nodes.pop(path, None)
+    def note(self, member: tarfile.TarInfo) -> None:
+        path = _clean(member.name)
+        directory, _, name = path.rpartition("/")
+        if name == _OPAQUE:
+            self._emptied.add(directory)
+        elif name.startswith(_WHITEOUT):
+            self._gone.add(posixpath.join(directory, name.removeprefix(_WHITEOUT)))
+        elif member.isdir():
+            if path:
+                self._added[path] = Node(kind=Kind.DIRECTORY, layer=self._number, mode=member.mode)
+        elif member.issym():
+            self._added[path] = Node(kind=Kind.LINK, layer=self._number, target=member.linkname)
+        elif member.isreg():
+            self._added[path] = Node(
+                kind=Kind.FILE, layer=self._number, mode=member.mode, size=member.size, stored_as=path
+            )
+        elif member.islnk():
+            original = self._added.get(_clean(member.linkname))
+            if original is not None:
+                self._added[path] = replace(original)
+
+    def upon(self, below: dict[str, Node]) -> dict[str, Node]:
+        """The tree with this layer: one pass over it, however many directories are removed."""
+        for path, node in self._added.items():
+            if node.kind is not Kind.DIRECTORY and path in below and below[path].kind is Kind.DIRECTORY:
+                self._emptied.add(path)
+        if self._gone or self._emptied:
+            below = {path: node for path, node in below.items() if not self._hides(path)}
+        return below | self._added
+
+    def _hides(self, path: str) -> bool:
+        while path:
+            if path in self._gone:
+                return True
+            path = path.rpartition("/")[0]
+            if path in self._emptied:
+                return True
+        return False
 
 
 def _clean(name: str) -> str:
@@ -221,7 +250,7 @@ def _opened(layer: Layer, blobs: BlobStore) -> Iterator[tarfile.TarFile]:
             else:
                 stream = blob
             bounded = cast("IO[bytes]", _Bounded(stream))
-            with stream, tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Member) as archive:
+            with stream, _Archive.open(fileobj=bounded, mode="r|") as archive:
                 yield archive
     except _BROKEN as error:
         raise BaseUnsuitable(f"layer {layer.digest} of the base can't be read: {error}") from error
@@ -249,7 +278,27 @@ class _Member(tarfile.TarInfo):
         extended = self.type not in tarfile.SUPPORTED_TYPES or self.type in _EXTENDED
         if self.size < 0 or (extended and self.size > _LARGEST_HEADER):
             raise tarfile.ReadError(f"a header of {self.size} bytes")
+        archive = cast("_Archive", archive)
+        archive.headers += self.size * extended
+        archive.global_headers += self.size * (self.type == tarfile.XGLTYPE)
+        if archive.headers > _MOST_HEADERS or archive.global_headers > _LARGEST_GLOBAL:
+            raise tarfile.ReadError("too many bytes of extended headers")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._refuse()
         return cast("tarfile.TarInfo", super()._proc_member(archive))  # type: ignore[misc]
+
+    def _refuse(self, *_: object) -> None:
+        """The map of a sparse file may be as long as the layer, and is read into memory; no tool writes layers so."""
+        raise tarfile.ReadError("a sparse file")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
+
+
+class _Archive(tarfile.TarFile):
+    tarinfo = _Member
+    headers = 0
+    """Bytes of extended headers so far."""
+    global_headers = 0
 
 
 _EXTENDED = (
