@@ -49,6 +49,10 @@ def test_a_registry_is_read(text, host, prefix, url):
         "::1",
         "registry.example/" + "a" * 256,
         "registry example",
+        "0177.0.0.1:5000",
+        "300.1.1.1",
+        "127.1",
+        "2130706433:5000",
     ],
 )
 def test_a_bad_registry_is_refused(text):

@@ -205,4 +205,9 @@ def _is_host(name: str) -> bool:
             return name.endswith("]") and ipaddress.IPv6Address(name[1:-1]).scope_id is None
         except ValueError:
             return False
+    if name.rpartition(".")[2].isdigit():  # no name ends so; `0177.0.0.1` is read differently by different programs
+        try:
+            return bool(ipaddress.IPv4Address(name))
+        except ValueError:
+            return False
     return len(name) <= _NAME_LIMIT and all(_LABEL.fullmatch(label) for label in name.split("."))
