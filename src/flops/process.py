@@ -170,7 +170,7 @@ def exchange(
     the end: whatever either raises ends the program.
     """
     words = [str(argument) for argument in arguments]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with _started(words, **pipes, env=dict(env), cwd="/", pass_fds=descriptors) as child:
         look = begin() if begin else lambda: None
         code, out, err = _talk(child, stdin, seconds, output, look)

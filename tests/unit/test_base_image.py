@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flops.builder import sandbox
+from flops.builder.images.actors import Actor
 from flops.builder.rootfs import bytecode
 from flops.builder.rootfs.base_image import ImageBase
 from flops.builder.rootfs.bytecode import Target, write_bytecode
@@ -168,12 +169,14 @@ def root(platform, *, minor="3.11", patch="3.11.9", libc=b"2.36", **changes):
 class FakeClient:
     """A registry of images by platform."""
 
-    def __init__(self, store, roots, environment=None, failure=None):
+    def __init__(self, store, roots, environment=None, failure=None, labels=None):
         self.images_ = {}
         self.failure = failure
         for platform, files in roots.items():
             layers = (layer(store, files),)
-            config = ImageConfig(platform=platform, created="2026-01-01T00:00:00Z", environment=environment or {})
+            config = ImageConfig(
+                platform=platform, created="2026-01-01T00:00:00Z", environment=environment or {}, labels=labels or {}
+            )
             image = compose(config, layers, {})
             self.images_[platform] = PulledImage(
                 digest=image.digest, manifest=image.manifest, config=image.config, layers=layers
@@ -265,6 +268,15 @@ def test_an_image_that_lacks_something_is_refused_with_its_name(store, tmp_path,
         base(store, client, tmp_path).prepare([AMD64])
     assert "localhost:5073/base:1, linux/amd64" in caught.value.message
     assert "Python 3.13 or 3.11" in caught.value.hint
+
+
+@pytest.mark.parametrize("actor", Actor)
+def test_an_image_of_an_actor_is_no_base(store, tmp_path, actor):
+    """It holds somebody's code and packages, which would end in another project's image."""
+    client = FakeClient(store, {AMD64: root(AMD64)}, labels={"io.flops.actor": actor.value})
+    with pytest.raises(BaseUnsuitable, match="is an image of a learner or an aggregator") as caught:
+        base(store, client, tmp_path).prepare([AMD64])
+    assert "flops images base" in caught.value.hint
 
 
 def test_a_python_without_a_runtime_of_ours_is_refused(store, tmp_path):

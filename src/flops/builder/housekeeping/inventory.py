@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flops.builder.images.compose import RECIPE, REVISION
 from flops.builder.records import BUILT, read_timestamp
+from flops.builder.rootfs import ACTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from flops.oci.descriptor import Descriptor
     from flops.platforms import Platform
 
-ACTOR = "io.flops.actor"
 CREATED = "org.opencontainers.image.created"
 #: Tags of what belongs to a digest: its list of referrers, and what cosign keeps beside it (`.sig`, `.att`, `.sbom`).
 COMPANION = re.compile(r"sha256-(?P<digest>[0-9a-f]{64})(?:\.[a-z]{1,10})?")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from flops.builder.housekeeping.inventory import (
-    ACTOR,
     COMPANION,
     CREATED,
     NOTE,
@@ -21,6 +20,7 @@ from flops.builder.housekeeping.inventory import (
 from flops.builder.images.actors import Actor
 from flops.builder.images.compose import RECIPE, REVISION
 from flops.builder.records import read_timestamp
+from flops.builder.rootfs import ACTOR
 from flops.builder.shared_cache import REPOSITORY
 from flops.errors import BadImage, ImageNotFound
 from flops.oci.artifacts import parse_artifact

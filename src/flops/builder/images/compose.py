@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops.builder.images import actors
+from flops.builder.rootfs import ACTOR
 from flops.oci.image import Image, ImageConfig, compose
 from flops_wire import WIRE_VERSION
 
@@ -48,7 +49,7 @@ class Identity:
             REVISION: self.commit,
             "org.opencontainers.image.created": self.time,
             "org.opencontainers.image.title": f"{self.repository} {actor.value}",
-            "io.flops.actor": actor.value,
+            ACTOR: actor.value,
             RECIPE: self.recipe,
             LOCK: lock,
             "io.flops.wire": str(WIRE_VERSION),

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from flops.oci.layer import Layer
     from flops.platforms import Platform
 
+#: The label of learners' and aggregators' images, none of which is a base.
+ACTOR = "io.flops.actor"
+
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class BasePackage:

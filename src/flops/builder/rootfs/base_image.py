@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flops.builder import sandbox
-from flops.builder.rootfs import Base
+from flops.builder.rootfs import ACTOR, Base
 from flops.builder.rootfs.debian_tree import HOME, USER
 from flops.builder.rootfs.image_tree import ImageTree
 from flops.builder.rootfs.inspection import Inspection, inspect
 from flops.builder.rootfs.interpreter import unpack_interpreter
-from flops.errors import BaseUnavailable, BaseUnsuitable, ImageNotFound, RegistryError
+from flops.errors import BaseUnavailable, BaseUnsuitable, BlockedAddress, ImageNotFound, RegistryError
 from flops.oci.blobs import disk_errors
 from flops.oci.layer import LayerWriter
 from flops.platforms import Platform
@@ -115,12 +115,21 @@ class ImageBase:
     def _pulled(self, platform: Platform) -> _Found:
         try:
             image = self._pull(platform)
+        except BlockedAddress as error:
+            raise BlockedAddress(
+                f"the base image {self._reference} can't be pulled: {error.message}", hint=error.hint
+            ) from error
         except ImageNotFound as error:
             raise BaseUnavailable(error.message, hint=error.hint or "check --base-image") from error
         except RegistryError as error:
             raise BaseUnavailable(
                 f"the base image {self._reference} can't be pulled: {error.message}", hint=error.hint
             ) from error
+        if ACTOR in image.parsed_config.labels:
+            raise BaseUnsuitable(
+                f"the base image {self._reference} is an image of a learner or an aggregator",
+                hint="name an image that these can stand on: one with Python, such as `flops images base` makes",
+            )
         if len(image.layers) > _MOST_LAYERS:
             raise BaseUnsuitable(
                 f"the base image has {len(image.layers)} layers, {_MOST_LAYERS} at most leave room for ours",
