@@ -207,7 +207,7 @@ class Bases:
 def world(monkeypatch):
     one = World()
     for room in (provision, preflight):
-        monkeypatch.setattr(room, "Foundation", lambda _recipe, platforms, *, blobs, **_: Bases(one, platforms, blobs))
+        monkeypatch.setattr(room, "Foundation", lambda request, *, blobs, **_: Bases(one, request.platforms, blobs))
         monkeypatch.setattr(
             room, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
         )

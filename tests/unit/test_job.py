@@ -181,7 +181,7 @@ def job_document(**changes):
         "seconds": 3600,
         "allow_local": False,
         "allow_hosts": [],
-        "credentials": {"git": None, "registry": []},
+        "credentials": {"git": None, "registry": [], "base": []},
         **changes,
     }
 
@@ -716,12 +716,15 @@ def test_a_job_is_given_what_it_may_use_and_shows_no_secret():
     secrets = {
         "git": {"host": "git.example.org", "username": "u", "password": "git-secret"},
         "registry": [{"host": "r.example.org:5000", "username": "u", "password": "registry-secret"}],
+        "base": [{"host": "r.example.org:5000", "username": "u", "password": "base-secret"}],
     }
     job = Job.parse(job_document(credentials=secrets, source="https://git.example.org/a/b", allow_hosts=["10.0.0.1"]))
     request = job.request()
     assert request.git_credential.password == "git-secret"
-    assert request.registry_credentials.find("r.example.org:5000").password == "registry-secret"
+    assert job.registry_credentials.find("r.example.org:5000").password == "registry-secret"
+    assert request.registry_credentials.find("r.example.org:5000").password == "base-secret"
     assert request.registry_credentials.find("example.org") is None
+    assert request.registry == job.registry
     assert request.allow_hosts == ("10.0.0.1",)
     assert request.recipe == RECIPE
     assert not request.source.trusted

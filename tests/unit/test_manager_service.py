@@ -201,7 +201,7 @@ def test_a_job_document_is_whole(world):
         "seconds": 3500.0,
         "allow_local": False,
         "allow_hosts": ["git.internal"],
-        "credentials": {"git": None, "registry": []},
+        "credentials": {"git": None, "registry": [], "base": []},
     }
 
 
@@ -226,6 +226,18 @@ def test_credentials_reach_the_builder_and_nothing_that_is_kept(world):
     assert SECRET not in json.dumps(world.manager.events(project.id))
     assert SECRET not in repr(world.manager.settings)
     assert deployment.token not in repr(deployment)
+
+
+def test_a_base_is_never_read_with_what_builders_push_with(world):
+    names = Names(registry=named(REGISTRY, "127.0.0.1:5073"))
+    push = {"host": "127.0.0.1:5073", "username": "flops", "password": "push-secret"}
+    world.restart(credentials=names, registry_login=push)
+    own = {"host": "127.0.0.1:5073", "username": "u", "password": SECRET}
+    for more, expected in (({}, ([push], [])), ({"registry_credential": "team"}, ([own], [own]))):
+        project = building(world, ml_repo_url=f"https://git.example.com/acme/{len(more)}", **more)
+        deployment = world.orchestrator.job_of(project).deployment
+        given = world.manager.job(project.id, 1, deployment.token)["credentials"]
+        assert (given["registry"], given["base"]) == expected
 
 
 def test_only_its_own_token_opens_an_attempt(world):

@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops import process
-from flops.builder.repository.address import allows
 from flops.builder.repository.checkout import checkout, resolve_commit
 from flops.builder.repository.git import Git, GitCredential
 from flops.builder.repository.route import find_route
 from flops.builder.repository.source import Source, SourceKind, parse_source
 from flops.errors import BadUrl, BlockedAddress, CloneFailed, CredentialInUrl, FlopsError
-from flops.oci.addresses import is_public, literal
+from flops.oci.addresses import allows, is_public, literal
 
 PRIVATE = [
     "127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "017700000001", "0177.0.0.1",

@@ -21,6 +21,8 @@ from flops.builder.files import File, Link
 from flops.builder.formats.requirement import PythonRequest
 from flops.builder.foundation import Foundation
 from flops.builder.images import actors
+from flops.builder.repository.source import parse_source
+from flops.builder.request import Request
 from flops.builder.rootfs import Base, standalone, standalone_layers
 from flops.builder.rootfs.bytecode import Interpreter, pyc_path
 from flops.builder.rootfs.standalone import PREFIX, StandalonePythons
@@ -449,9 +451,8 @@ class Notes(Silent):
 
 
 def foundation(settings, reporter, platforms=BOTH):
-    return Foundation(
-        Recipe(), platforms, settings=settings, blobs=BlobStore(settings.cache_dir), reporter=reporter, upgrade=False
-    )
+    asked = Request(source=parse_source("https://git.example.org/a/b"), platforms=platforms, recipe=Recipe())
+    return Foundation(asked, settings=settings, blobs=BlobStore(settings.cache_dir), reporter=reporter)
 
 
 def request(text, specifier):

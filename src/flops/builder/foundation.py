@@ -17,20 +17,19 @@ from flops.builder.rootfs.standalone_layers import StandaloneLayers
 from flops.errors import BaseUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from flops.builder.layer_records import LayerRecords
+    from flops.builder.request import Request
     from flops.builder.rootfs import Base
     from flops.builder.rootfs.base_image import ImageBase
     from flops.builder.rootfs.bytecode import Interpreter
     from flops.builder.shared_cache import SharedCache
     from flops.errors import Finding
     from flops.oci.client import RegistryClient
-    from flops.oci.credentials import Credentials
     from flops.oci.layout import BlobStore
     from flops.platforms import Platform
     from flops.progress import Reporter
-    from flops.recipe import Recipe
     from flops.settings import Settings
 
 
@@ -39,32 +38,28 @@ class Foundation:
 
     def __init__(
         self,
-        recipe: Recipe,
-        platforms: Sequence[Platform],
+        request: Request,
         *,
         settings: Settings,
         blobs: BlobStore,
         reporter: Reporter,
-        upgrade: bool,
-        credentials: Credentials | None = None,
         shared: SharedCache | None = None,
         records: LayerRecords | None = None,
     ) -> None:
         self._shared = shared
         self._records = records
-        self._recipe = recipe
-        self._platforms = platforms
+        self._request = request
+        self._recipe = request.recipe
+        self._platforms = request.platforms
         self._settings = settings
         self._blobs = blobs
         self._reporter = reporter
-        self._upgrade = upgrade
-        self._credentials = credentials
         self._pool = ThreadPoolExecutor(max_workers=3, thread_name_prefix="base")
         self._guard = threading.Lock()
         self._client: RegistryClient | None = None
         self._providers: dict[str, DebianBase | ImageBase] = {}
         self._prepared: dict[tuple[str, str], Future[Mapping[Platform, Base]]] = {}
-        self._pythons = StandalonePythons(settings, upgrade=upgrade)
+        self._pythons = StandalonePythons(settings, upgrade=request.upgrade)
         self._offers: dict[str, Offer] = {}
         self._standalone: dict[str, StandaloneLayers] = {}
 
@@ -203,7 +198,7 @@ class Foundation:
             blobs=self._blobs,
             settings=self._settings,
             compression=self._recipe.compression,
-            upgrade=self._upgrade,
+            upgrade=self._request.upgrade,
             reporter=self._reporter,
             shared=self._shared,
             records=self._records,
@@ -214,16 +209,19 @@ class Foundation:
             raise BaseUnavailable("no base image was named", hint="--base-image REF")
         # slow to import, and seldom needed
         from flops.builder.rootfs.base_image import ImageBase  # noqa: PLC0415
+        from flops.oci.addresses import PinnedHosts  # noqa: PLC0415
         from flops.oci.client import RegistryClient  # noqa: PLC0415
         from flops.oci.credentials import UserCredentials  # noqa: PLC0415
         from flops.oci.reference import Reference  # noqa: PLC0415
 
         reference = Reference.parse(self._recipe.base)
-        self._client = RegistryClient(
-            reference.registry,
-            credentials=self._credentials or UserCredentials.of_user(),
-            verify=self._settings.ca_bundle,
-        )
+        request, registry = self._request, reference.registry
+        credentials, hosts = request.registry_credentials, None
+        if request.source.trusted:
+            credentials = credentials or UserCredentials.of_user()
+        elif request.registry is None or registry.url != request.registry.url:
+            credentials, hosts = None, PinnedHosts(request.allow_hosts)
+        self._client = RegistryClient(registry, credentials=credentials, hosts=hosts, verify=self._settings.ca_bundle)
         return ImageBase(
             reference,
             self._client,

@@ -121,16 +121,7 @@ def check(
         wheels = stack.enter_context(
             WheelCache(cache / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
         )
-        foundation = stack.enter_context(
-            Foundation(
-                request.recipe,
-                request.platforms,
-                settings=settings,
-                blobs=blobs,
-                reporter=told,
-                upgrade=request.upgrade,
-            )
-        )
+        foundation = stack.enter_context(Foundation(request, settings=settings, blobs=blobs, reporter=told))
         locker = Locker(
             cache,
             index_url=settings.index_url,

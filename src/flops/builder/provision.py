@@ -84,15 +84,7 @@ class Provisioner:
         self.clock = Clock(reporter)
         self.foundation = stack.enter_context(
             Foundation(
-                request.recipe,
-                request.platforms,
-                settings=settings,
-                blobs=self.blobs,
-                reporter=reporter,
-                upgrade=request.upgrade,
-                credentials=request.registry_credentials,
-                shared=shared,
-                records=self.records,
+                request, settings=settings, blobs=self.blobs, reporter=reporter, shared=shared, records=self.records
             )
         )
         self.locker = Locker(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flops.builder.repository.git import GitCredential
     from flops.builder.repository.source import Source
     from flops.oci.credentials import Credentials
+    from flops.oci.reference import Registry
     from flops.platforms import Platform
     from flops.recipe import Recipe
 
@@ -29,9 +30,11 @@ class Request:
     """Build although a matching image exists, and move a tag that holds another recipe."""
     verify: bool = True
     allow_hosts: tuple[str, ...] = ()
-    """Names or addresses inside the operator's network that an untrusted source may be at."""
+    """Names or addresses inside the operator's network that an untrusted source or base image may be at."""
     git_credential: GitCredential | None = field(default=None, repr=False)
+    registry: Registry | None = None
+    """The service's own, for an untrusted source: a base image from another one is judged, and asked for as nobody."""
     registry_credentials: Credentials | None = field(default=None, repr=False)
-    """For base images; None: those of the user who called."""
+    """For base images; None: those of the user who called, where the source is trusted."""
     sign: Path | None = None
     """A private key for signatures; None: the settings' one."""

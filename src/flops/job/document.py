@@ -41,6 +41,9 @@ class Job:
     allow_hosts: tuple[str, ...]
     git_credential: GitCredential | None = field(repr=False)
     registry_credentials: FixedCredentials = field(repr=False)
+    """To push with."""
+    base_credentials: FixedCredentials = field(repr=False)
+    """The project's own, to read base images with."""
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
@@ -71,12 +74,8 @@ class Job:
                 git_credential=GitCredential(**{name: git[name] for name in ("host", "username", "password")})
                 if git
                 else None,
-                registry_credentials=FixedCredentials(
-                    by_host={
-                        one["host"]: Credential(username=one["username"], password=one["password"])
-                        for one in secrets["registry"]
-                    }
-                ),
+                registry_credentials=_credentials(secrets["registry"]),
+                base_credentials=_credentials(secrets["base"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ManagerRefused(
@@ -94,7 +93,8 @@ class Job:
             force=self.force,
             allow_hosts=self.allow_hosts,
             git_credential=self.git_credential,
-            registry_credentials=self.registry_credentials,
+            registry=self.registry,
+            registry_credentials=self.base_credentials,
         )
 
 
@@ -108,6 +108,12 @@ def _recipe(document: Mapping[str, Any]) -> Recipe:
         base=document["base"],
         subdir=document["subdir"],
         groups=tuple(document["groups"]),
+    )
+
+
+def _credentials(entries: Any) -> FixedCredentials:
+    return FixedCredentials(
+        by_host={one["host"]: Credential(username=one["username"], password=one["password"]) for one in entries}
     )
 
 

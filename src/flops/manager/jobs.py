@@ -70,7 +70,11 @@ def job_document(
         "seconds": max(1.0, round(left, 3)),
         "allow_local": settings.allow_local,
         "allow_hosts": list(settings.allow_hosts),
-        "credentials": {"git": git_login(project, settings), "registry": registry_logins(project, settings)},
+        "credentials": {
+            "git": git_login(project, settings),
+            "registry": _list(registry_login(project, settings)),
+            "base": _list(_named_login(project, settings)),
+        },
     }
 
 
@@ -81,14 +85,18 @@ def git_login(project: Project, settings: ManagerSettings) -> dict[str, str] | N
 
 
 def registry_login(project: Project, settings: ManagerSettings) -> dict[str, str] | None:
-    """What the project named, or else what everybody gets."""
+    """What the project named, or else what everybody gets to push with."""
+    return _named_login(project, settings) or settings.registry_login
+
+
+def _named_login(project: Project, settings: ManagerSettings) -> dict[str, str] | None:
+    """Base images are read with this alone: what a builder pushes with may read other projects' images."""
     known = settings.credentials.registry.by_name.get(project.sla.get("registry_credential") or "")
-    return known.to_json() if known else settings.registry_login
+    return known.to_json() if known else None
 
 
-def registry_logins(project: Project, settings: ManagerSettings) -> list[dict[str, str]]:
-    found = registry_login(project, settings)
-    return [found] if found else []
+def _list(login: dict[str, str] | None) -> list[dict[str, str]]:
+    return [login] if login else []
 
 
 def _recipe(recipe: Recipe) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from flops.oci.hosts import check_realm
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Mapping
 
+    from flops.oci.addresses import PinnedHosts
     from flops.oci.credentials import Credential, Credentials
     from flops.oci.reference import Registry
 
@@ -56,8 +57,16 @@ class RegistryAuthentication(httpx.Auth):
     each scope; a token that was refused is renewed once for the request.
     """
 
-    def __init__(self, registry: Registry, credentials: Credentials | None, *, realms: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        credentials: Credentials | None,
+        *,
+        realms: Collection[str] = (),
+        hosts: PinnedHosts | None = None,
+    ) -> None:
         self._registry = registry
+        self._hosts = hosts
         self._credentials = credentials
         self._realms = realms
         self._origin = _origin(httpx.URL(registry.url))
@@ -134,7 +143,7 @@ class RegistryAuthentication(httpx.Auth):
         """Ask the realm for a token, with credentials where we have some, else as anybody."""
         try:
             realm = httpx.URL(challenge.parameters.get("realm", ""))
-            check_realm(self._registry, realm, self._realms)
+            check_realm(self._registry, realm, self._realms, self._hosts)
         except (httpx.InvalidURL, UnicodeError) as error:  # a host that is no IDNA name is seen when it is asked for
             raise AuthRealm(f"the registry {self._registry.host} names a token realm that can't be read") from error
         scopes = merge_scopes((*challenge.parameters.get("scope", "").split(), *scope))
@@ -223,5 +232,5 @@ def _token_request(
     return httpx.Request("GET", realm.copy_with(params=query), headers=headers)
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
+def _origin(url: httpx.URL) -> tuple[str, bytes, int | None]:
+    return url.scheme, url.raw_host, url.port or {"http": 80, "https": 443}.get(url.scheme)

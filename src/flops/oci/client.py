@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
     from flops.http import Retry
+    from flops.oci.addresses import PinnedHosts
     from flops.oci.artifacts import Artifact, Content
     from flops.oci.blobs import BlobStore
     from flops.oci.credentials import Credentials
@@ -41,7 +42,8 @@ class RegistryClient:
 
     Without `credentials` it is nobody. `verify` names a file of trusted certificates; `realms` are further hosts that may
     give tokens; `workers` is the number of requests at once to begin with, `chunk` the bytes of a request's body at most.
-    RegistryError and its kinds for everything that goes wrong.
+    With `hosts`, somebody else named the registry: it, and where it leads to, is judged and pinned (BlockedAddress).
+    RegistryError and its kinds for everything else that goes wrong.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RegistryClient:
         chunk: int | None = None,
         realms: Collection[str] = (),
         retry: Retry | None = None,
+        hosts: PinnedHosts | None = None,
     ) -> None:
         self.registry = registry
         self.workers = workers
@@ -67,6 +70,7 @@ class RegistryClient:
             chunk=chunk,
             realms=realms,
             retry=retry,
+            hosts=hosts,
         )
         self._manifests = Manifests(self._session)
         self._blobs = RemoteBlobs(self._session)

@@ -21,13 +21,14 @@ from flops.errors import (
 from flops.http import Retry, Transient, is_transient, retry_after
 from flops.oci import answers
 from flops.oci.authentication import SCOPE, RegistryAuthentication
-from flops.oci.hosts import check_location
+from flops.oci.hosts import PinnedTransport, check_location
 from flops.oci.pressure import Pressure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from flops.oci.addresses import PinnedHosts
     from flops.oci.credentials import Credentials
     from flops.oci.reference import Registry
 
@@ -55,25 +56,28 @@ class Session:
         chunk: int | None = None,
         realms: Collection[str] = (),
         retry: Retry | None = None,
+        hosts: PinnedHosts | None = None,
     ) -> None:
         self.registry = registry
+        self._hosts = hosts
         self.retry = retry or Retry()
         self.chunk = chunk
         """Bytes of a request's body at most; smaller once the registry, or what stands before it, refused a larger one."""
         connections = 2 * workers + 2
         self.pressure = Pressure(start=workers, most=connections)
         self._reached = False
-        self._authentication = RegistryAuthentication(registry, credentials, realms=realms)
+        self._authentication = RegistryAuthentication(registry, credentials, realms=realms, hosts=hosts)
         host = f"[{registry.hostname}]" if ":" in registry.hostname else registry.hostname
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30)
+        if hosts is not None and transport is None:
+            transport = PinnedTransport(hosts, verify=http.trust(verify), limits=limits)
         self._client = http.client(
             verify,
             transport=transport,
             direct=host if registry.loopback else "",
             auth=self._authentication,
             timeout=_TIMEOUT,
-            limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30
-            ),
+            limits=limits,
             # A blob must arrive as it lies there: no content encoding.
             headers={"Accept": "*/*", "Accept-Encoding": "identity"},
         )
@@ -139,7 +143,7 @@ class Session:
         """An address that an answer names; RegistryRefused where it may not be followed."""
         try:
             url = response.request.url.join(text)
-            return check_location(self.registry, url)
+            return check_location(self.registry, url, self._hosts)
         except (httpx.InvalidURL, UnicodeError) as error:  # a host that is no IDNA name is seen when it is asked for
             raise RegistryRefused(f"the registry {self.registry.host} told a Location that can't be read") from error
 

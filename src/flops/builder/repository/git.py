@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from flops import http, process
 from flops.builder.limits import limited
-from flops.builder.repository.address import normal
 from flops.errors import (
     CloneAuth,
     CloneFailed,
@@ -30,6 +29,7 @@ from flops.errors import (
     RepositoryLimit,
     ToolTimeout,
 )
+from flops.oci.addresses import normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

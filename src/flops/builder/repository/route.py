@@ -11,18 +11,14 @@ held to its key; another one is believed, each time anew.
 from __future__ import annotations
 
 import base64
-import ipaddress
 import shlex
-import socket
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from flops.builder.repository.address import allows, blocked, check_host
 from flops.builder.repository.git import PORTS, Git
 from flops.errors import BadUrl, CloneFailed
-from flops.oci.addresses import is_public
+from flops.oci.addresses import PinnedHosts, find_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -114,35 +110,17 @@ def find_route(url: str, *, allow_hosts: Collection[str] = (), credential: GitCr
     host = parts.hostname or ""
     if parts.scheme not in PORTS:
         raise BadUrl("the source of a project is neither an https nor an ssh URL")
-    check_host(host, allow_hosts)
+    try:
+        addresses = PinnedHosts(allow_hosts).judge(host)
+    except OSError as error:
+        if parts.scheme != "https" or find_proxy("https", host) is None:
+            raise CloneFailed(
+                f"the host {host} was not found", hint="check the URL's spelling and this machine's name service"
+            ) from error
+        addresses = ()
     port = parts.port or PORTS[parts.scheme]
-    addresses = _resolve(host, port, proxied=parts.scheme == "https" and _has_proxy(host))
-    if not allows(allow_hosts, host):
-        for one in addresses:
-            if not is_public(ipaddress.ip_address(one)) and not allows(allow_hosts, one):
-                raise blocked(host, one)
     fitting = credential if credential is not None and credential.fits(url) else None
     return Route(scheme=parts.scheme, host=host, port=port, addresses=addresses, credential=fitting)
-
-
-def _resolve(host: str, port: int, *, proxied: bool) -> tuple[str, ...]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        if proxied:
-            return ()
-        raise CloneFailed(
-            f"the host {host} was not found", hint="check the URL's spelling and this machine's name service"
-        ) from error
-    return tuple(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
-
-
-def _has_proxy(host: str) -> bool:
-    """Whether the environment that git inherits names a proxy for https to this host."""
-    proxies = urllib.request.getproxies_environment()
-    if not (proxies.get("https") or proxies.get("all")):
-        return False
-    return not urllib.request.proxy_bypass(host, proxies)
 
 
 def _quoted(path: Path) -> str:

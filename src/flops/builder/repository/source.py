@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from flops.builder.repository.address import check_host
 from flops.errors import BadUrl, CredentialInUrl
-from flops.oci.addresses import literal
+from flops.oci.addresses import check_host, literal
 
 if TYPE_CHECKING:
     from collections.abc import Collection
