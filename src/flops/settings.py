@@ -119,7 +119,10 @@ class Settings(BaseSettings):
     allow_local: bool = False
     """Projects may name directories of this machine."""
     allow_hosts: str = ""
-    """Comma-separated names or addresses inside the operator's network that projects may clone from."""
+    """Comma-separated names or addresses inside the operator's network that projects may clone and take base images from."""
+    base_images: str = ""
+    """Comma-separated base images that an SLA may name: `HOST/NAME:TAG`, or beginnings that end with `/` or `*`. None by
+    default. A host inside the operator's network, other than the registry's own, must stand in `allow_hosts` too."""
     git_credentials: SecretStr | None = None
     """JSON, `{NAME: {"host", "username", "password"}}`: what an SLA's `git_credential` names."""
     registry_credentials: SecretStr | None = None

@@ -80,6 +80,7 @@ class TestProjects:
             (sla(ml_repo_url="https://u:p@git.example.com/a/b"), "CREDENTIAL_IN_URL"),
             (sla(ml_repo_url="file:///etc"), "BAD_URL"),
             (sla(ml_repo_ref="--upload-pack=x"), "BAD_REF"),
+            (sla(base_image="registry.example.org/python:3.11"), "SLA_INVALID"),
         ],
     )
     def test_what_can_be_seen_at_submission_is_422(self, web, document, code):

@@ -28,6 +28,7 @@ from flops.errors import (
 )
 from flops.manager.credentials import GIT, REGISTRY, NamedCredentials, Names
 from flops.manager.project import BuilderState, State
+from flops.manager.settings import BaseImages
 from flops_wire.events import FIELDS, event
 
 SECRET = "sentinel-of-a-password"
@@ -238,6 +239,17 @@ def test_a_base_is_never_read_with_what_builders_push_with(world):
         deployment = world.orchestrator.job_of(project).deployment
         given = world.manager.job(project.id, 1, deployment.token)["credentials"]
         assert (given["registry"], given["base"]) == expected
+
+
+def test_base_images_are_those_of_the_operators_list(world):
+    listed = "registry.example.org/python:3.11"
+    world.restart(base_images=BaseImages.parse(listed))
+    assert building(world, base_image=listed).sla["base_image"] == listed
+    with pytest.raises(SlaInvalid) as caught:
+        building(world, base_image="registry.example.org/python:3.12")
+    assert [finding.path for finding in caught.value.findings] == ["/base_image"]
+    assert listed in caught.value.hint
+    assert "FLOPS_BASE_IMAGES" in caught.value.hint
 
 
 def test_only_its_own_token_opens_an_attempt(world):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from flops.errors import BadSetting, CredentialUnknown, SlaInvalid
 from flops.manager.credentials import GIT, REGISTRY, NamedCredential, NamedCredentials, Names
+from flops.manager.settings import BaseImages
 from flops.manager.sla import parse_sla, recipe_of
+from flops.oci.reference import Reference
 from flops.platforms import Platform
 from flops.recipe import Flavor, Policy, Recipe
 
@@ -18,7 +20,7 @@ URL = "https://git.example.com/acme/digits"
 
 
 def parse(**document):
-    return parse_sla({"ml_repo_url": URL, **document}, names=Names())
+    return parse_sla({"ml_repo_url": URL, **document}, names=Names(), bases=BaseImages.parse("*"))
 
 
 def pointers(document, names=None):
@@ -194,6 +196,45 @@ def test_credentials_are_names_that_the_operator_knows_for_this_host():
     assert "secret-word" not in str(caught.value.to_json())
     with pytest.raises(SlaInvalid):
         parse_sla({**document, "policy": 1}, names=Names(), registry="https://registry.test")
+
+
+DIGEST = "sha256:" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked", "allowed"),
+    [
+        ("", "registry.example.org/python:3.11", False),
+        ("*", "http://10.0.0.1/python:3.11", True),
+        ("registry.example.org/python:3.11", "registry.example.org/python:3.11", True),
+        (" a.example/b:1 , registry.example.org/python", "https://registry.example.org/python:latest", True),
+        ("docker.io/python:3.11", "docker.io/library/python:3.11", True),
+        ("registry.example.org/python:3.11", "registry.example.org/python:3.11.1", False),
+        ("registry.example.org/python:3.11", f"registry.example.org/python:3.11@{DIGEST}", False),
+        ("registry.example.org/python:3.11", "http://registry.example.org/python:3.11", False),
+        ("registry.example.org/python:3.11", "registry.example.org:8443/python:3.11", False),
+        (f"registry.example.org/python@{DIGEST}", f"registry.example.org/python:3.12@{DIGEST}", True),
+        ("registry.example.org/bases/", "registry.example.org/bases/python:3.11", True),
+        ("registry.example.org/bases/", "registry.example.org/bases-of-others/python:3.11", False),
+        ("registry.example.org/", "registry.example.org.evil.example/python:3.11", False),
+        ("http://registry.example.org/", "registry.example.org/python:3.11", False),
+        ("http://registry.example.org/", "http://registry.example.org/python:3.11", True),
+        ("registry.example.org/python:3.*", "registry.example.org/python:3.11", True),
+        ("registry.example.org/python:3.*", f"registry.example.org/python:3.11@{DIGEST}", False),
+        ("registry.example.org/python*", f"registry.example.org/python@{DIGEST}", True),
+        ("localhost:5000/*", "127.0.0.1:5000/python:3.11", False),
+    ],
+)
+def test_a_base_image_is_one_that_the_operator_lists(listed, asked, allowed):
+    assert BaseImages.parse(listed).allow(Reference.parse(asked)) is allowed
+
+
+@pytest.mark.parametrize(
+    "listed", ["registry.example.org*", "/", "python", "u:p@registry.example.org/", "ftp://a.example/b*"]
+)
+def test_a_list_of_base_images_that_can_not_be_meant(listed):
+    with pytest.raises(BadSetting, match="FLOPS_BASE_IMAGES"):
+        BaseImages.parse(f"a.example/b:1,{listed}")
 
 
 json_values = st.recursive(

@@ -84,7 +84,7 @@ SLA: Schema = {
         "policy": _choice(Policy, "fix: repair and report; strict: repair nothing."),
         "accelerator": _choice(Accelerator, "Which builds of a framework are wanted."),
         "compression": _choice(Compression, "gzip: quick to build; zstd: smaller, for newer runtimes."),
-        "base_image": _text("A base image, HOST/NAME:TAG, instead of Debian packages."),
+        "base_image": _text("A base image that the operator lists, HOST/NAME:TAG, instead of Debian packages."),
         "groups": _texts("Groups of pyproject.toml that are needed too."),
         "git_credential": _text("A name of the operator's FLOPS_GIT_CREDENTIALS; for its host only."),
         "registry_credential": _text("A name of the operator's FLOPS_REGISTRY_CREDENTIALS; for its host only."),

@@ -263,7 +263,10 @@ class Manager:
         def judge(sla: Sla) -> Place:
             return self._sources.judge(sla.url, ref=sla.ref, subdir=sla.subdir)
 
-        sla = parse_sla(document, names=self.settings.credentials, registry=self.settings.registry, judge=judge)
+        settings = self.settings
+        sla = parse_sla(
+            document, names=settings.credentials, registry=settings.registry, bases=settings.base_images, judge=judge
+        )
         place = judge(sla)
         return Project(
             id=secrets.token_hex(12),

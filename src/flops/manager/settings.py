@@ -5,10 +5,57 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flops.errors import BadSetting, BadTarget
 from flops.manager.credentials import Names
+from flops.oci.reference import Reference, Registry
 
 if TYPE_CHECKING:
     from flops.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseImages:
+    """The base images that an SLA may name (FLOPS_BASE_IMAGES): references, and beginnings of some, with their scheme."""
+
+    exact: frozenset[str] = frozenset()
+    beginnings: tuple[str, ...] = ()
+    text: str = ""
+    """As the operator wrote it."""
+
+    @classmethod
+    def parse(cls, text: str) -> BaseImages:
+        """BadSetting for an entry that is neither; a beginning holds its registry's whole name, but `*` is all there is."""
+        exact, beginnings = set(), []
+        for entry in filter(None, map(str.strip, text.split(","))):
+            try:
+                if entry.endswith(("/", "*")):
+                    beginnings.append(_beginning(entry))
+                else:
+                    exact.add(_exactly(Reference.parse(entry)))
+            except BadTarget as error:
+                raise BadSetting(
+                    f"FLOPS_BASE_IMAGES: {error.message}",
+                    hint="write HOST/NAME:TAG, or a beginning that ends with / or *: HOST/NAMES/, HOST/NAME:1.*",
+                ) from error
+        return cls(exact=frozenset(exact), beginnings=tuple(beginnings), text=text)
+
+    def allow(self, reference: Reference) -> bool:
+        asked = _exactly(reference)
+        return asked in self.exact or asked.startswith(self.beginnings)
+
+
+def _beginning(entry: str) -> str:
+    scheme, separator, rest = entry.removesuffix("*").rpartition("://")
+    host, slash, start = rest.partition("/")
+    if not slash and entry != "*":
+        raise BadTarget(f"{entry!r} does not hold its registry's whole name")
+    return f"{Registry.parse(scheme + separator + host).url}/{start}" if slash else ""
+
+
+def _exactly(reference: Reference) -> str:
+    """With the scheme, and with the digest alone where there is one: then a tag says nothing."""
+    selector = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
+    return f"{reference.registry.url}/{reference.repository}{selector}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +80,7 @@ class ManagerSettings:
     """Of one project; what comes beyond is left out, save its outcome and the leave to tag."""
     allow_local: bool = False
     allow_hosts: tuple[str, ...] = ()
+    base_images: BaseImages = field(default_factory=BaseImages)
     credentials: Names = field(default_factory=Names)
     mirror: bool = False
     """Somebody takes what is put out for FLOps' broker."""
@@ -58,6 +106,7 @@ class ManagerSettings:
             keep_projects=settings.keep_projects,
             allow_local=settings.allow_local,
             allow_hosts=tuple(name.strip() for name in settings.allow_hosts.split(",") if name.strip()),
+            base_images=BaseImages.parse(settings.base_images),
             credentials=Names.of(settings),
             mirror=settings.broker is not None,
         )

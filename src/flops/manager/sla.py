@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.utils import canonicalize_name
 
 from flops.errors import BadRef, CredentialUnknown, FlopsError, SlaInvalid
+from flops.manager.settings import BaseImages
 from flops.manager.sla_fields import Fields
 from flops.oci.reference import Reference, Registry
 from flops.platforms import Platform
@@ -124,12 +125,18 @@ def recipe_of(document: Mapping[str, Any]) -> Recipe:
 
 
 def parse_sla(
-    document: object, *, names: Names, registry: str | None = None, judge: Callable[[Sla], object] = lambda _sla: None
+    document: object,
+    *,
+    names: Names,
+    registry: str | None = None,
+    bases: BaseImages | None = None,
+    judge: Callable[[Sla], object] = lambda _sla: None,
 ) -> Sla:
     """Read a request. SlaInvalid holds every place that is wrong; CredentialUnknown where only a credential's name is.
 
-    `names` are the operator's credentials; one for the registry must be for the host of `registry`. `judge` raises an
-    error for a source that may not be built; that is raised, with its place, where nothing else is wrong.
+    `names` are the operator's credentials; one for the registry must be for the host of `registry`. `bases` are the base
+    images that the operator lists. `judge` raises an error for a source that may not be built; that is raised, with its
+    place, where nothing else is wrong.
     """
     top = Fields.of(document)
     if top.findings:  # no object, so nothing is to be said about its keys
@@ -146,7 +153,7 @@ def parse_sla(
         policy=top.choice("policy", Policy, Policy.FIX),
         accelerator=top.choice("accelerator", Accelerator, Accelerator.CPU),
         compression=top.choice("compression", Compression, Compression.GZIP),
-        base_image=_base_image(top),
+        base_image=_base_image(top, bases or BaseImages()),
         groups=tuple(
             sorted({canonicalize_name(name) for name in top.texts("groups", limit=LIST_LIMIT, pattern=GROUP)})
         ),
@@ -208,11 +215,13 @@ def _platforms(top: Fields) -> tuple[Platform, ...]:
     return tuple(sorted(found))
 
 
-def _base_image(top: Fields) -> str | None:
+def _base_image(top: Fields, bases: BaseImages) -> str | None:
     text = top.text("base_image", limit=NAME_LIMIT)
     if text is not None:
         try:
-            Reference.parse(text)
+            if not bases.allow(Reference.parse(text)):
+                listed = f"write one of these: {bases.text}" if bases.text else "leave it out"
+                top.find("base_image", "is none that projects may use here", f"{listed}; the operator lists them in FLOPS_BASE_IMAGES")
         except FlopsError as error:
             top.find("base_image", f"is no image: {error.message}", error.hint)
     return text
