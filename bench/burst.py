@@ -25,26 +25,24 @@ from typing import IO, TYPE_CHECKING, Any
 
 import httpx
 
-from flops.builder.lookup import SourceLookup
-from flops.manager.access import Access
-from flops.manager.api import create_app
-from flops.manager.gate import OpenGate
-from flops.manager.orchestrators import Phase, Status
-from flops.manager.server import listen, serve
-from flops.manager.service import Manager
-from flops.manager.session import Sessions
-from flops.manager.settings import ManagerSettings
-from flops.manager.store import Store
+from flops.orchestrators import BuilderPhase, Status
+from flops.service.access import Access, OpenGate, Sessions
+from flops.service.api import create_app
+from flops.service.manager_settings import ManagerSettings
+from flops.service.operations import Manager
+from flops.service.server import listen, serve
+from flops.service.store import Store
+from flops.use_cases.lookup import SourceLookup
 from flops_wire.events import TAGGING, event
 from flops_wire.manager import PROJECTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from flops.builder.lookup import Place
-    from flops.manager.orchestrators import Deployment, Handle
+    from flops.orchestrators import Deployment, Handle
     from flops.platforms import Platform
     from flops.recipe import Recipe
+    from flops.use_cases.lookup import ImagePlace
 
 MEMORY = 200
 """Megabytes (PSS) of the manager."""
@@ -74,7 +72,7 @@ class Announced:
         return {"job": deployment.job}
 
     def status(self, job: str, handle: Handle) -> Status:  # noqa: ARG002
-        return Status(phase=Phase.RUNNING)
+        return Status(phase=BuilderPhase.RUNNING)
 
     def remove(self, job: str, handle: Handle | None) -> bool:  # noqa: ARG002
         return True
@@ -87,7 +85,7 @@ class Announced:
 
 
 class Commits(SourceLookup):
-    def commit(self, place: Place, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:  # noqa: ARG002
+    def commit(self, place: ImagePlace, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:  # noqa: ARG002
         return COMMIT
 
 
@@ -99,7 +97,7 @@ class Images:
 
     def standing(
         self,
-        place: Place,
+        place: ImagePlace,
         commit: str,
         recipe: Recipe,
         platforms: tuple[Platform, ...],

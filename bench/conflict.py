@@ -13,13 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from flops.builder.dependencies import repair
-from flops.builder.dependencies.doctor import PythonChoice
-from flops.builder.dependencies.repair import Case
-from flops.builder.dependencies.trial import Pages, Trial
-from flops.builder.formats.requirements import read
-from flops.builder.locking.lock import Locker
+from flops.formats.requirements import read
+from flops.locking.lock import Locker
 from flops.platforms import Platform
+from flops.repair import repair
+from flops.repair.doctor import PythonChoice
+from flops.repair.repair import Case
+from flops.repair.trial import Pages, Trial
 from flops.settings import Settings
 
 #: pandas 2.2.1 asks for NumPy 1; all others take NumPy 2.1.

@@ -21,9 +21,9 @@ import time
 import zipfile
 from pathlib import Path
 
-from flops.builder.wheels.wheel_layer import WheelFile, write_layer
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import LayerWriter
+from flops.wheels.wheel_layer import WheelFile, write_layer
 
 FILENAME = "large-1.0-py3-none-any.whl"
 BLOCK = 1_000_000

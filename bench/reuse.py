@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cold_build import MEGABYTE, Run, build, change_code, make_repository, registry
 
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from flops.manager.orchestrators.oakestra_api import decode
+from flops.orchestrators.oakestra_api import decode
 
 RECORDS = Path(__file__).parents[1] / "tests" / "oakestra_requests"
 _NAME = re.compile(r"\{([a-z_]+(?:-\d+)?)\}")

@@ -24,7 +24,7 @@ from uv import find_uv_bin
 
 from flops.errors import FlopsError, Unresolvable
 from flops.platforms import Platform
-from flops.process import run
+from flops.programs import run
 from flops.settings import Settings
 
 ROOT = Path(__file__).parents[1]

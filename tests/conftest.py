@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from hypothesis import HealthCheck, settings
 
-from flops.builder.locking.lock import Locker
+from flops.locking.lock import Locker
 
 # A machine that is busy with something else is no failure of ours.
 settings.register_profile("flops", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)

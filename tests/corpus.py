@@ -27,17 +27,17 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.contract import structure
-from flops.builder.dependencies import doctor, own_lock
-from flops.builder.dependencies.doctor import PythonChoice
-from flops.builder.formats import requirements
-from flops.builder.locking.lock import Locker
-from flops.builder.repository.checkout import checkout
-from flops.builder.repository.source import parse_source
+from flops.contract import structure
 from flops.errors import DependencyError, FlopsError
+from flops.formats import requirements
+from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy
+from flops.repair import doctor, own_lock
+from flops.repair.doctor import PythonChoice
+from flops.repository.checkout import checkout
+from flops.repository.source import parse_source
 
 REPOS = Path(__file__).parent / "repos"
 OFFERED = (
@@ -117,7 +117,7 @@ def resolve(name, room, locker: Locker, table):
     def otherwise():
         modules = frozenset(item.module for item in found.imports if item.reached)
         files = done.read(requirements.is_candidate)
-        return doctor.resolve(asked, platforms(expected), OFFERED, **question, modules=modules, files=files)
+        return doctor.find_locks(asked, platforms(expected), OFFERED, **question, modules=modules, files=files)
 
     resolution = own_lock.resolve(asked, platforms(expected), OFFERED, **question, otherwise=otherwise)
     notes = own_lock.compare_hashes(asked, resolution.locks, Silent())

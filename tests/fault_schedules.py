@@ -27,9 +27,9 @@ from flops.oci.descriptor import INDEX, Descriptor
 from flops.oci.image import ImageConfig, compose, index, parse_index, parse_manifest
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
-from flops.oci.registry import create_app
-from flops.oci.registry_store import RegistryStore
 from flops.platforms import Platform
+from flops.registry.app import create_app
+from flops.registry.storage import RegistryStore
 
 TOKEN = "a token of the schedules"
 REGISTRY = Registry.parse("http://registry.test")

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from flops.oci.image import parse_manifest
-from flops.oci.image_documents import parse_config
+from flops.oci.image import parse_config, parse_manifest
 from flops.platforms import Platform
 
 #: Seconds until a learner that was started says that it waits.

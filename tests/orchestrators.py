@@ -1,4 +1,4 @@
-"""A scripted orchestrator, git host and registry: the protocols of `flops.manager`, obeyed by a test.
+"""A scripted orchestrator, git host and registry: the protocols of `flops.service`, obeyed by a test.
 
 Builders are records, or threads where `builder` is given; how they stand is what the script says.
 """
@@ -9,13 +9,13 @@ import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flops.builder.lookup import SourceLookup
 from flops.errors import OrchestratorUnreachable
-from flops.manager.clock import SystemClock
-from flops.manager.orchestrators import Deployment, Phase, Status
-from flops.manager.reconcile import Kind
-from flops.manager.settings import ManagerSettings
-from flops.manager.store import Store
+from flops.orchestrators import BuilderPhase, Deployment, Status
+from flops.service.ledger import SystemClock
+from flops.service.manager_settings import ManagerSettings
+from flops.service.reconcile import TaskKind
+from flops.service.store import Store
+from flops.use_cases.lookup import SourceLookup
 from flops_wire.events import TAGGING, event
 
 COMMIT = "c" * 40
@@ -30,7 +30,7 @@ class Builder:
     """What was deployed."""
 
     deployment: Deployment
-    status: Status = field(default_factory=lambda: Status(phase=Phase.RUNNING))
+    status: Status = field(default_factory=lambda: Status(phase=BuilderPhase.RUNNING))
     log: str = "hello from the builder\n"
     thread: threading.Thread | None = None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -53,7 +53,7 @@ class ScriptedOrchestrator:
         self.faults: list[tuple[str, BaseException]] = []
         self.forgetful = 0
         """So many removals are not done although they were asked for."""
-        self.first = Status(phase=Phase.RUNNING)
+        self.first = Status(phase=BuilderPhase.RUNNING)
         """How a new builder stands."""
         self.most = 0
         """Builders that existed at the same time, at most."""
@@ -81,7 +81,7 @@ class ScriptedOrchestrator:
             self.calls.append(("status", job))
             self._fault("status")
             known = self.builders.get(job)
-            return known.status if known else Status(phase=Phase.GONE)
+            return known.status if known else Status(phase=BuilderPhase.GONE)
 
     def remove(self, job, handle):
         with self.guard:
@@ -115,7 +115,7 @@ class ScriptedOrchestrator:
     def lose(self, project, *, code=None, evicted=False, failed=False, memory_kills=None) -> None:
         """Its builder ends without a word."""
         self.job_of(project).status = Status(
-            phase=Phase.ENDED, exit_code=code, evicted=evicted, failed=failed, memory_kills=memory_kills
+            phase=BuilderPhase.ENDED, exit_code=code, evicted=evicted, failed=failed, memory_kills=memory_kills
         )
 
     def unreachable(self, verb: str, times: int = 1) -> None:
@@ -124,7 +124,7 @@ class ScriptedOrchestrator:
     def _run(self, made: Builder) -> None:
         self.builder(made.deployment, made.stop)
         with self.guard:
-            made.status = Status(phase=Phase.ENDED, exit_code=0)
+            made.status = Status(phase=BuilderPhase.ENDED, exit_code=0)
 
     def _fault(self, verb: str) -> None:
         if self.faults and self.faults[0][0] == verb:
@@ -312,7 +312,7 @@ class World:
         self.open()
 
     def open(self) -> None:
-        from flops.manager.service import Manager
+        from flops.service.operations import Manager
 
         self.store = opened(Store(self.path))
         self.manager = Manager(
@@ -374,7 +374,7 @@ class World:
     def prove(self):
         """Ask the registry for all success that was reported; what became of each."""
         reconciler = self.manager.reconciler
-        return [reconciler.perform(task) for task in reconciler.due() if task.kind is Kind.PROVE]
+        return [reconciler.perform(task) for task in reconciler.due() if task.kind is TaskKind.PROVE]
 
     def kinds(self, project) -> list[tuple[str, str]]:
         return [(one["stage"], one["kind"]) for one in self.manager.events(project.id)]

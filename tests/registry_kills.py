@@ -17,7 +17,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 PROGRAM = """
 import sys
 from pathlib import Path
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
 with EmbeddedRegistry(Path(sys.argv[1])) as server:
     print(server.port, flush=True)
     sys.stdin.read()

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 import httpx
 
 from flops.connections import Room, Server
-from flops.manager.access import Access
-from flops.manager.gate import OpenGate
-from flops.manager.server import listen
-from flops.manager.session import Sessions
+from flops.service.access import Access, OpenGate, Sessions
+from flops.service.server import listen
 
 URL = "http://127.0.0.1:5072"
 

@@ -17,7 +17,7 @@ import pytest
 from tests.faults.builders import is_fetch, is_tag
 from tests.faults.service import descendants, processes, wait_until
 
-from flops.manager.orchestrators.processes import read
+from flops.orchestrators.processes import read
 
 #: A tmpfs of 64 MB in containers, unless they were given another one.
 SHARED = Path("/dev/shm")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from flops.manager.orchestrators.processes import scan
+from flops.orchestrators.processes import scan
 from flops_wire.events import TERMINAL_KINDS
 from flops_wire.manager import ENDED, JOB_ID, PROJECTS
 

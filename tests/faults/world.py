@@ -18,7 +18,7 @@ from tests.faults.gate import Cut, Gate, Quiet, ask_for_login, before, running
 from tests.faults.service import Service, processes, wait_until
 from tests.integration.test_checkout_servers import Backend, QuietServer, commit, git
 
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
 from flops_wire.events import TAGGING, TERMINAL_KINDS
 
 METHODS = (

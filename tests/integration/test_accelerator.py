@@ -13,16 +13,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from packaging.requirements import Requirement as Pep508
 
-from flops.builder.dependencies import accelerator, doctor
-from flops.builder.dependencies.doctor import PythonChoice
-from flops.builder.formats.requirement import FileHash, Requirement
-from flops.builder.formats.requirements import Requirements
-from flops.builder.locking.compiler import Compiler
-from flops.builder.locking.lock import Lock, LockedWheel, Locker
-from flops.builder.locking.pylock import Target
+from flops.formats.requirement import FileHash, Requirement
+from flops.formats.requirements import Requirements
+from flops.locking.compiler import Compiler
+from flops.locking.lock import Lock, LockedWheel, Locker
+from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Accelerator, Policy
+from flops.repair import accelerator, doctor
+from flops.repair.doctor import PythonChoice
 
 pytestmark = pytest.mark.integration
 
@@ -115,7 +115,7 @@ def wanted(*lines: str, hashes: tuple[FileHash, ...] = ()) -> Requirements:
 
 def choose(requirements, locker: Locker, *, want=Accelerator.CPU, platforms=(AMD64, ARM64)):
     def solve(requirements, locker: Locker):
-        return doctor.resolve(
+        return doctor.find_locks(
             requirements,
             platforms,
             [BOOKWORM],
@@ -190,7 +190,7 @@ def test_an_index_that_does_not_answer_is_told_with_what_images_carry(torch, tmp
 
 def test_silence_is_remembered_and_asked_about_again(torch, tmp_path, monkeypatch):
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=DEAD, retries=0)
-    target = Target(platform=AMD64, python="3.11.2", glibc=(2, 36))
+    target = LockTarget(platform=AMD64, python="3.11.2", glibc=(2, 36))
     reason = locker.cpu_refusal(target)
     assert reason
     with monkeypatch.context() as patch:
@@ -229,8 +229,8 @@ def test_hashes_of_the_ordinary_builds_keep_them(torch, cpu_torch, tmp_path):
     chosen = accelerator._cpu(  # the doctor would refuse the false hash; what counts is the choice
         wanted("torch==2.1.1", hashes=hashes),
         locker,
-        [Target(platform=AMD64, python="3.11.2", glibc=(2, 36))],
-        lambda requirements, _: doctor.Resolution(python=BOOKWORM, locks={}, adjustments=()),
+        [LockTarget(platform=AMD64, python="3.11.2", glibc=(2, 36))],
+        lambda requirements, _: doctor.FoundLocks(python=BOOKWORM, locks={}, adjustments=()),
     )
     assert chosen.refusal == "the repository names the hashes of other builds"
     assert cpu_torch.asked == []

@@ -6,12 +6,12 @@ import pytest
 import trustme
 from tests.tls import serving
 
-from flops.builder.locking.lock import Locker
-from flops.builder.repository.checkout import resolve_commit
-from flops.builder.repository.source import parse_source
-from flops.builder.rootfs import apt
+from flops.base.debian import apt
 from flops.errors import BaseUnavailable, CloneFailed, FlopsError, IndexUnreachable
+from flops.locking.lock import Locker
 from flops.platforms import Platform
+from flops.repository.checkout import resolve_commit
+from flops.repository.source import parse_source
 
 pytestmark = pytest.mark.integration
 

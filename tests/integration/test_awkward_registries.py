@@ -14,8 +14,8 @@ from flops.oci.client import RegistryClient
 from flops.oci.image import INDEX, ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.rootfs import apt, bytecode
-from flops.builder.rootfs.base_image import ImageBase
-from flops.builder.rootfs.bytecode import Target, pyc_path, write_bytecode
-from flops.builder.rootfs.debian import DebianBase, Suite
+from flops.base import bytecode
+from flops.base.bytecode import BytecodeTarget, pyc_path, write_bytecode
+from flops.base.debian import apt
+from flops.base.debian.debian_base import DebianBase, Suite
+from flops.base.image_base import ImageBase
 from flops.errors import BaseUnavailable
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -139,7 +140,7 @@ def test_bytecode_of_the_real_interpreter_does_not_depend_on_its_neighbours(base
         path = tmp_path / "layer"
         with path.open("wb") as output:
             writer = LayerWriter(output)
-            assert write_bytecode(interpreter, [Target(writer=writer, sources=files)]) == ()
+            assert write_bytecode(interpreter, [BytecodeTarget(writer=writer, sources=files)]) == ()
             writer.close()
         with tarfile.open(path) as archive:
             return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}

@@ -9,9 +9,9 @@ import sys
 import pytest
 import uv
 
-from flops.builder.formats.bounds import bounds
-from flops.builder.locking.lock import Locker
 from flops.errors import IndexUnreachable
+from flops.formats.bounds import bounds
+from flops.locking.lock import Locker
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from tests.learner_start import start_learner
 
-from flops.builder.rootfs.debian import DebianBase, Suite
+from flops.base.debian.debian_base import DebianBase, Suite
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import ImageConfig, compose, index, parse_config, parse_index, parse_manifest
 from flops.oci.layout import Layout
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration

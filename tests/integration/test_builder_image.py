@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.rootfs import apt
+from flops.base.debian import apt
 from flops.errors import BaseUnavailable
 from flops.oci.client import RegistryClient
 from flops.oci.reference import Reference
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -30,7 +30,7 @@ LARGEST = 200 * 1000 * 1000
 APT = """
 import tempfile
 from pathlib import Path
-from flops.builder.rootfs import apt
+from flops.base import apt
 from flops.platforms import Platform
 from flops.settings import Settings
 

@@ -20,14 +20,7 @@ import pytest
 import trustme
 from tests import hostile_packs
 
-from flops import process
-from flops.builder import lookup
-from flops.builder.lookup import SourceLookup
-from flops.builder.repository import route
-from flops.builder.repository.checkout import checkout, resolve_commit
-from flops.builder.repository.git import GitCredential
-from flops.builder.repository.source import Source, SourceKind, parse_source
-from flops.builder.repository.tree import Limits
+from flops import programs
 from flops.errors import (
     BlockedAddress,
     CloneAuth,
@@ -41,6 +34,13 @@ from flops.errors import (
     SubdirNotFound,
 )
 from flops.progress import Silent
+from flops.repository import route
+from flops.repository.checkout import checkout, resolve_commit
+from flops.repository.git import GitCredential
+from flops.repository.source import Source, SourceKind, parse_source
+from flops.repository.tree_writer import TreeLimits
+from flops.use_cases import lookup
+from flops.use_cases.lookup import SourceLookup
 
 pytestmark = pytest.mark.integration
 
@@ -267,7 +267,7 @@ def test_only_one_commit_is_fetched(https, repository, tmp_path):
         (repository.work / "data.bin").write_bytes(os.urandom(400_000))
         commit(repository.work, {"n.txt": str(number)})
     repository.push()
-    limits = Limits(pack_bytes=700_000)  # the history has three times as much
+    limits = TreeLimits(pack_bytes=700_000)  # the history has three times as much
     assert read(https, tmp_path / "out", limits=limits).files
 
 
@@ -404,13 +404,13 @@ def test_git_connects_to_what_was_resolved_and_judged(https, repository, tmp_pat
 def test_a_credential_is_shown_to_its_host_alone(https, repository, tmp_path, named, monkeypatch):
     https.private = True
     seen = []
-    run = process.run
+    run = programs.run
 
     def watched(arguments, **options):
         seen.append(" ".join(map(str, arguments)))
         return run(arguments, **options)
 
-    monkeypatch.setattr(process, "run", watched)
+    monkeypatch.setattr(programs, "run", watched)
     own = GitCredential(host=https.host, username="user", password="secret")
     words, holders = [], set()
 
@@ -459,12 +459,12 @@ def test_limits_hold_while_fetching(https, repository, tmp_path):
     commit(repository.work, {})
     repository.push()
     with pytest.raises(RepositoryLimit):
-        read(https, tmp_path / "a", limits=Limits(pack_bytes=300_000))
+        read(https, tmp_path / "a", limits=TreeLimits(pack_bytes=300_000))
     with pytest.raises(RepositoryLimit):
-        read(https, tmp_path / "b", limits=Limits(bytes=600_000))
+        read(https, tmp_path / "b", limits=TreeLimits(bytes=600_000))
     with pytest.raises(RepositoryLimit):
-        read(https, tmp_path / "c", limits=Limits(files=3))
-    assert read(https, tmp_path / "d", limits=Limits(files=4, bytes=700_000)).files
+        read(https, tmp_path / "c", limits=TreeLimits(files=3))
+    assert read(https, tmp_path / "d", limits=TreeLimits(files=4, bytes=700_000)).files
     assert list(tmp_path.glob(".git-*")) == []
 
 
@@ -484,7 +484,7 @@ def test_a_small_pack_that_unfolds_is_a_large_repository(https, tmp_path, make, 
     https.protocol = None
     make(https.root / "Acme" / "Bomb.git")
     with pytest.raises(RepositoryLimit, match=told) as caught:
-        read(https, tmp_path / "out", url=f"https://{https.host}/Acme/Bomb.git", limits=Limits(memory=1 << 27))
+        read(https, tmp_path / "out", url=f"https://{https.host}/Acme/Bomb.git", limits=TreeLimits(memory=1 << 27))
     assert "connection" not in caught.value.hint
 
 
@@ -497,11 +497,11 @@ def test_all_that_a_host_sends_is_bounded(https, repository, tmp_path):
         git(repository.bare, "repack", "--quiet")
     https.protocol = None
     git(repository.bare, "update-server-info")
-    assert read(https, tmp_path / "out", limits=Limits(pack_bytes=2_000_000)).files
+    assert read(https, tmp_path / "out", limits=TreeLimits(pack_bytes=2_000_000)).files
     waited = threading.Event()
     https.before = lambda path: waited.wait(0.3) if path.endswith(".pack") else None  # the watcher looks now and then
     with pytest.raises(RepositoryLimit, match="the host sends more than"):
-        read(https, tmp_path / "less", limits=Limits(pack_bytes=500_000))
+        read(https, tmp_path / "less", limits=TreeLimits(pack_bytes=500_000))
 
 
 @pytest.mark.parametrize("ref", [None, "main", "0123456"])
@@ -530,7 +530,7 @@ def test_a_server_that_does_not_answer(https, tmp_path):
     https.delay = 30
     started = time.monotonic()
     with pytest.raises(CloneTimeout):
-        read(https, tmp_path / "out", limits=Limits(seconds=1.5))
+        read(https, tmp_path / "out", limits=TreeLimits(seconds=1.5))
     assert time.monotonic() - started < 10
 
 

@@ -9,9 +9,9 @@ from tests.integration.test_registries import server
 from tests.unit.test_concurrent_tags import check_whole, pause, together
 from tests.unit.test_publish import AMD64, ARM64, delivery, store
 
-from flops.builder.publishing.publish import RegistryTarget
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
+from flops.publishing.publish import RegistryTarget
 
 pytestmark = pytest.mark.integration
 __all__ = ["server", "store"]

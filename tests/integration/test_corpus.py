@@ -11,14 +11,14 @@ import uv
 from packaging.markers import Marker
 from tests import corpus
 
-from flops.builder.dependencies import own_lock
-from flops.builder.formats import requirements
-from flops.builder.locking.lock import Locker
-from flops.builder.locking.pylock import Target
 from flops.errors import IndexUnreachable
+from flops.formats import requirements
+from flops.locking.lock import Locker
+from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy
+from flops.repair import own_lock
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -98,7 +98,7 @@ def test_a_uv_lock_gives_what_uv_exports_of_it(project):
     only_trackers = set()
     for platform in Platform:
         for python in ("3.10.0", "3.10.14", "3.11.2", "3.11.3", "3.12.0", "3.13.5"):
-            environment = Target(platform=platform, python=python, glibc=(2, 36)).marker_environment
+            environment = LockTarget(platform=platform, python=python, glibc=(2, 36)).marker_environment
             ours, theirs = taken(lock, environment), taken(export, environment)
             assert ours.items() <= theirs.items()
             only_trackers |= theirs.keys() - ours.keys()
@@ -123,7 +123,7 @@ def test_a_lock_of_uv_is_taken_with_its_hashes(project, locker: Locker):
         assert resolution.python.version == "3.11.2"
         assert own_lock.compare_hashes(found, resolution.locks, Silent()) == ()
         for platform, lock in resolution.locks.items():
-            environment = Target(platform=platform, python="3.11.2", glibc=(2, 36)).marker_environment
+            environment = LockTarget(platform=platform, python="3.11.2", glibc=(2, 36)).marker_environment
             assert {wheel.name: f"=={wheel.version}" for wheel in lock.wheels} == taken(found, environment)
 
 

@@ -9,17 +9,17 @@ from packaging.requirements import Requirement as Pep508
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from flops import process
-from flops.builder.dependencies import pins, pythons
-from flops.builder.dependencies.doctor import PythonChoice, resolve
-from flops.builder.dependencies.pythons import Wish
-from flops.builder.formats.requirement import PythonRequest, Requirement
-from flops.builder.formats.requirements import Requirements
-from flops.builder.locking.lock import Locker
+from flops import programs
 from flops.errors import IndexUnreachable, NoWheel, PackageNotFound, PythonUnavailable, Unresolvable, UsageError
+from flops.formats.requirement import PythonRequest, Requirement
+from flops.formats.requirements import Requirements
+from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy
+from flops.repair import pins, pythons
+from flops.repair.doctor import PythonChoice, find_locks
+from flops.repair.pythons import Wish
 
 pytestmark = pytest.mark.integration
 
@@ -75,7 +75,7 @@ def run(
     offered=(BOOKWORM, TRIXIE),
     reporter=None,
 ):
-    return resolve(
+    return find_locks(
         requirements,
         platforms,
         offered,
@@ -125,7 +125,7 @@ def test_a_repair_is_remembered(shelf, locker: Locker, tmp_path, monkeypatch):
     shelf.stop()
     fresh = Locker(tmp_path / "cache", index_url=shelf.url, retries=0)
     with monkeypatch.context() as patch:
-        patch.setattr(process, "run", None)
+        patch.setattr(programs, "run", None)
         assert run(fresh, wanted("native==1.0")) == first
     upgrading = Locker(tmp_path / "cache", index_url=shelf.url, retries=0, upgrade=True)
     with pytest.raises(IndexUnreachable):

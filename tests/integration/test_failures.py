@@ -15,8 +15,8 @@ from flops.oci.client import RegistryClient
 from flops.oci.image import INDEX, ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.layout import BlobStore
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from flops.oci.client import RegistryClient
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 
@@ -48,7 +48,7 @@ def form(registry, components, *tail, platforms="linux/amd64", local=True, **var
     words = [f"http://{registry.host}", "p1", components.broker, components.observer]
     words += [f"--supported_platforms={platforms}", *map(str, tail)]
     settings = {"FLOPS_ALLOW_LOCAL": "1" if local else "0", "PYTHONPATH": str(ROOT / "src"), **variables}
-    program = "import sys; from flops.job.flops_form import main; sys.exit(main())"
+    program = "import sys; from flops.compat.flops_form import main; sys.exit(main())"
     with subprocess.Popen(
         [sys.executable, "-c", program, *words],
         env={**os.environ, **settings},

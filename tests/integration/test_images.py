@@ -13,11 +13,7 @@ import httpx
 import pytest
 from tests.ports import unused_port
 
-from flops.builder.images.actors import Actor
-from flops.builder.publishing.delivery import Delivery
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.records import BUILD, Part, Record
-from flops.builder.records.attach import Attachments
+from flops.actors import Actor
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import ImageConfig, compose, parse_manifest
@@ -25,6 +21,10 @@ from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
 from flops.oci.signature import SigningKey, signature_tag
 from flops.platforms import Platform
+from flops.publishing.delivery import Delivery
+from flops.publishing.publish import RegistryTarget
+from flops.records import BUILD, Part, Record
+from flops.records.attach import Attachments
 
 pytestmark = pytest.mark.integration
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from tests.unit import test_job as unit
 
-from flops.oci.registry import EmbeddedRegistry
 from flops.recipe import Flavor, Policy, Recipe
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

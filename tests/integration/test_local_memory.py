@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flops.manager.orchestrators import Deployment, Phase
-from flops.manager.orchestrators.local import LocalOrchestrator
+from flops.orchestrators import BuilderPhase, Deployment
+from flops.orchestrators.local import LocalOrchestrator
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +52,7 @@ def test_the_kernel_s_own_kill_is_counted(tmp_path, cgroup):
     handle = orchestrator.deploy(deployment)
     try:
         end = time.monotonic() + 60
-        while (status := orchestrator.status(deployment.job, handle)).phase is Phase.RUNNING:
+        while (status := orchestrator.status(deployment.job, handle)).phase is BuilderPhase.RUNNING:
             assert time.monotonic() < end, f"it was not killed: {os.listdir(cgroup)}"
             time.sleep(0.02)
         assert status.exit_code == 137, orchestrator.logs(deployment.job, handle)

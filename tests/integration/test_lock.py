@@ -16,10 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flops import process
-from flops.builder.locking import pylock
-from flops.builder.locking.lock import Lock, LockedWheel, Locker
-from flops.builder.locking.pylock import Target
+from flops import programs
 from flops.errors import (
     BadSetting,
     FlopsError,
@@ -31,6 +28,9 @@ from flops.errors import (
     ToolFailed,
     Unresolvable,
 )
+from flops.locking import pylock
+from flops.locking.lock import Lock, LockedWheel, Locker
+from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 
 pytestmark = pytest.mark.integration
@@ -243,13 +243,13 @@ def test_credentials_of_the_index_reach_only_the_index(index, tmp_path, monkeypa
     index.user = "me:s3cret"
     index.add("plain", "2.0")
     commands = []
-    run = process.run
+    run = programs.run
 
     def record(words, **options):
         commands.append(words)
         return run(words, **options)
 
-    monkeypatch.setattr(process, "run", record)
+    monkeypatch.setattr(programs, "run", record)
     locker = Locker(tmp_path, index_url=f"http://me:s3cret@{index.host}/simple", retries=0)
     lock = locker.lock(["plain"], platform=AMD64, **BOOKWORM)
     assert lock.wheels[0].url == f"http://{index.host}/files/plain-2.0-py3-none-any.whl"
@@ -428,7 +428,7 @@ def test_offline_without_the_metadata(index, tmp_path):
 
 
 def test_probe_finds_the_version_of_one_requirement(index, locker):
-    target = Target(platform=ARM64, python="3.11.2", glibc=(2, 36))
+    target = LockTarget(platform=ARM64, python="3.11.2", glibc=(2, 36))
     index.add("base", "1.0", "missing")
     index.add("base", "2.0", "missing")
     index.add("base", "3.0", tag="cp311-cp311-manylinux_2_17_x86_64")
@@ -451,7 +451,7 @@ def test_an_index_is_http(tmp_path, url):
 
 
 # --- pylock ---------------------------------------------------------------------------------------
-TARGET = Target(platform=AMD64, python="3.11.2", glibc=(2, 36))
+TARGET = LockTarget(platform=AMD64, python="3.11.2", glibc=(2, 36))
 SHA = "a" * 64
 
 

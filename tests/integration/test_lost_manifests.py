@@ -6,13 +6,13 @@ import pytest
 from tests.integration.test_registries import DockerRegistry, run
 from tests.unit.test_build import AMD64, ARM64, Told, repository, request, settings, world
 
-from flops.builder.build import build
-from flops.builder.images.actors import Actor
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.records import KINDS
+from flops.actors import Actor
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_index, parse_manifest
-from flops.oci.registry import EmbeddedRegistry
+from flops.publishing.publish import RegistryTarget
+from flops.records import KINDS
+from flops.registry.app import EmbeddedRegistry
+from flops.use_cases.build import build
 
 pytestmark = pytest.mark.integration
 __all__ = ["repository", "settings", "world"]  # fixtures

@@ -18,11 +18,10 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 from tests.ports import unused_port
 
-from flops.broker import BrokerAddress, Publisher
-from flops.manager.mirror import Mirror
-from flops.manager.mirror_messages import mirror_messages
-from flops.manager.project import Project
-from flops.manager.store import Store
+from flops.compat.broker import BrokerAddress, Publisher
+from flops.service.mirror import Mirror, mirror_messages
+from flops.service.project import Project
+from flops.service.store import Store
 from flops_wire.events import event
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,7 @@ import time
 import pytest
 from tests.ports import unused_port
 
-from flops.broker import BrokerAddress, Publisher
+from flops.compat.broker import BrokerAddress, Publisher
 from flops_wire import flops
 
 pytestmark = pytest.mark.integration

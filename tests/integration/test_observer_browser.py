@@ -19,10 +19,10 @@ from tests.integration.test_serve import serve
 from tests.unit.test_observer_page import Kept
 from tests.web import serving
 
-from flops.manager.project import BuilderState, Project, State
-from flops.manager.store import Store
 from flops.observer.view import LINES
 from flops.observer.web import ObserverPages
+from flops.service.project import BuilderState, Project, State
+from flops.service.store import Store
 from flops.settings import Settings
 from flops_wire.manager import PROJECTS
 

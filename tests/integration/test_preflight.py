@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flops.builder.dependencies import imports, privacy
-from flops.builder.locking.lock import Locker
-from flops.builder.preflight import check
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
-from flops.builder.wheels.provides import Provides, provided
-from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import IndexUnreachable, NoWheel, Unresolvable
+from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Recipe
+from flops.repair import imports, trackers
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
+from flops.use_cases.check import check
+from flops.wheels.provides import Provides, provided
+from flops.wheels.wheel_cache import WheelCache
 
 pytestmark = pytest.mark.integration
 
@@ -99,7 +99,7 @@ def test_every_package_that_is_added_for_a_module_has_it(locker: Locker, provide
 
 
 def test_every_tracker_has_the_modules_that_lead_to_it(locker: Locker, provides: Provides):
-    table = privacy.trackers()
+    table = trackers.trackers()
     found = contents(locker, provides, sorted(table))
     wrong = {
         name: module

@@ -6,15 +6,15 @@ import hashlib
 
 import pytest
 
-from flops.builder.dependencies.doctor import PythonChoice, resolve
-from flops.builder.formats import requirements as reader
-from flops.builder.locking.lock import Locker
-from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import IndexUnreachable
+from flops.formats import requirements as reader
+from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy
+from flops.repair.doctor import PythonChoice, find_locks
 from flops.settings import Settings
+from flops.wheels.wheel_cache import WheelCache
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +71,7 @@ def locker(cache):
 
 
 def run(locker: Locker, name: str, text: str):
-    return resolve(
+    return find_locks(
         reader.read({name: text.encode()}),
         Platform,
         OFFERED,

@@ -15,8 +15,6 @@ import pytest
 import trustme
 from tests.ports import unused_port
 
-from flops.builder.housekeeping.removal import foretell
-from flops.builder.housekeeping.retention import Pruning, Removal
 from flops.errors import DeletesUnsupported, RegistryAuth, RegistryRefused, RegistryUnreachable
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
@@ -24,9 +22,11 @@ from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
 from flops.oci.image import INDEX, ImageConfig, ImageIndex, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.prune.removal import foretell
+from flops.prune.retention import Pruning, Removal
 from flops.recipe import Compression
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

@@ -22,8 +22,8 @@ from flops.oci.descriptor import INDEX, Descriptor
 from flops.oci.image import ImageConfig, ImageIndex, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from flops.builder.dependencies.doctor import PythonChoice, resolve
-from flops.builder.formats import requirements as reader
-from flops.builder.locking.lock import Locker
 from flops.errors import NoWheel, PackageNotFound, SdistOnly, Unresolvable, VersionNotFound, Yanked
+from flops.formats import requirements as reader
+from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy
+from flops.repair.doctor import PythonChoice, find_locks
 
 pytestmark = pytest.mark.integration
 
@@ -23,7 +23,7 @@ NATIVE = (f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}")
 
 def run(locker: Locker, text, *, path="requirements.txt", policy=Policy.FIX, modules=(), offered=(BOOKWORM,)):
     files = {path: text.encode()}
-    return resolve(
+    return find_locks(
         reader.read(files),
         list(Platform),
         offered,

@@ -18,7 +18,7 @@ from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_index, parse_manifest
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

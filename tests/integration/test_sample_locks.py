@@ -3,7 +3,7 @@
 import pytest
 from tests import corpus
 
-from flops.builder.locking.lock import Locker
+from flops.locking.lock import Locker
 
 pytestmark = pytest.mark.integration
 

@@ -17,10 +17,10 @@ from schemathesis.generation import GenerationMode
 from tests.orchestrators import World, failed
 from tests.web import open_access, serving
 
-from flops.manager.api import create_app
-from flops.manager.bus import Bus
-from flops.manager.project import BuilderState, Project, State
-from flops.manager.streams import Streams
+from flops.service.api import create_app
+from flops.service.bus import Bus
+from flops.service.project import BuilderState, Project, State
+from flops.service.streams import Streams
 from flops_wire.manager import PROJECTS
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.learner_start import start_learner
 
-from flops.builder.rootfs.debian import SUITES, Suite
+from flops.base.debian.debian_base import SUITES, Suite
 from flops.oci.layout import Layout
 from flops.platforms import Platform
 

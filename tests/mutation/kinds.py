@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from flops.builder.formats.requirements import read
 from flops.errors import DependencyError
+from flops.formats.requirements import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable

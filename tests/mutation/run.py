@@ -25,21 +25,20 @@ from random import Random
 from tests.mutation.kinds import KINDS, REAL, Mutant, mutate
 from tests.mutation.samples import SAMPLES
 
-from flops.builder.clock import Clock
-from flops.builder.dependencies import rewrite
-from flops.builder.dependencies.decision import Question, settle
-from flops.builder.dependencies.doctor import PythonChoice
-from flops.builder.dependencies.inspection import inspect
-from flops.builder.locking.lock import Locker
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
-from flops.builder.wheels.provides import Provides
-from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import DependencyError, FlopsError
+from flops.locking.lock import Locker
 from flops.platforms import Platform
-from flops.progress import Silent
+from flops.progress import Silent, StageClock
 from flops.recipe import Accelerator, Recipe
+from flops.repair import rewrite
+from flops.repair.doctor import PythonChoice
+from flops.repair.inspection import inspect
+from flops.repair.resolve import LockRequest, resolve
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
+from flops.wheels.provides import Provides
+from flops.wheels.wheel_cache import WheelCache
 
 PYTHONS = (
     PythonChoice(version="3.11.2", minor="3.11", glibc=(2, 36), provider="debian", suite="bookworm"),
@@ -93,9 +92,11 @@ class Bench:
                 platforms=tuple(sorted(Platform)),
                 recipe=Recipe(accelerator=Accelerator.CUDA),  # whatever an index of CPU builds answers
             )
-            seen = inspect(request, room, settings=self.settings, clock=Clock(Silent()), reporter=Silent())
-            question = Question(platforms=request.platforms, pythons=PYTHONS, recipe=request.recipe, reporter=Silent())
-            settled = settle(seen, question, locker=self.locker, provides=self.provides)
+            seen = inspect(request, room, settings=self.settings, clock=StageClock(Silent()), reporter=Silent())
+            question = LockRequest(
+                platforms=request.platforms, pythons=PYTHONS, recipe=request.recipe, reporter=Silent()
+            )
+            settled = resolve(seen, question, locker=self.locker, provides=self.provides)
         changes = (*seen.requirements.adjustments, *settled.adjustments)
         told = [f"{one.code} {one.package} {one.before} -> {one.after}" for one in changes]
         return told, [one for one in settled.findings if one.code != "VERSIONS_DIFFER"]

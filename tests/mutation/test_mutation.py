@@ -8,8 +8,8 @@ import pytest
 from tests import corpus
 from tests.mutation import kinds, run, samples
 
-from flops.builder.dependencies.imports import known
-from flops.builder.locking.lock import Locker
+from flops.locking.lock import Locker
+from flops.repair.imports import known
 from flops.settings import Settings
 
 SEED = 7

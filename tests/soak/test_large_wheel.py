@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 
 pytestmark = pytest.mark.integration
 

@@ -10,17 +10,17 @@ import uuid
 from pathlib import Path
 
 import flops
-from flops.manager.orchestrators import Deployment, Phase
-from flops.manager.orchestrators.local import LocalOrchestrator
-from flops.manager.orchestrators.processes import scan
+from flops.orchestrators import BuilderPhase, Deployment
+from flops.orchestrators.local import LocalOrchestrator
+from flops.orchestrators.processes import scan
 
 LOOPS = int(os.environ.get("FLOPS_SOAK_LOOPS", "40"))
 SLEEP = "import time; time.sleep(600)"
 MANAGER = """
 import sys
 from pathlib import Path
-from flops.manager.orchestrators import Deployment
-from flops.manager.orchestrators.local import LocalOrchestrator
+from flops.orchestrators import Deployment
+from flops.orchestrators.local import LocalOrchestrator
 orchestrator = LocalOrchestrator(Path(sys.argv[1]), command=[sys.executable, "-c", sys.argv[3]])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -48,7 +48,7 @@ def test_a_manager_killed_while_it_deploys(tmp_path):
         handle = later.deploy(Deployment(job=job, project="p", url="u", token="t"))
         running = {one.pid for one in scan() if one.job == job}
         status = later.status(job, handle)
-        assert len(running) == (status.phase is Phase.RUNNING)
+        assert len(running) == (status.phase is BuilderPhase.RUNNING)
         assert before <= running
         counted["gone" if not running else "found" if before else "started"] += 1
         assert later.remove(job, handle)

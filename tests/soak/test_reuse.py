@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flops.oci.client import RegistryClient
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
 
 PLATFORMS = ("--platform", "linux/amd64,linux/arm64")
 

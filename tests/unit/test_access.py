@@ -14,11 +14,9 @@ from tests.web import URL, Web, open_access
 
 from flops.cli.main import main
 from flops.errors import AccessDenied, BadSetting, CredentialUnknown, OrchestratorUnreachable
-from flops.manager.access import Access
-from flops.manager.api import create_app
-from flops.manager.credentials import GIT, NamedCredentials, Names
-from flops.manager.gate import OakestraGate, OpenGate, TokenGate
-from flops.manager.session import COOKIE, Sessions
+from flops.service.access import COOKIE, Access, OakestraGate, OpenGate, Sessions, TokenGate
+from flops.service.api import create_app
+from flops.service.named_credentials import GIT, CredentialNames, NamedCredentials
 from flops.settings import Settings
 from flops_wire.manager import PROJECTS
 
@@ -514,7 +512,7 @@ class TestCredentials:
 
     def test_from_the_settings(self):
         entry = {"host": "h", "username": "u", "password": "p"}
-        names = Names.of(
+        names = CredentialNames.of(
             settings(git_credentials=json.dumps({"g": entry}), registry_credentials=json.dumps({"r": entry}))
         )
         assert (list(names.git.by_name), list(names.registry.by_name)) == (["g"], ["r"])

@@ -32,9 +32,9 @@ from flops.oci.descriptor import CONFIG, INDEX, MANIFEST, Descriptor
 from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.recipe import Compression
+from flops.registry.app import EmbeddedRegistry
 
 # --- the image specification's schemas, version 1.1: what its prose and tables demand ----------------------------------
 _TYPE = {

@@ -13,18 +13,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flops.builder.files import Directory, File, Link
-from flops.builder.images import assemble, bytecode_layer
-from flops.builder.images.assemble import Assembly, Workshop
-from flops.builder.images.layer_cache import LayerCache
-from flops.builder.images.plan import BytecodeLayer, FilesLayer, WheelsLayer
-from flops.builder.locking.lock import LockedWheel
-from flops.builder.rootfs.bytecode import Interpreter
-from flops.builder.wheels.wheel_cache import WheelCache
+from flops.base.bytecode import Interpreter
 from flops.errors import BaseUnavailable, IndexUnreachable, RegistryUnreachable, WheelHash, WheelRecord
+from flops.images import assemble, bytecode_layer
+from flops.images.assemble import Assembly, LayerTools
+from flops.images.layer_cache import LayerCache
+from flops.images.plan import BytecodeLayer, FilesLayer, WheelsLayer
+from flops.locking.lock import LockedWheel
 from flops.oci.blobs import BlobStore
+from flops.oci.entries import Directory, File, Link
 from flops.progress import Silent, Stage
 from flops.recipe import Compression
+from flops.wheels.wheel_cache import WheelCache
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 FULL = ".".join(map(str, sys.version_info[:3]))
@@ -120,7 +120,7 @@ def workshop(tmp_path, index):
             "reporter": Counting(),
             "workers": 2,
         }
-        one = Workshop(**(values | changes))
+        one = LayerTools(**(values | changes))
         object.__setattr__(one, "offered", offered)
         return one
 

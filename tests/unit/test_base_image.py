@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder import sandbox
-from flops.builder.images.actors import Actor
-from flops.builder.rootfs import bytecode
-from flops.builder.rootfs.base_image import ImageBase
-from flops.builder.rootfs.bytecode import Target, write_bytecode
-from flops.builder.rootfs.deb import Kind
-from flops.builder.rootfs.image_tree import ImageTree
-from flops.builder.rootfs.interpreter import unpack_interpreter
+from flops import sandbox
+from flops.actors import Actor
+from flops.base import bytecode
+from flops.base.bytecode import BytecodeTarget, unpack_interpreter, write_bytecode
+from flops.base.debian.deb import DebEntryKind
+from flops.base.image_base import ImageBase
+from flops.base.image_tree import ImageTree
 from flops.errors import BaseUnavailable, BaseUnsuitable, ImageNotFound, RegistryUnreachable
 from flops.oci.blobs import BlobStore
 from flops.oci.image import ImageConfig, compose
@@ -85,7 +84,7 @@ def test_upper_layers_replace_hide_and_empty_what_lies_below(store):
     tree = ImageTree.read([below, above], store)
     assert sorted(tree.nodes) == ["a", "a/three", "a/two", "b", "b/new", "c", "d"]
     assert tree.nodes["a/two"].size == 2
-    assert tree.nodes["c"].kind is Kind.FILE
+    assert tree.nodes["c"].kind is DebEntryKind.FILE
 
 
 @pytest.mark.parametrize("compression", list(Compression))
@@ -412,7 +411,7 @@ def test_a_static_program_in_the_place_of_a_loader_reads_and_writes_nothing_of_t
         output = io.BytesIO()
         writer = LayerWriter(output, compression=Compression.GZIP)
         sources = {f"{name}.py": (lambda: b"") for name in "abcdef"}
-        write_bytecode(interpreter, [Target(writer=writer, sources=sources)])
+        write_bytecode(interpreter, [BytecodeTarget(writer=writer, sources=sources)])
         writer.close()
         assert b"canary" in secret.read_bytes()
     with tarfile.open(fileobj=io.BytesIO(output.getvalue()), mode="r:gz") as archive:

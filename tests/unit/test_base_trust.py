@@ -13,9 +13,7 @@ from collections import defaultdict
 import pytest
 import trustme
 
-from flops.builder.foundation import Foundation
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
+from flops.base.bases import Bases
 from flops.errors import BaseUnavailable, BlockedAddress, FlopsError
 from flops.oci.blobs import BlobStore
 from flops.oci.credentials import Credential, FixedCredentials
@@ -23,6 +21,8 @@ from flops.oci.reference import Registry
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Recipe
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
 
 REGISTRY, AUTH, STORE = "registry.example.org", "auth.example.org", "store.example.net"
@@ -169,7 +169,7 @@ def take(tmp_path, network):
         )
         bundle = tmp_path / "ca.pem"
         settings = Settings(cache_dir=tmp_path / "cache", ca_bundle=bundle if bundle.exists() else None)
-        with Foundation(request, settings=settings, blobs=BlobStore(tmp_path / "cache"), reporter=Silent()) as bases:
+        with Bases(request, settings=settings, blobs=BlobStore(tmp_path / "cache"), reporter=Silent()) as bases:
             return bases.choices()
 
     return prepare

@@ -3,7 +3,7 @@
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flops.builder.formats import bounds
+from flops.formats import bounds
 
 
 def test_each_bound_has_its_reason_and_its_proof():

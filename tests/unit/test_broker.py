@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.ports import unused_port
 
-from flops.broker import BrokerAddress, Publisher
+from flops.compat import announcer as announcer_module
+from flops.compat.announcer import Announcer
+from flops.compat.broker import BrokerAddress, Publisher
 from flops.errors import BadSetting, BrokerUnreachable
-from flops.job import announcer as announcer_module
-from flops.job.announcer import Announcer
-from flops.manager import mirror as mirror_module
-from flops.manager.mirror import Mirror
+from flops.service import mirror as mirror_module
+from flops.service.mirror import Mirror
 
 SILENT = "silent"
 REFUSE = "refuse"
@@ -249,7 +249,7 @@ def test_the_mirror_sends_everything_in_order_through_every_outage(monkeypatch, 
     troubles = iter([None, BREAK, FORGET, None, None, FORGET, SILENT, BREAK] * 2)
     with (
         Broker(script=lambda nth: next(troubles, None)) as broker,
-        caplog.at_level(logging.INFO, "flops.manager.mirror"),
+        caplog.at_level(logging.INFO, "flops.service.mirror"),
     ):
         mirror = Mirror(outbox, Publisher(broker.address, seconds=0.3))
         mirror.start()
@@ -264,7 +264,7 @@ def test_the_mirror_sends_everything_in_order_through_every_outage(monkeypatch, 
 def test_the_mirror_of_a_broker_that_is_away_keeps_everything_and_ends_when_asked(caplog):
     outbox = Outbox(3)
     mirror = Mirror(outbox, Publisher(BrokerAddress(host="127.0.0.1", port=unused_port()), seconds=0.3))
-    with caplog.at_level(logging.WARNING, "flops.manager.mirror"):
+    with caplog.at_level(logging.WARNING, "flops.service.mirror"):
         mirror.start()
         wait_until(lambda: not mirror.connected)
         mirror.close()
@@ -276,7 +276,7 @@ def test_what_is_beyond_the_bound_is_dropped_counted_and_told_once_for_each_outa
     monkeypatch.setattr(mirror_module, "FIRST", 0.01)
     monkeypatch.setattr(mirror_module, "LONGEST", 0.01)
     outbox, dropped = Outbox(5), []
-    with Broker() as broker, caplog.at_level(logging.WARNING, "flops.manager.mirror"):
+    with Broker() as broker, caplog.at_level(logging.WARNING, "flops.service.mirror"):
         away = BrokerAddress(host="127.0.0.1", port=unused_port())
         publisher = Publisher(away, seconds=0.3)
         mirror = Mirror(outbox, publisher, backlog=3, dropped=dropped.append)

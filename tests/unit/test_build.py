@@ -14,33 +14,35 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flops.builder import preflight, provision, runtime
-from flops.builder.build import build
-from flops.builder.dependencies.accelerator import Chosen
-from flops.builder.dependencies.decision import Settlement
-from flops.builder.dependencies.doctor import PythonChoice, Resolution
-from flops.builder.images.actors import Actor
-from flops.builder.locking.lock import Lock, LockedWheel
-from flops.builder.preflight import check
-from flops.builder.publishing.local_targets import LayoutTarget
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
-from flops.builder.rootfs import Base
-from flops.builder.rootfs.bytecode import Interpreter
-from flops.builder.shared_cache import media_type
-from flops.builder.wheels.wheel_cache import WheelCache
+from flops.actors import Actor
+from flops.base import Base
+from flops.base.bytecode import Interpreter
 from flops.errors import Adjustment, BaseUnavailable, Cancelled, LayerConflict, NoWheel, StructureError
+from flops.images import runtime
+from flops.locking.lock import Lock, LockedWheel
 from flops.oci.artifacts import Content
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_config, parse_index, parse_manifest
 from flops.oci.layer import LayerWriter
 from flops.oci.layout import Layout
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.progress import Silent, Stage
+from flops.publishing.local_targets import LayoutTarget
+from flops.publishing.publish import RegistryTarget
 from flops.recipe import Compression, Flavor, Recipe
+from flops.registry.app import EmbeddedRegistry
+from flops.repair.accelerator import Chosen
+from flops.repair.doctor import FoundLocks, PythonChoice
+from flops.repair.resolve import Resolution
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
+from flops.store.shared import media_type
+from flops.use_cases import check as preflight
+from flops.use_cases import parts
+from flops.use_cases.build import build
+from flops.use_cases.check import check
+from flops.wheels.wheel_cache import WheelCache
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -139,13 +141,13 @@ class World:
         if "resolve" in self.failures:
             raise self.failures["resolve"]
         locks = {platform: self.locks[platform] for platform in question.platforms}
-        found = Resolution(python=self.python, locks=locks, adjustments=self.adjustments)
+        found = FoundLocks(python=self.python, locks=locks, adjustments=self.adjustments)
         chosen = Chosen(resolution=found, requirements=seen.requirements, locker=locker)
-        return Settlement(chosen=chosen, findings=(), adjustments=self.adjustments)
+        return Resolution(chosen=chosen, findings=(), adjustments=self.adjustments)
 
 
-class Bases:
-    """In the place of Foundation."""
+class FakeBases:
+    """In the place of Bases."""
 
     def __init__(self, world, platforms, blobs):
         self.world = world
@@ -206,12 +208,12 @@ class Bases:
 @pytest.fixture
 def world(monkeypatch):
     one = World()
-    for room in (provision, preflight):
-        monkeypatch.setattr(room, "Foundation", lambda request, *, blobs, **_: Bases(one, request.platforms, blobs))
+    for room in (parts, preflight):
+        monkeypatch.setattr(room, "Bases", lambda request, *, blobs, **_: FakeBases(one, request.platforms, blobs))
         monkeypatch.setattr(
             room, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
         )
-        monkeypatch.setattr(room, "settle", one.settle)
+        monkeypatch.setattr(room, "resolve", one.settle)
     monkeypatch.setattr(runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python))
     return one
 

@@ -10,20 +10,20 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import flops
-from flops.builder import builder_image as one
-from flops.builder import runtime
-from flops.builder.builder_image import BuilderImage, distribution
-from flops.builder.files import File, Link
-from flops.builder.rootfs import Base
-from flops.builder.rootfs.debian import DebianBase, Suite
-from flops.cli import images_builder
+from flops.base import Base
+from flops.base.debian.debian_base import DebianBase, Suite
+from flops.cli import images_make
 from flops.errors import UsageError
+from flops.images import runtime
 from flops.oci.blobs import BlobStore
+from flops.oci.entries import File, Link
 from flops.oci.image import ImageConfig, ImageIndex, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.layout import Layout
 from flops.platforms import Platform
 from flops.settings import Settings
+from flops.use_cases import builder_image as one
+from flops.use_cases.builder_image import BuilderImage, distribution
 
 ROOT = Path(__file__).parents[2]
 SITE = f"{one.PREFIX}/lib/python3.13/site-packages"
@@ -119,12 +119,12 @@ def test_a_tag_is_of_one_content(tmp_path):
 
 def test_it_is_written_into_a_layout_and_an_archive(tmp_path):
     image = small_image(BlobStore(tmp_path / "cache"))
-    name = images_builder._deliver(image, "1", client=None, output=tmp_path / "layout", pull=None)
+    name = images_make._deliver(image, "1", client=None, output=tmp_path / "layout", pull=None)
     assert name == "flops/builder:1"
     assert Layout(tmp_path / "layout").read(name).digest == image.index.digest
-    images_builder._deliver(image, "1", client=None, output=tmp_path / "image.tar", pull=None)
+    images_make._deliver(image, "1", client=None, output=tmp_path / "image.tar", pull=None)
     assert (tmp_path / "image.tar").stat().st_size > 1024
-    document = images_builder._document(image, name)
+    document = images_make._document(image, name)
     assert document["platforms"].keys() == {"linux/amd64", "linux/arm64"}
 
 
@@ -132,4 +132,4 @@ def test_it_is_written_into_a_layout_and_an_archive(tmp_path):
 def test_it_goes_to_one_place(monkeypatch, more):
     monkeypatch.delenv("FLOPS_REGISTRY", raising=False)
     with pytest.raises(UsageError, match="one place"):
-        images_builder.command(**more)
+        images_make.builder_command(**more)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.rootfs import bytecode
-from flops.builder.rootfs.bytecode import Interpreter, Target, pyc_path, write_bytecode
+from flops.base import bytecode
+from flops.base.bytecode import BytecodeTarget, Interpreter, pyc_path, write_bytecode
 from flops.errors import BuildError
 from flops.oci.layer import LayerWriter
 
@@ -51,7 +51,7 @@ def compiled(sources=SOURCES, *, workers=2):
 
 
 def target(writer, sources):
-    return Target(writer=writer, sources={path: partial(bytes, data) for path, data in sources.items()})
+    return BytecodeTarget(writer=writer, sources={path: partial(bytes, data) for path, data in sources.items()})
 
 
 def contents(output):

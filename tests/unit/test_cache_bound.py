@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flops.builder.housekeeping.cache_bound import ABANDONED, DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
-from flops.builder.images.layer_cache import LayerCache
-from flops.builder.locking.lock import LockedWheel
-from flops.builder.rootfs import BasePackage
-from flops.builder.rootfs.package_store import PackageStore
-from flops.builder.wheels.wheel_cache import WheelCache
-from flops.builder.wheels.wheel_layer import WheelLayer
+from flops.base import BasePackage
+from flops.base.packages import PackageStore
+from flops.images.layer_cache import LayerCache
+from flops.locking.lock import LockedWheel
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import Layer
+from flops.prune.cache_bound import ABANDONED, DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
 from flops.settings import Settings
+from flops.wheels.wheel_cache import WheelCache
+from flops.wheels.wheel_layer import WheelLayer
 
 BLOCK = 4096
 NOW = time.time()
@@ -165,7 +165,7 @@ def test_uses_are_seen(cache):
 
 def test_a_build_of_another_process_is_respected_and_a_killed_one_is_not(cache):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom flops.builder.housekeeping.cache_bound import CacheBound\n"
+        "import sys, time\nfrom pathlib import Path\nfrom flops.prune.cache_bound import CacheBound\n"
         "from flops.settings import Settings\n"
         f"with CacheBound(Settings(cache_dir=Path({str(cache.root)!r}), cache_bytes=0)).held():\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"

@@ -9,11 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests import hostile_packs
 
-from flops.builder.repository import git as git_program
-from flops.builder.repository import revision
-from flops.builder.repository.checkout import checkout, resolve_commit
-from flops.builder.repository.source import SourceKind, image_path, parse_source, without_credentials
-from flops.builder.repository.tree import Limits, TreeWriter, check_path
 from flops.cli import write
 from flops.errors import (
     BadRef,
@@ -34,6 +29,11 @@ from flops.errors import (
     SourceError,
     SubdirNotFound,
 )
+from flops.repository import git as git_program
+from flops.repository import revision
+from flops.repository.checkout import checkout, resolve_commit
+from flops.repository.source import SourceKind, image_path, parse_source, without_credentials
+from flops.repository.tree_writer import TreeLimits, TreeWriter, check_path
 
 
 def git(place, *arguments):
@@ -419,12 +419,12 @@ def test_the_destination_must_be_empty(work, tmp_path):
 
 def test_limits_hold_at_the_limit_and_not_above(work, take):
     size = sum(file.size for file in take(work).files)
-    assert take(work, limits=Limits(files=4, bytes=size, depth=2, text_bytes=6)).files
+    assert take(work, limits=TreeLimits(files=4, bytes=size, depth=2, text_bytes=6)).files
     for limits, error in (
-        (Limits(files=3), RepositoryLimit),
-        (Limits(bytes=size - 1), RepositoryLimit),
-        (Limits(depth=1), RepositoryLimit),
-        (Limits(text_bytes=5), FileLimit),
+        (TreeLimits(files=3), RepositoryLimit),
+        (TreeLimits(bytes=size - 1), RepositoryLimit),
+        (TreeLimits(depth=1), RepositoryLimit),
+        (TreeLimits(text_bytes=5), FileLimit),
     ):
         for ref in (None, "HEAD"):
             with pytest.raises(error):
@@ -448,7 +448,7 @@ def test_a_source_that_is_no_url_has_no_remote_commit(tmp_path):
 @pytest.fixture
 def writer(tmp_path):
     (tmp_path / "tree").mkdir()
-    return TreeWriter(tmp_path / "tree", limits=Limits(), allow_secrets=())
+    return TreeWriter(tmp_path / "tree", limits=TreeLimits(), allow_secrets=())
 
 
 def test_secrets_are_told_with_a_setting_that_holds_for_all_of_them(writer, tmp_path):
@@ -458,7 +458,7 @@ def test_secrets_are_told_with_a_setting_that_holds_for_all_of_them(writer, tmp_
         writer.close()
     assert caught.value.hint.endswith("set FLOPS_ALLOW_SECRETS='id_rsa,my keys/.env'")
     assert caught.value.findings[1].hint == "remove it, or set FLOPS_ALLOW_SECRETS='my keys/.env'"
-    alone = TreeWriter(tmp_path / "other", limits=Limits(), allow_secrets=["id_rsa"])
+    alone = TreeWriter(tmp_path / "other", limits=TreeLimits(), allow_secrets=["id_rsa"])
     alone.file("my keys/.env", [b"x"], size=1, executable=False)
     with pytest.raises(SecretFound, match=r"^a likely secret would end up in the images: my keys/\.env$") as caught:
         alone.close()
@@ -608,7 +608,7 @@ def test_a_small_repository_with_a_tree_without_end_is_too_large(tmp_path, take,
     git(tmp_path, "clone", "--quiet", "--no-checkout", "--shared", "bare", "work")
     (tmp_path / "work/model_manager.py").write_text("\n")
     with pytest.raises(RepositoryLimit, match=told):
-        take(tmp_path / "work", ref=take_ref, limits=Limits(seconds=100))
+        take(tmp_path / "work", ref=take_ref, limits=TreeLimits(seconds=100))
 
 
 def test_an_object_that_unfolds_to_more_than_the_memory_is_too_large(tmp_path):

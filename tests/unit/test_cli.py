@@ -14,22 +14,31 @@ from rich.console import Console
 
 import flops
 from flops import errors
-from flops.builder.images.actors import Actor
-from flops.builder.preflight import Amount, Preflight, Rebuild
-from flops.builder.publishing.delivery import Summary
-from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.result import ActorImage, PythonUsed, Report, Result
+from flops.actors import Actor
 from flops.cli import build as build_command
 from flops.cli import check as check_command
 from flops.cli import main as command_line
 from flops.cli import options
-from flops.cli.render import Bars, Lines, adjustment_table, error_lines, one_line, plain, print_json, reporter
+from flops.cli.render import (
+    BarReporter,
+    LineReporter,
+    adjustment_table,
+    error_lines,
+    one_line,
+    plain,
+    print_json,
+    reporter,
+)
 from flops.errors import Adjustment, Cancelled, Finding, FlopsError, StructureError, UnknownPlatform, UsageError
 from flops.platforms import Platform
 from flops.progress import Stage
+from flops.publishing.delivery import Summary
+from flops.publishing.local_targets import ArchiveTarget, LayoutTarget
+from flops.publishing.publish import RegistryTarget
 from flops.recipe import Accelerator, Compression, Flavor, Policy
 from flops.settings import Settings
+from flops.use_cases.check import Amount, Preflight, Rebuild
+from flops.use_cases.result import ActorImage, PythonUsed, Report, Result
 
 NONE = Amount(count=0, bytes=0)
 ESCAPE = "\x1b]0;owned\x07\x1b[31mred\x1b[0m\x9b2J\u202efdp.exe"
@@ -336,7 +345,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch):
 def test_bars_keep_to_a_line_each_and_cut_words_not_numbers(width):
     output = io.StringIO()
     console = Console(file=output, width=width, force_terminal=True, color_system=None)
-    with Bars(console) as bars, bars.stage(Stage.CLONE, "/home/somebody/repositories/of-some-length\nsecond"):
+    with BarReporter(console) as bars, bars.stage(Stage.CLONE, "/home/somebody/repositories/of-some-length\nsecond"):
         bars.progress(Stage.CLONE, done=12_300_000, total=54_600_000)
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue()).rstrip().splitlines()[-1]
     assert last.split()[:2] == ["✓", "clone"]
@@ -466,7 +475,7 @@ def test_hostile_text_in_an_adjustment_a_finding_and_a_warning():
         code="REMOVED", package=HOSTILE, before=f"=={ESCAPE}", after="", where=HOSTILE, reason=f"r{ESCAPE}"
     )
     output = io.StringIO()
-    lines = Lines(Console(file=output, width=200, soft_wrap=True, highlight=False))
+    lines = LineReporter(Console(file=output, width=200, soft_wrap=True, highlight=False))
     lines.adjusted(adjustment)
     lines.finding(Finding(path=HOSTILE, line=2, code="N", message=ESCAPE, hint=ESCAPE))
     lines.warning(Stage.CHECK, f"w{ESCAPE}", hint=ESCAPE)
@@ -487,7 +496,7 @@ def adjusted(**values):
 
 def test_a_requirement_without_a_version_is_taken_out_not_added():
     output = io.StringIO()
-    lines = Lines(Console(file=output, width=200, soft_wrap=True, highlight=False))
+    lines = LineReporter(Console(file=output, width=200, soft_wrap=True, highlight=False))
     for code in ("REMOVED", "ADDED"):
         lines.adjusted(adjusted(code=code))
     removed, added = output.getvalue().splitlines()
@@ -525,7 +534,7 @@ def test_hostile_text_from_a_repository_through_the_whole_command(run, tmp_path)
 def test_bars_on_a_terminal_count_and_end():
     output = io.StringIO()
     console = Console(file=output, width=160, force_terminal=True, highlight=False)
-    with Bars(console) as bars:
+    with BarReporter(console) as bars:
         bars.progress(Stage.FETCH, done=1, total=2)  # before its stage: nothing to show yet
         with bars.stage(Stage.FETCH, f"12 wheels{ESCAPE}"):
             bars.progress(Stage.FETCH, done=1_000_000, total=2_000_000)

@@ -31,10 +31,10 @@ from flops.oci.client import RegistryClient
 from flops.oci.image import INDEX, ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Reference, Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.oci.upload import PushedBlob
 from flops.platforms import Platform
 from flops.recipe import Compression
+from flops.registry.app import EmbeddedRegistry
 
 QUICK = Retry(sleep=lambda _seconds: None)
 

@@ -39,7 +39,7 @@ def test_a_check_imports_nothing_that_only_builds_or_talks():
         "import sys\n"
         "from flops.cli.main import main\n"
         "main(['check', '--help'])\n"
-        "slow = {'httpx', 'starlette', 'uvicorn', 'flops.cli.build', 'flops.oci.client', 'flops.builder.build'}\n"
+        "slow = {'httpx', 'starlette', 'uvicorn', 'flops.cli.build', 'flops.oci.client', 'flops.use_cases.build'}\n"
         "sys.exit(' '.join(sorted(slow & sys.modules.keys())) or None)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flops.builder.images.actors import Actor
-from flops.builder.images.compose import (
+from flops.actors import Actor
+from flops.base import Base
+from flops.images.compose import (
     LOCK,
     RECIPE,
     REVISION,
@@ -17,7 +18,6 @@ from flops.builder.images.compose import (
     index_annotations,
     locked,
 )
-from flops.builder.rootfs import Base
 from flops.oci.image import parse_config, parse_manifest
 from flops.oci.layer import GZIP, Layer
 from flops.platforms import Platform

@@ -13,15 +13,15 @@ import httpx
 import pytest
 from tests.unit.test_publish import AMD64, ARM64, COMMIT, REPOSITORY, client, delivery, identity, server, store
 
-from flops.builder.images.actors import Actor
-from flops.builder.images.compose import index_annotations
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.records import LOCKS, PLATFORMS, Part, Record
-from flops.builder.records.attach import Attachments
+from flops.actors import Actor
+from flops.images.compose import index_annotations
 from flops.oci.artifacts import parse_artifact
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_index
+from flops.publishing.publish import RegistryTarget
 from flops.recipe import Recipe
+from flops.records import LOCKS, PLATFORMS, Part, Record
+from flops.records.attach import Attachments
 
 __all__ = ["client", "server", "store"]
 

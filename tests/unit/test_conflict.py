@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.builder.dependencies.conflict import WORKERS, minimal
+from flops.repair.conflict import WORKERS, minimal
 
 
 class Oracle:

@@ -15,9 +15,9 @@ from tests.web import Reader, serving
 
 from flops import connections
 from flops.connections import Room, address_of
-from flops.manager.access import Access
-from flops.manager.api import create_app
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
+from flops.service.access import Access
+from flops.service.api import create_app
 from flops.settings import Settings
 from flops_wire.events import event
 from flops_wire.manager import PROJECTS

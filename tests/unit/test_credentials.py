@@ -15,10 +15,9 @@ import pytest
 
 from flops.errors import AuthRealm, RegistryAuth, RegistryRefused, RegistryUnreachable
 from flops.http import Retry
-from flops.oci.authentication import challenges, merge_scopes
+from flops.oci.authentication import challenges, is_private, merge_scopes
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials, UserCredentials
-from flops.oci.hosts import is_private
 from flops.oci.reference import Reference, Registry
 
 QUICK = Retry(sleep=lambda _seconds: None)

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 import zstandard
 
-from flops.builder.rootfs.deb import Kind, read_control, unpack_data
+from flops.base.debian.deb import DebEntryKind, read_control, unpack_data
 from flops.errors import BaseUnavailable, LayerUnsafe
 
 CONTROL = b"Package: tiny\nVersion: 1.0-1\nArchitecture: all\n"
@@ -59,7 +59,9 @@ def deb(directory, data_tar, suffix=".xz", control_suffix=".xz"):
 def unpack(path):
     spool = io.BytesIO()
     entries = unpack_data(path, spool)
-    return entries, {e.path: spool.getvalue()[e.offset : e.offset + e.size] for e in entries if e.kind is Kind.FILE}
+    return entries, {
+        e.path: spool.getvalue()[e.offset : e.offset + e.size] for e in entries if e.kind is DebEntryKind.FILE
+    }
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
@@ -84,10 +86,10 @@ def test_links_and_directories_are_told_apart_and_a_hard_link_has_its_files_byte
     )
     entries, contents = unpack(path)
     assert [(e.path, e.kind, e.target) for e in entries] == [
-        ("usr", Kind.DIRECTORY, ""),
-        ("usr/one", Kind.FILE, ""),
-        ("usr/two", Kind.FILE, ""),
-        ("usr/three", Kind.LINK, "one"),
+        ("usr", DebEntryKind.DIRECTORY, ""),
+        ("usr/one", DebEntryKind.FILE, ""),
+        ("usr/two", DebEntryKind.FILE, ""),
+        ("usr/three", DebEntryKind.LINK, "one"),
     ]
     assert contents == {"usr/one": b"content", "usr/two": b"content"}
 

@@ -14,23 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from flops.builder.layer_records import LayerRecords
-from flops.builder.rootfs import BasePackage, apt
-from flops.builder.rootfs.apt import Mirror, explain, read_archives, read_print_uris
-from flops.builder.rootfs.bytecode import Interpreter
-from flops.builder.rootfs.deb import Entry, Kind
-from flops.builder.rootfs.debian import SUITES, DebianBase, Suite
-from flops.builder.rootfs.debian_tree import Package, merged, write_tree
-from flops.builder.rootfs.package_store import FRESH_SECONDS
-from flops.builder.shared_cache import SharedCache
+from flops.base import BasePackage
+from flops.base.bytecode import Interpreter
+from flops.base.debian import apt
+from flops.base.debian.apt import DebianMirror, explain, read_archives, read_print_uris
+from flops.base.debian.deb import DebEntry, DebEntryKind
+from flops.base.debian.debian_base import SUITES, DebianBase, Suite
+from flops.base.debian.filesystem import Package, merged, write_tree
+from flops.base.packages import FRESH_SECONDS
 from flops.errors import BaseUnavailable, DiskFull, LayerConflict
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.layer import LayerWriter
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.progress import Silent
+from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
+from flops.store.shared import SharedCache
+from flops.wheels.shared_layers import SharedLayers
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
@@ -86,7 +87,7 @@ def test_a_missing_key_is_named_and_credentials_are_not():
 
 
 def test_a_mirror_that_smuggles_lines_is_refused(tmp_path):
-    mirror = Mirror(main="http://m.example/\nTrusted: yes")
+    mirror = DebianMirror(main="http://m.example/\nTrusted: yes")
     with pytest.raises(BaseUnavailable, match="not a URI"):
         apt.AptRoot(tmp_path, mirror=mirror, suite="bookworm", platform=AMD64).update()
 
@@ -98,7 +99,7 @@ def test_a_full_disk_is_told_as_one_with_directory_and_bytes(monkeypatch, tmp_pa
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     root = apt.AptRoot(
-        tmp_path / "bases" / "apt-1", mirror=Mirror(main="http://m.example"), suite="trixie", platform=AMD64
+        tmp_path / "bases" / "apt-1", mirror=DebianMirror(main="http://m.example"), suite="trixie", platform=AMD64
     )
     with pytest.raises(DiskFull, match=rf"{tmp_path}/bases: \d+ of \d+ bytes are free"):
         root.update()
@@ -143,7 +144,7 @@ Dir::State::lists "lists/";
     keys = tmp_path / "keys.gpg"
     keys.touch()
     mirror = apt.mirror(keyring=keys, etc=etc)
-    assert mirror == Mirror(
+    assert mirror == DebianMirror(
         main="http://m.example/debian/",
         security="http://m.example/sec/",
         keyrings=(keys,),
@@ -187,14 +188,20 @@ def package(name, *entries, control=b""):
     """Each entry: (path, bytes), (path, None) for a directory, (path, "target") for a link, or with a mode behind."""
     contents, made = {}, []
     for path, content, *mode in entries:
-        kind = Kind.FILE if isinstance(content, bytes) else Kind.DIRECTORY if content is None else Kind.LINK
+        kind = (
+            DebEntryKind.FILE
+            if isinstance(content, bytes)
+            else DebEntryKind.DIRECTORY
+            if content is None
+            else DebEntryKind.LINK
+        )
         made.append(
-            Entry(
+            DebEntry(
                 path=path,
                 kind=kind,
                 mode=mode[0] if mode else 0o644,
-                size=len(content) if kind is Kind.FILE else 0,
-                target=content if kind is Kind.LINK else "",
+                size=len(content) if kind is DebEntryKind.FILE else 0,
+                target=content if kind is DebEntryKind.LINK else "",
             )
         )
         contents[path] = content
@@ -474,7 +481,7 @@ def test_another_machine_takes_a_recorded_base_without_a_mirror_and_without_an_i
             shared = SharedCache(client, "flops/cache", Silent())
             stack.callback(shared.close)
             blobs = BlobStore(tmp_path / name)
-            return shared, {"cache": name, "shared": shared, "records": LayerRecords(shared, blobs)}
+            return shared, {"cache": name, "shared": shared, "records": SharedLayers(shared, blobs)}
 
         with ExitStack() as stack:
             shared, options = machine("first")

@@ -7,11 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
-from flops.builder.dependencies.diagnosis import KINDS, cause, conflict, error, lacking
-from flops.builder.dependencies.pins import contradicts_itself
-from flops.builder.formats.requirement import Requirement
-from flops.builder.locking import catalog
-from flops.builder.locking.pylock import Target
 from flops.errors import (
     NoWheel,
     NoWheelForPython,
@@ -22,9 +17,14 @@ from flops.errors import (
     VersionNotFound,
     Yanked,
 )
+from flops.formats.requirement import Requirement
+from flops.locking import index
+from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
+from flops.repair.diagnosis import KINDS, cause, conflict, error, lacking
+from flops.repair.pins import contradicts_itself
 
-BOTH = [Target(platform=platform, python="3.11.2", glibc=(2, 36)) for platform in Platform]
+BOTH = [LockTarget(platform=platform, python="3.11.2", glibc=(2, 36)) for platform in Platform]
 X86 = "manylinux_2_17_x86_64"
 ARM = "manylinux_2_17_aarch64"
 VERSIONS = ["0.9", "1.0rc1", "1.0", "1.0.1", "1.2", "2.0"]
@@ -36,7 +36,7 @@ def project(*files):
         {"filename": name, "requires-python": python or None, "yanked": yanked}
         for name, python, yanked in ((file, "", False) if isinstance(file, str) else file for file in files)
     ]
-    return catalog.parse("plain", "application/vnd.pypi.simple.v1+json", json.dumps({"files": entries}).encode())
+    return index.parse("plain", "application/vnd.pypi.simple.v1+json", json.dumps({"files": entries}).encode())
 
 
 def entry(specifier="", line=3):
@@ -120,7 +120,7 @@ def test_an_html_page_says_the_same():
       <a href="/f/plain-2.0.tar.gz" data-yanked="bad">plain-2.0.tar.gz</a> <a name="top">not a file</a>
       <a href="/f/other-2.0-py3-none-any.whl">other</a> <a href="/f/plain-nonsense.whl">broken</a>
     </body></html>"""
-    page = catalog.parse("plain", "text/html; charset=UTF-8", html)
+    page = index.parse("plain", "text/html; charset=UTF-8", html)
     assert [(str(file.version), file.is_wheel, file.requires_python, file.yanked) for file in page.files] == [
         ("1.0", True, ">=3.12", False),
         ("2.0", False, "", True),
@@ -130,7 +130,7 @@ def test_an_html_page_says_the_same():
 @pytest.mark.parametrize("data", [b"{}", b"[]", b'{"files": 3}', b"nonsense"])
 def test_what_is_no_page_is_refused(data):
     with pytest.raises(ValueError):
-        catalog.parse("plain", "application/vnd.pypi.simple.v1+json", data)
+        index.parse("plain", "application/vnd.pypi.simple.v1+json", data)
 
 
 def test_a_requires_python_that_nobody_can_read_allows_all():

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from tests.ports import unused_port
 
-from flops import process
+from flops import programs
+from flops.compat import announcer as announcer_module
+from flops.compat import flops_form
+from flops.compat.flops_form import Form
 from flops.errors import StructureError, UsageError
-from flops.job import announcer as announcer_module
-from flops.job import flops_form
-from flops.job.flops_form import Form
 
 SOURCE = Path(__file__).parents[2] / "src"
 WORDS = ["http://r:5073", "p1", "10.0.0.1", "10.0.0.2", "--supported_platforms=linux/amd64,linux/arm64"]
@@ -25,7 +25,7 @@ WORDS = ["http://r:5073", "p1", "10.0.0.1", "10.0.0.2", "--supported_platforms=l
 @pytest.fixture(autouse=True)
 def _not_cancelled():
     yield
-    process._cancelled.clear()
+    programs._cancelled.clear()
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def test_a_failure_ends_with_0_once_the_manager_knows_it(known, code, monkeypatc
 
 def test_a_build_without_end_is_ended(monkeypatch, tmp_path, observer):
     def endless(form, settings, *, say):
-        process.run(["sleep", "60"], seconds=100)
+        programs.run(["sleep", "60"], seconds=100)
 
-    monkeypatch.setattr("flops.job.flops_build.build_actors", endless)
+    monkeypatch.setattr("flops.compat.flops_form.build_actors", endless)
     monkeypatch.setattr(announcer_module, "OUTCOME_SECONDS", 0.2)
     monkeypatch.setenv("FLOPS_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("FLOPS_PROJECT_SECONDS", "0.3")
@@ -172,7 +172,7 @@ def test_without_words_it_is_a_job_of_our_own_manager():
         "HOME": "/nonexistent",
     }
     done = subprocess.run(
-        [sys.executable, "-c", "from flops.job.flops_form import main; main()"],
+        [sys.executable, "-c", "from flops.compat.flops_form import main; main()"],
         env=variables,
         capture_output=True,
         text=True,

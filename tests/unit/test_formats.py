@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from packaging.markers import Marker
 from packaging.requirements import Requirement as Pep508
 
-from flops.builder.dependencies import own_lock
-from flops.builder.dependencies.doctor import PythonChoice
-from flops.builder.formats import lockfiles, requirements, toml_document
-from flops.builder.formats.marker_grid import Environment, Grid, holds
-from flops.builder.formats.requirement import FileHash
-from flops.builder.locking.lock import Locker
-from flops.builder.locking.pylock import Target
 from flops.errors import FlopsError, NeedsBuild, RequirementForbidden, RequirementSyntax, UsageError, WheelHash
+from flops.formats import lockfiles, requirements, toml_document
+from flops.formats.lockfiles import Environment, Grid, holds
+from flops.formats.requirement import FileHash
+from flops.locking.lock import Locker
+from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy, Recipe
+from flops.repair import own_lock
+from flops.repair.doctor import PythonChoice
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 BOOKWORM = PythonChoice(version="3.11.2", minor="3.11", glibc=(2, 36), provider="debian", suite="bookworm")
@@ -366,7 +366,7 @@ def test_a_marker_that_is_made_says_what_the_lock_said(marker, requires, platfor
         return
     allowed = Pep508(f"x{requires}").specifier
     for platform in platforms:
-        environment = Target(platform=platform, python=python, glibc=(2, 36)).marker_environment
+        environment = LockTarget(platform=platform, python=python, glibc=(2, 36)).marker_environment
         reached = not made or Marker(made).evaluate(environment)
         nothing = not any(holds(marker, one) for one in grid.environments)
         if python in allowed and not nothing:

@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from flops.builder.rootfs import image_tree
-from flops.builder.rootfs.image_tree import ImageTree
+from flops.base import image_tree
+from flops.base.image_tree import ImageTree
 from flops.errors import BaseUnsuitable
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import GZIP, Layer

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit import test_checkout as samples
 
-from flops.builder.repository import objects, worktree
-from flops.builder.repository.checkout import checkout
-from flops.builder.repository.git import Git
-from flops.builder.repository.source import parse_source, url_image_path
-from flops.builder.repository.tree import Limits, TreeWriter
 from flops.errors import CloneFsck, FlopsError, RepositoryLimit, RepositoryLink, SourceError, SubdirNotFound
+from flops.repository import objects, worktree
+from flops.repository.checkout import checkout
+from flops.repository.git import Git
+from flops.repository.source import parse_source, url_image_path
+from flops.repository.tree_writer import TreeLimits, TreeWriter
 
 git, take, work = samples.git, samples.take, samples.work  # the last two are fixtures
 CANARY = "private = 'canary'\n"
@@ -92,7 +92,7 @@ class Swapping(TreeWriter):
 
     def __init__(self, destination, *, act, after=0):
         destination.mkdir()
-        super().__init__(destination, limits=Limits(), allow_secrets=())
+        super().__init__(destination, limits=TreeLimits(), allow_secrets=())
         self._acts, self._after = [act], after
 
     def file(self, path, chunks, *, size, executable):
@@ -111,7 +111,7 @@ def test_a_directory_that_becomes_a_link_while_files_are_read(tmp_path, private,
     writer = Swapping(tmp_path / "out", act=lambda: replaced(place / "data", private))
     tree = worktree.look(Git(directory=place, seconds=60, trusted=False), place, "")
     assert (tree.names is not None) == with_git
-    worktree.copy(tree, writer, Limits())
+    worktree.copy(tree, writer, TreeLimits())
     with pytest.raises(RepositoryLink, match=r"^data is a symbolic link"):
         writer.close()
     assert "canary" not in read_all(tmp_path / "out")
@@ -122,7 +122,7 @@ def test_a_directory_that_was_moved_after_it_was_opened(tmp_path, private):
     place = fill(tmp_path / "digits", {"data/a.py": "a\n", "data/part.py": "y = 2\n"})
     writer = Swapping(tmp_path / "out", act=lambda: replaced(place / "data", private))
     tree = worktree.look(Git(directory=place, seconds=60), place, "")
-    worktree.copy(tree, writer, Limits())
+    worktree.copy(tree, writer, TreeLimits())
     assert [file.path for file in writer.close()[0]] == ["data/a.py", "data/part.py"]
     assert read_all(tmp_path / "out") in ("a\ny = 2\n", "y = 2\na\n")
 
@@ -134,7 +134,7 @@ def test_the_source_or_what_it_lies_in_becomes_a_link(tmp_path, private, where):
     replaced(tmp_path / where, private)
     writer = Swapping(tmp_path / "out", act=lambda: None)
     with pytest.raises(SourceError, match="was moved while it was read"):
-        worktree.copy(tree, writer, Limits())
+        worktree.copy(tree, writer, TreeLimits())
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -200,7 +200,7 @@ def test_whatever_becomes_a_link_nothing_beyond_it_is_read(files, swaps, after):
         if after < 0:
             act()
         try:
-            worktree.copy(tree, writer, Limits())
+            worktree.copy(tree, writer, TreeLimits())
             writer.close()
         except FlopsError as error:
             assert error.hint  # noqa: PT017 - any of ours is fine, none has to come

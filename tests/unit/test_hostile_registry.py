@@ -9,7 +9,7 @@ import zstandard
 
 from flops.errors import AuthRealm, BadImage, RegistryAuth, RegistryError, RegistryRefused, RegistryUnreachable
 from flops.http import Retry
-from flops.oci import answers, pull
+from flops.oci import pull, responses
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import Descriptor
@@ -53,25 +53,25 @@ def test_an_endless_answer_is_left_alone():
     body = endless()
     with pytest.raises(RegistryRefused, match="larger than"):
         connect(lambda _: httpx.Response(200, stream=body)).get_manifest("a/b", "t")
-    assert body.sent < answers.LIMIT + 2 * 65536
+    assert body.sent < responses.LIMIT + 2 * 65536
 
 
 def test_an_endless_challenge_is_left_alone():
     body = endless()
     with pytest.raises(RegistryRefused, match="larger than"):
         connect(lambda _: httpx.Response(401, headers=CHALLENGE, stream=body)).ping()
-    assert body.sent < answers.LIMIT + 2 * 65536
+    assert body.sent < responses.LIMIT + 2 * 65536
 
 
 def test_an_endless_token_is_left_alone():
     body = endless()
     with pytest.raises(RegistryRefused, match="larger than"):
         token_server(lambda: httpx.Response(200, stream=body)).ping()
-    assert body.sent < answers.LIMIT + 2 * 65536
+    assert body.sent < responses.LIMIT + 2 * 65536
 
 
 def test_an_answer_in_drops_ends(monkeypatch):
-    monkeypatch.setattr(answers, "SECONDS", -1)
+    monkeypatch.setattr(responses, "SECONDS", -1)
     with pytest.raises(RegistryUnreachable, match="for one answer"):
         connect(lambda _: httpx.Response(200, stream=Counted([b"{", b"}"]))).get_manifest("a/b", "t")
 
@@ -161,7 +161,7 @@ def test_a_small_layer_that_unpacks_without_end_is_refused(tmp_path, monkeypatch
 
 
 def test_a_blob_in_drops_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(answers, "PACE_SECONDS", -1)
+    monkeypatch.setattr(responses, "PACE_SECONDS", -1)
     client = connect(lambda _: httpx.Response(200, stream=Counted([b"x"] * 10)))
     with pytest.raises(RegistryUnreachable, match="only 1 bytes came"):
         client.fetch_blob("a/b", "sha256:" + "0" * 64, lambda pieces: [None for _ in pieces])

@@ -13,22 +13,21 @@ import trustme
 from tests.tls import serving
 
 from flops import http
-from flops.broker import BrokerAddress, Publisher
-from flops.builder.locking.index import Index
-from flops.builder.locking.lock import LockedWheel
-from flops.builder.rootfs import standalone
-from flops.builder.wheels.ranges import Ranges
-from flops.builder.wheels.wheel_cache import WheelCache
-from flops.cli.listener import Listener
+from flops.base import standalone
 from flops.cli.manager_client import ManagerClient
+from flops.compat.broker import BrokerAddress, Listener, Publisher
 from flops.errors import BadSetting, FlopsError, RegistryRefused
 from flops.http import Retry, Transient
-from flops.job.attempt import Attempt
-from flops.manager.health import check_registry
-from flops.manager.orchestrators.oakestra_api import OakestraApi
+from flops.job.attempt import AttemptClient
+from flops.locking.index import Index
+from flops.locking.lock import LockedWheel
 from flops.oci.client import RegistryClient
 from flops.oci.reference import Registry
+from flops.orchestrators.oakestra_api import OakestraApi
+from flops.service.health import check_registry
 from flops.settings import Settings
+from flops.wheels.ranges import Ranges
+from flops.wheels.wheel_cache import WheelCache
 
 SYSTEM, OWN, FOREIGN = trustme.CA(), trustme.CA(), trustme.CA()
 
@@ -110,7 +109,7 @@ def oakestra(host, own):
 
 
 def attempt(host, own):
-    with Attempt(f"https://{host}", "token", ca_bundle=own) as one:
+    with AttemptClient(f"https://{host}", "token", ca_bundle=own) as one:
         one.job()
 
 

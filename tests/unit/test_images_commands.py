@@ -14,21 +14,21 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from tests.unit import test_build as samples
 
-from flops.builder.build import build
-from flops.builder.housekeeping.superseded import remove_superseded
-from flops.builder.images.actors import Actor
-from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.records import BUILD, LOCKS, PROVENANCE, SBOM
+from flops.actors import Actor
 from flops.cli.main import main
 from flops.errors import BadKey, UsageError
 from flops.oci.blobs import sha256
 from flops.oci.client import RegistryClient
 from flops.oci.image import INDEX, parse_index, parse_manifest
 from flops.oci.layout import Layout
-from flops.oci.registry import EmbeddedRegistry
-from flops.oci.registry_store import RegistryStore
 from flops.oci.signature import signature_tag
+from flops.prune.removal import remove_superseded
+from flops.publishing.local_targets import ArchiveTarget, LayoutTarget
+from flops.publishing.publish import RegistryTarget
+from flops.records import BUILD, LOCKS, PROVENANCE, SBOM
+from flops.registry.app import EmbeddedRegistry
+from flops.registry.storage import RegistryStore
+from flops.use_cases.build import build
 
 AMD64, ARM64 = samples.AMD64, samples.ARM64
 world, settings, repository = samples.world, samples.settings, samples.repository

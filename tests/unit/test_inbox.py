@@ -11,10 +11,10 @@ import time
 import pytest
 
 from flops.errors import BadSetting, ProjectNotFound, StoreError
-from flops.manager import inbox as inbox_module
-from flops.manager.inbox import MESSAGE_LIMIT, Inbox, addressees
-from flops.manager.project import Project, State
-from flops.manager.service import Page
+from flops.service import inbox as inbox_module
+from flops.service.inbox import MESSAGE_LIMIT, Inbox, addressees
+from flops.service.operations import Page
+from flops.service.project import Project, State
 
 
 def project(number, state, ended=None):
@@ -173,7 +173,7 @@ def test_a_message_for_nobody_is_kept(caplog):
             await send(port, b"hello?")
             return inbox
 
-    with caplog.at_level(logging.INFO, "flops.manager.inbox"):
+    with caplog.at_level(logging.INFO, "flops.service.inbox"):
         inbox = run(work())
     assert [(stray.peer, stray.text) for stray in inbox.strays] == [("127.0.0.1", "hello?")]
     assert "hello?" in caplog.text

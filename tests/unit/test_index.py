@@ -3,9 +3,9 @@
 import httpx
 import pytest
 
-from flops.builder.locking import index as module
-from flops.builder.locking.index import Index
 from flops.errors import IndexUnreachable
+from flops.locking import index as module
+from flops.locking.index import Index
 
 PAGE = b'{"files": [{"filename": "plain-1.0-py3-none-any.whl"}]}'
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ports import unused_port
 
-from flops import process
+from flops import programs
 from flops.errors import (
     Adjustment,
     AttemptOver,
@@ -35,9 +35,8 @@ from flops.errors import (
 )
 from flops.job import attempt as attempt_module
 from flops.job import run as run_module
-from flops.job.attempt import Attempt
-from flops.job.document import Job
-from flops.job.events import Events
+from flops.job.attempt import AttemptClient, Job
+from flops.job.reporting import Events
 from flops.job.run import deadline, run
 from flops.progress import Silent, Stage
 from flops.recipe import Flavor, Recipe
@@ -190,7 +189,7 @@ def job_document(**changes):
 def _not_cancelled():
     """What `process.cancel` did must not reach other tests."""
     yield
-    process._cancelled.clear()
+    programs._cancelled.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +199,7 @@ def _short_pauses(monkeypatch):
 
 
 def connect(manager, token=TOKEN):
-    return Attempt(manager.url, token)
+    return AttemptClient(manager.url, token)
 
 
 def told(manager):
@@ -293,7 +292,7 @@ def test_trouble_on_the_way_loses_and_doubles_nothing(trouble):
 )
 def test_an_environment_that_no_manager_made_is_told(url, token, told):
     with pytest.raises(BadSetting, match=told):
-        Attempt(url, token)
+        AttemptClient(url, token)
 
 
 @settings(max_examples=20, deadline=None)
@@ -316,7 +315,7 @@ def test_a_manager_that_is_away_and_comes_back_hears_everything():
     """Nobody listens at first; the builder goes on meanwhile."""
     port = unused_port()
     url = f"http://127.0.0.1:{port}/api/flops/projects/p/attempts/1"
-    with Attempt(url, TOKEN) as attempt, Events(attempt.post) as events:
+    with AttemptClient(url, TOKEN) as attempt, Events(attempt.post) as events:
         with events.stage(Stage.CLONE, "early"):
             pass
         with ScriptedManager(port=port) as manager:
@@ -656,7 +655,7 @@ def test_tags_move_only_after_the_leave(tmp_path, monkeypatch):
         assert attempt_of(manager, tmp_path) == 0
         assert moved == []
         assert ("push", "succeeded", None) not in told(manager)
-    process._cancelled.clear()
+    programs._cancelled.clear()
     with ScriptedManager(job=job_document()) as manager:
         assert attempt_of(manager, tmp_path) == 0
         assert moved == ["0123456789abcdef01234567"]
@@ -671,7 +670,7 @@ def test_a_build_whose_project_was_cancelled_stops_at_once(tmp_path, monkeypatch
 
     def work(job, reporter, events):
         with reporter.stage(Stage.CLONE, "a"):
-            process.run(["sleep", "60"], seconds=100)
+            programs.run(["sleep", "60"], seconds=100)
 
     scripted_build(monkeypatch, work)
     with ScriptedManager(job=job_document(), script=lambda method, body, nth: 410 if body else None) as manager:
@@ -685,7 +684,7 @@ def test_a_build_whose_project_was_cancelled_stops_at_once(tmp_path, monkeypatch
 def test_a_build_that_takes_too_long_is_ended_and_told(tmp_path, monkeypatch):
     def work(job, reporter, events):
         with reporter.stage(Stage.RESOLVE, "a"):
-            process.run(["sleep", "60"], seconds=100)
+            programs.run(["sleep", "60"], seconds=100)
 
     scripted_build(monkeypatch, work)
     with ScriptedManager(job=job_document(seconds=1.5)) as manager:
@@ -697,7 +696,7 @@ def test_a_build_in_time_is_not_ended():
     late = threading.Event()
     with deadline(60, late):
         pass
-    process.check_cancelled()
+    programs.check_cancelled()
     assert not late.is_set()
 
 

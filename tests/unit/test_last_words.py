@@ -2,7 +2,7 @@
 
 import pytest
 
-from flops.cli.federation import ERROR_LINES, LAST_LINES, LastWords
+from flops.cli.containers import ERROR_LINES, LAST_LINES, LastWords
 
 TIME = "2026-01-02 03:04:05,678"
 

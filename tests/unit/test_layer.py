@@ -162,7 +162,7 @@ def test_every_length_of_a_run():
 
 def test_the_fixed_encoding_is_small_enough_for_headers():
     header = tar.header(
-        "opt/flops/ml/lib/python3.11/site-packages/a.py", kind=tar.Kind.FILE, mode=0o644, mtime=0, size=9
+        "opt/flops/ml/lib/python3.11/site-packages/a.py", kind=tar.EntryType.FILE, mode=0o644, mtime=0, size=9
     )
     assert len(deflate.encode(header)) < 110
 
@@ -269,7 +269,7 @@ def test_a_bomb_stops_at_its_announced_size_in_bounded_memory():
 
 
 def test_large_sizes_need_an_extended_header():
-    block = tar.header("x", kind=tar.Kind.FILE, mode=0o644, mtime=0, size=9 * 1024**3)
+    block = tar.header("x", kind=tar.EntryType.FILE, mode=0o644, mtime=0, size=9 * 1024**3)
     entry = tarfile.TarInfo.frombuf(block[-512:], "utf-8", "strict")
     assert (len(block), entry.size) == (3 * 512, 0)
     assert b" size=9663676416\n" in block

@@ -10,29 +10,29 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from flops.builder import shared_cache
-from flops.builder.files import Directory, File, Link
-from flops.builder.images.actors import REPOSITORY, Actor, main_file, shims
-from flops.builder.images.layer_cache import LayerCache, files_key
-from flops.builder.images.plan import FilesLayer
-from flops.builder.layer_records import LayerRecords
-from flops.builder.locking.lock_store import LIFETIME, LockStore
-from flops.builder.publishing.publish import RegistryTarget, Target
-from flops.builder.rootfs import BasePackage
-from flops.builder.rootfs.package_store import FRESH_SECONDS, PackageStore
-from flops.builder.shared_cache import BASE, LAYER, LOCK, SharedCache, media_type
-from flops.builder.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
+from flops.actors import REPOSITORY, Actor, main_file, shims
+from flops.base import BasePackage
+from flops.base.packages import FRESH_SECONDS, PackageStore
 from flops.errors import Cancelled, RecordUnusable
 from flops.http import Retry
+from flops.images.layer_cache import LayerCache, files_key
+from flops.images.plan import FilesLayer
+from flops.locking.lock_store import LIFETIME, LockStore
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import Descriptor, canonical
+from flops.oci.entries import Directory, File, Link
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.progress import Silent
+from flops.publishing.publish import RegistryTarget, Target
 from flops.recipe import Compression
+from flops.registry.app import EmbeddedRegistry
+from flops.store import shared as shared_cache
+from flops.store.shared import BASE, LAYER, LOCK, SharedCache, media_type
+from flops.wheels.shared_layers import SharedLayers
+from flops.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
 
 KEY, OTHER = "1" * 64, "2" * 64
 QUICK = Retry(sleep=lambda _seconds: None)
@@ -86,7 +86,7 @@ class Builder:
         self.target = RegistryTarget(self.client)
         self.shared = self.target.shared(self.told)
         self.blobs = BlobStore(directory)
-        self.records = LayerRecords(self.shared, self.blobs)
+        self.records = SharedLayers(self.shared, self.blobs)
         self.layers = LayerCache(directory / "layers", self.blobs, self.records)
         self.directory = directory
 
@@ -290,7 +290,7 @@ def test_whatever_a_record_says_gives_a_layer_of_ours_or_none(tmp_path, field, v
         answers = True
 
         def find(self, kind, key):
-            return shared_cache.Note(
+            return shared_cache.SharedDocument(
                 content=content, age=0.0, blobs=(Descriptor(media_type=TYPE, digest=DIGEST, size=5),)
             )
 
@@ -302,7 +302,7 @@ def test_whatever_a_record_says_gives_a_layer_of_ours_or_none(tmp_path, field, v
 
     content = {**SOUND, field: value}
     told = []
-    found = LayerRecords(Answers(), BlobStore(tmp_path)).find(KEY)
+    found = SharedLayers(Answers(), BlobStore(tmp_path)).find(KEY)
     assert (found is None) == bool(told)
     if found is not None:
         assert (found.digest, found.size, found.media_type) == (DIGEST, 5, TYPE)
@@ -433,7 +433,7 @@ def test_a_lock_is_as_old_as_its_making(machine, age, found):
 
 
 def shared_cache_key(request):
-    from flops.builder.locking.lock_store import _key
+    from flops.locking.lock_store import _key
 
     return _key(request)
 
@@ -498,7 +498,7 @@ def test_layers_of_our_own_files_have_a_key_by_content_and_a_repository_has_none
 
 
 def test_nobody_shares_with_a_directory(tmp_path):
-    from flops.builder.publishing.local_targets import ArchiveTarget, LayoutTarget
+    from flops.publishing.local_targets import ArchiveTarget, LayoutTarget
 
     targets: list[Target] = [LayoutTarget(tmp_path), ArchiveTarget(tmp_path / "x.tar")]
     assert [target.shared(Silent()) for target in targets] == [None, None]

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from flops import process
+from flops import programs
 from flops.errors import BadSetting, DeployFailed, DiskFull, OrchestratorUnreachable
-from flops.manager.orchestrators import Deployment, Phase
-from flops.manager.orchestrators.local import SETTINGS, LocalOrchestrator
-from flops.manager.orchestrators.processes import Process, family, memory_kills, read, scan
+from flops.orchestrators import BuilderPhase, Deployment
+from flops.orchestrators.local import SETTINGS, LocalOrchestrator
+from flops.orchestrators.processes import Process, family, memory_kills, read, scan
 
 #: Children as a builder has them: in sessions of their own, one of them with another environment, all deaf to SIGTERM.
 FAMILY = """
@@ -85,7 +85,7 @@ def said(orchestrator, deployment, handle):
 
 
 def ended(orchestrator, job, handle):
-    return until(lambda: (s := orchestrator.status(job, handle)).phase is not Phase.RUNNING and s)
+    return until(lambda: (s := orchestrator.status(job, handle)).phase is not BuilderPhase.RUNNING and s)
 
 
 def test_a_builder_runs_ends_and_tells_its_code(place):
@@ -94,18 +94,18 @@ def test_a_builder_runs_ends_and_tells_its_code(place):
     deployment = place.deployment()
     handle = orchestrator.deploy(deployment)
     status = ended(orchestrator, deployment.job, handle)
-    assert (status.phase, status.exit_code) == (Phase.ENDED, 7)
+    assert (status.phase, status.exit_code) == (BuilderPhase.ENDED, 7)
     assert "exit code 7" in status.reason
     assert orchestrator.logs(deployment.job, handle).split() == ["out", "err"]
     assert orchestrator.remove(deployment.job, handle)
-    assert orchestrator.status(deployment.job, handle).phase is Phase.GONE
+    assert orchestrator.status(deployment.job, handle).phase is BuilderPhase.GONE
     assert orchestrator.remove(deployment.job, handle)  # as often as asked
 
 
 def test_a_killed_builder_ends_with_137_and_leaves_no_zombie(place):
     deployment = place.deployment()
     handle = place.orchestrator.deploy(deployment)
-    assert place.orchestrator.status(deployment.job, handle).phase is Phase.RUNNING
+    assert place.orchestrator.status(deployment.job, handle).phase is BuilderPhase.RUNNING
     os.kill(handle["pid"], signal.SIGKILL)
     status = ended(place.orchestrator, deployment.job, handle)
     assert status.exit_code == 137
@@ -155,7 +155,7 @@ def test_deploying_again_what_has_ended_starts_nothing(place):
     again = orchestrator.deploy(deployment)
     assert orchestrator.status(deployment.job, again).exit_code == 0
     later = place.made("print('twice')")
-    assert later.status(deployment.job, later.deploy(deployment)).phase is Phase.GONE
+    assert later.status(deployment.job, later.deploy(deployment)).phase is BuilderPhase.GONE
     assert later.logs(deployment.job, None) == "once\n"
 
 
@@ -164,8 +164,8 @@ def test_a_manager_that_was_killed_after_the_start_is_followed_by_one_that_takes
     program = f"""
         import os, signal, sys
         from pathlib import Path
-        from flops.manager.orchestrators import Deployment
-        from flops.manager.orchestrators.local import LocalOrchestrator
+        from flops.orchestrators import Deployment
+        from flops.orchestrators.local import LocalOrchestrator
         orchestrator = LocalOrchestrator(Path({str(place.directory / "builders")!r}), command={place.orchestrator._command!r})
         orchestrator.deploy(Deployment(job={deployment.job!r}, project="p", url="u", token="t"))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -178,14 +178,14 @@ def test_a_manager_that_was_killed_after_the_start_is_followed_by_one_that_takes
     handle = place.orchestrator.deploy(deployment)
     assert handle == {"pid": running.pid, "start": running.start}
     assert place.orchestrator.orphans(place.prefix, []) == {deployment.job: handle}
-    assert place.orchestrator.status(deployment.job, handle).phase is Phase.RUNNING
+    assert place.orchestrator.status(deployment.job, handle).phase is BuilderPhase.RUNNING
     os.kill(running.pid, signal.SIGKILL)
     # whose child it is not, can't tell its code
     assert ended(place.orchestrator, deployment.job, handle).exit_code is None
 
 
 def path_of_ours():
-    return str(Path(process.__file__).parents[1])
+    return str(Path(programs.__file__).parents[1])
 
 
 def test_removal_takes_all_that_a_builder_started(place):
@@ -196,7 +196,7 @@ def test_removal_takes_all_that_a_builder_started(place):
     assert all(map(read, pids))
     assert orchestrator.remove(deployment.job, handle)
     assert not any(map(read, [handle["pid"], *pids]))
-    assert place.orchestrator.status(beside.job, kept).phase is Phase.RUNNING
+    assert place.orchestrator.status(beside.job, kept).phase is BuilderPhase.RUNNING
 
 
 def test_removal_after_a_restart_takes_what_the_builder_left_behind(place):
@@ -297,9 +297,9 @@ def test_a_number_that_somebody_else_has_now_is_left_alone(place):
             found = until(lambda: read(other.pid))
             earlier = {"pid": other.pid, "start": found.start - 1}
             job = place.deployment().job
-            assert place.orchestrator.status(job, earlier).phase is Phase.GONE
+            assert place.orchestrator.status(job, earlier).phase is BuilderPhase.GONE
             # the same number and start, but not the builder
-            assert place.orchestrator.status(job, {"pid": found.pid, "start": found.start}).phase is Phase.GONE
+            assert place.orchestrator.status(job, {"pid": found.pid, "start": found.start}).phase is BuilderPhase.GONE
             assert place.orchestrator.remove(job, earlier)
             Process(pid=found.pid, start=found.start - 1, parent=0, job=job).send(signal.SIGKILL)
             assert other.poll() is None
@@ -423,11 +423,11 @@ def test_what_lacks_only_now_is_asked_for_again(place, monkeypatch, number, erro
 
     deployment = place.deployment()
     with monkeypatch.context() as patched:
-        patched.setattr(process, "detach", refuse)
+        patched.setattr(programs, "detach", refuse)
         with pytest.raises(error):
             place.orchestrator.deploy(deployment)
     handle = place.orchestrator.deploy(deployment)
-    assert place.orchestrator.status(deployment.job, handle).phase is Phase.RUNNING
+    assert place.orchestrator.status(deployment.job, handle).phase is BuilderPhase.RUNNING
 
 
 def test_the_command_of_a_builder_is_this_program(place):

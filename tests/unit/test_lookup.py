@@ -5,24 +5,24 @@ import os
 
 import pytest
 
-from flops.builder.images import compose
-from flops.builder.images.actors import Actor
-from flops.builder.images.compose import UNPACKED
-from flops.builder.lookup import ImageLookup, SourceLookup
-from flops.builder.publishing import naming
-from flops.builder.publishing.delivery import Delivery
-from flops.builder.publishing.publish import RegistryTarget
-from flops.builder.request import Request
+from flops.actors import Actor
 from flops.errors import BadRef, BadUrl, BlockedAddress, CredentialInUrl, RegistryUnreachable
+from flops.images import compose
+from flops.images.compose import UNPACKED
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import ImageConfig
 from flops.oci.image import compose as compose_layers
 from flops.oci.layer import LayerWriter
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.publishing import naming
+from flops.publishing.delivery import Delivery
+from flops.publishing.publish import RegistryTarget
 from flops.recipe import Compression, Recipe
+from flops.registry.app import EmbeddedRegistry
+from flops.request import Request
+from flops.use_cases.lookup import ImageLookup, SourceLookup
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -10,10 +10,10 @@ from tests.orchestrators import COMMIT, World, failed, settings, sla, succeeded,
 from tests.web import URL, Reader, Web, open_access, serving
 
 from flops.errors import StoreError
-from flops.manager import streams
-from flops.manager.api import create_app
-from flops.manager.health import Health
-from flops.manager.streams import Streams
+from flops.service import streams
+from flops.service.api import create_app
+from flops.service.health import Health
+from flops.service.streams import Streams
 from flops_wire.events import FIELDS, event
 from flops_wire.manager import BODY_LIMIT, EVENTS_LIMIT, PROJECTS
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops.errors import InternalError
-from flops.manager import project as projects
-from flops.manager.decision import ATTEMPTS, TAGGING_SECONDS, Verdict, decide
-from flops.manager.orchestrators import Phase, Status
-from flops.manager.project import BUILDER_MOVES, STATE_MOVES, BuilderState, Project, State
+from flops.orchestrators import BuilderPhase, Status
+from flops.service import project as projects
+from flops.service.decision import ATTEMPTS, TAGGING_SECONDS, Verdict, decide
+from flops.service.project import BUILDER_MOVES, STATE_MOVES, BuilderState, Project, State
 
 SECONDS = 100.0
 ERROR = {"code": "STRUCTURE", "message": "model_manager.py is missing", "hint": "", "findings": []}
@@ -35,7 +35,7 @@ def deployed(**more):
 
 statuses = st.builds(
     Status,
-    phase=st.sampled_from(Phase),
+    phase=st.sampled_from(BuilderPhase),
     exit_code=st.sampled_from([None, 0, 1, 70, 137, 143]),
     reason=st.sampled_from(["", "ContainerCannotRun"]),
     evicted=st.booleans(),
@@ -159,7 +159,7 @@ def test_builders_move_only_as_they_may(before, after):
 
 
 def test_a_lost_builder_gets_a_second_attempt_and_no_third():
-    gone = Status(phase=Phase.ENDED, exit_code=1)
+    gone = Status(phase=BuilderPhase.ENDED, exit_code=1)
     first = deployed()
     assert decide(first, gone, now=2, seconds=SECONDS).verdict is Verdict.RETRY
     second = projects.running(projects.deploying(projects.removed(projects.retried(first)), 5.0))
@@ -172,14 +172,14 @@ def test_a_lost_builder_gets_a_second_attempt_and_no_third():
 
 def test_a_second_builder_that_is_killed_for_memory_is_told_as_such():
     second = deployed(attempt=1)
-    decision = decide(second, Status(phase=Phase.ENDED, exit_code=137), now=6, seconds=SECONDS)
+    decision = decide(second, Status(phase=BuilderPhase.ENDED, exit_code=137), now=6, seconds=SECONDS)
     assert decision.error.code == "OOM_KILLED"
 
 
 def test_one_that_never_ran_gets_no_second_attempt():
     project = projects.deploying(projects.queued(a_project()), 1.0)
     for no_capacity, code in ((False, "DEPLOY_FAILED"), (True, "NO_CAPACITY")):
-        status = Status(phase=Phase.ENDED, failed=True, no_capacity=no_capacity, reason="ImagePullFailed")
+        status = Status(phase=BuilderPhase.ENDED, failed=True, no_capacity=no_capacity, reason="ImagePullFailed")
         decision = decide(project, status, now=2, seconds=SECONDS)
         assert (decision.verdict, decision.error.code) == (Verdict.FAIL, code)
         assert "ImagePullFailed" in decision.error.message
@@ -187,7 +187,7 @@ def test_one_that_never_ran_gets_no_second_attempt():
 
 def test_time_counts_from_the_first_deployment_and_tags_get_a_moment_more():
     project = deployed()
-    alive = Status(phase=Phase.RUNNING)
+    alive = Status(phase=BuilderPhase.RUNNING)
     assert decide(project, alive, now=SECONDS, seconds=SECONDS).verdict is Verdict.STAY
     late = decide(project, alive, now=SECONDS + 1, seconds=SECONDS)
     assert (late.verdict, late.error.code) == (Verdict.FAIL, "DEADLINE_EXCEEDED")

@@ -34,12 +34,12 @@ from flops.errors import (
     RegistryAuth,
     RegistryUnreachable,
 )
-from flops.manager.clock import SystemClock
-from flops.manager.orchestrators import Phase, Status
-from flops.manager.project import BuilderState, State
-from flops.manager.steps import Next
-from flops.manager.store import Store
-from flops.manager.tables import Tables
+from flops.orchestrators import BuilderPhase, Status
+from flops.service.ledger import SystemClock
+from flops.service.project import BuilderState, State
+from flops.service.steps import Next
+from flops.service.store import Store
+from flops.service.tables import Tables
 from flops_wire.events import TERMINAL_KINDS, event
 
 OTHER = "https://git.example.com/acme/other"
@@ -519,7 +519,7 @@ def test_a_builder_that_cannot_be_started_fails_at_once(world):
         world.settle()
         check_ended(world, project)
         assert world.now(project).error["code"] == code
-    world.orchestrator.first = Status(phase=Phase.ENDED, failed=True, reason="ImagePullFailed")
+    world.orchestrator.first = Status(phase=BuilderPhase.ENDED, failed=True, reason="ImagePullFailed")
     project = world.submit()
     world.settle()
     check_ended(world, project)
@@ -776,7 +776,7 @@ class Story:
                 self.world.manager.cancel(self.world.manager.projects(limit=9).projects[-1].id)
             self.cancel_at = None
         for job, builder in list(self.world.orchestrator.builders.items()):
-            if builder.status.phase is Phase.RUNNING:
+            if builder.status.phase is BuilderPhase.RUNNING:
                 self._post(job, builder)
 
     def _post(self, job, builder):
@@ -784,7 +784,7 @@ class Story:
         posts = self.posts[min(number, len(self.posts)) - 1]
         at = self.done.get(job, 0)
         if at >= len(posts):
-            builder.status = Status(phase=Phase.ENDED, exit_code=1)
+            builder.status = Status(phase=BuilderPhase.ENDED, exit_code=1)
             return
         project = self.world.manager.project(builder.deployment.project)
         one = self.said.setdefault((job, at), posts[at](project))
@@ -794,7 +794,7 @@ class Story:
             )
             self.done[job] = at + 1
         except (AttemptOver, AccessDenied):
-            builder.status = Status(phase=Phase.ENDED, exit_code=0)
+            builder.status = Status(phase=BuilderPhase.ENDED, exit_code=0)
 
 
 CLONE = lambda project: event("clone", "started", "x")  # noqa: E731
@@ -865,7 +865,7 @@ def tell(tmp_path, name, kill, *, after=False, fault=None, followers=1):
 
 def rebuild(world):
     """A new manager over the open store."""
-    from flops.manager.service import Manager
+    from flops.service.operations import Manager
 
     world.manager = Manager(
         world.store,
@@ -965,10 +965,10 @@ def test_anything_in_any_order_ends_well(tmp_path_factory, story):
                 world.orchestrator.unreachable(["deploy", "status", "remove", "logs", "orphans"][number])
             case "forget":
                 world.orchestrator.forgetful = number
-            case _ if builder is None or builder.status.phase is not Phase.RUNNING:
+            case _ if builder is None or builder.status.phase is not BuilderPhase.RUNNING:
                 pass
             case "lose" | "evict":
-                builder.status = Status(phase=Phase.ENDED, exit_code=137, evicted=name == "evict")
+                builder.status = Status(phase=BuilderPhase.ENDED, exit_code=137, evicted=name == "evict")
             case "vanish":
                 world.orchestrator.builders.pop(builder.deployment.job)
             case _:
@@ -977,7 +977,7 @@ def test_anything_in_any_order_ends_well(tmp_path_factory, story):
     world.orchestrator.forgetful = 0
     for _ in range(len(made) * 12):  # every builder that is still there is lost, until there is none
         for builder in world.orchestrator.builders.values():
-            builder.status = Status(phase=Phase.ENDED, exit_code=1)
+            builder.status = Status(phase=BuilderPhase.ENDED, exit_code=1)
         world.clock.move(61)
         if not world.steps():
             break
@@ -997,7 +997,7 @@ def speak(world, builder, name):
     try:
         world.manager.post_events(world.manager.admit(project.id, number, builder.deployment.token), [said])
     except (AttemptOver, ImagesUnproven):
-        builder.status = Status(phase=Phase.ENDED, exit_code=0)
+        builder.status = Status(phase=BuilderPhase.ENDED, exit_code=0)
 
 
 # --- by itself, with threads ---

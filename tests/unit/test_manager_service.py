@@ -26,9 +26,9 @@ from flops.errors import (
     TooMany,
     UsageError,
 )
-from flops.manager.credentials import GIT, REGISTRY, NamedCredentials, Names
-from flops.manager.project import BuilderState, State
-from flops.manager.settings import BaseImages
+from flops.service.manager_settings import BaseImages
+from flops.service.named_credentials import GIT, REGISTRY, CredentialNames, NamedCredentials
+from flops.service.project import BuilderState, State
 from flops_wire.events import FIELDS, event
 
 SECRET = "sentinel-of-a-password"
@@ -212,7 +212,7 @@ def named(setting, host):
 
 
 def test_credentials_reach_the_builder_and_nothing_that_is_kept(world):
-    names = Names(git=named(GIT, "git.example.com"), registry=named(REGISTRY, "127.0.0.1:5073"))
+    names = CredentialNames(git=named(GIT, "git.example.com"), registry=named(REGISTRY, "127.0.0.1:5073"))
     world.restart(credentials=names)
     project = building(world, git_credential="team", registry_credential="team")
     deployment = world.orchestrator.job_of(project).deployment
@@ -230,7 +230,7 @@ def test_credentials_reach_the_builder_and_nothing_that_is_kept(world):
 
 
 def test_a_base_is_never_read_with_what_builders_push_with(world):
-    names = Names(registry=named(REGISTRY, "127.0.0.1:5073"))
+    names = CredentialNames(registry=named(REGISTRY, "127.0.0.1:5073"))
     push = {"host": "127.0.0.1:5073", "username": "flops", "password": "push-secret"}
     world.restart(credentials=names, registry_login=push)
     own = {"host": "127.0.0.1:5073", "username": "u", "password": SECRET}

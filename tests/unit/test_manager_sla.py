@@ -8,29 +8,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops.errors import BadSetting, CredentialUnknown, SlaInvalid
-from flops.manager.credentials import GIT, REGISTRY, NamedCredential, NamedCredentials, Names
-from flops.manager.settings import BaseImages
-from flops.manager.sla import parse_sla, recipe_of
 from flops.oci.reference import Reference
 from flops.platforms import Platform
 from flops.recipe import Flavor, Policy, Recipe
+from flops.service.manager_settings import BaseImages
+from flops.service.named_credentials import GIT, REGISTRY, CredentialNames, NamedCredential, NamedCredentials
+from flops.service.sla import parse_sla, recipe_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sla.json"
 URL = "https://git.example.com/acme/digits"
 
 
 def parse(**document):
-    return parse_sla({"ml_repo_url": URL, **document}, names=Names(), bases=BaseImages.parse("*"))
+    return parse_sla({"ml_repo_url": URL, **document}, names=CredentialNames(), bases=BaseImages.parse("*"))
 
 
 def pointers(document, names=None):
     with pytest.raises((SlaInvalid, CredentialUnknown)) as caught:
-        parse_sla(document, names=names or Names())
+        parse_sla(document, names=names or CredentialNames())
     return {finding.path for finding in caught.value.findings}
 
 
 def test_the_example_is_understood():
-    sla = parse_sla(json.loads(EXAMPLE.read_text()), names=Names())
+    sla = parse_sla(json.loads(EXAMPLE.read_text()), names=CredentialNames())
     assert sla.flavor is Flavor.SKLEARN
     assert sla.platforms == (Platform.LINUX_AMD64, Platform.LINUX_ARM64)
     assert sla.training.training_rounds == 3
@@ -60,7 +60,7 @@ def test_our_own_keys_make_the_recipe():
 
 def test_what_is_written_is_read_as_the_same():
     sla = parse(ml_repo_ref="v1", supported_platforms=["linux/arm64"], verbose=True, post_training_steps=["x"])
-    again = parse_sla(json.loads(json.dumps(sla.to_json())), names=Names())
+    again = parse_sla(json.loads(json.dumps(sla.to_json())), names=CredentialNames())
     assert again == sla
     assert recipe_of(sla.to_json()).digest == sla.recipe.digest
 
@@ -149,7 +149,7 @@ def test_a_misspelt_key_is_told_with_the_known_one():
 
 def test_a_refused_sla_tells_what_would_be_ignored_too():
     with pytest.raises(SlaInvalid) as caught:
-        parse_sla({"ml_repo_urll": URL, "policy": 1, "training_configuration": {"x/y": 1}}, names=Names())
+        parse_sla({"ml_repo_urll": URL, "policy": 1, "training_configuration": {"x/y": 1}}, names=CredentialNames())
     assert {finding.path for finding in caught.value.findings} == {"/ml_repo_url", "/policy"}
     assert caught.value.hint.splitlines() == [
         "write the repository's URL, https://HOST/OWNER/REPOSITORY",
@@ -157,7 +157,7 @@ def test_a_refused_sla_tells_what_would_be_ignored_too():
         "note: /training_configuration/x~1y is unknown and ignored",
     ]
     with pytest.raises(CredentialUnknown) as refused:
-        parse_sla({"ml_repo_url": URL, "git_credential": "nobody", "surprise": 1}, names=Names())
+        parse_sla({"ml_repo_url": URL, "git_credential": "nobody", "surprise": 1}, names=CredentialNames())
     assert refused.value.hint.endswith("\nnote: /surprise is unknown and ignored")
 
 
@@ -176,7 +176,7 @@ def test_many_unknown_keys_are_counted_not_listed():
 
 def names(host="git.example.com"):
     one = NamedCredential(name="team", host=host, username="u", password="secret-word")
-    return Names(
+    return CredentialNames(
         git=NamedCredentials(setting=GIT, by_name={"team": one}),
         registry=NamedCredentials(
             setting=REGISTRY,
@@ -195,7 +195,7 @@ def test_credentials_are_names_that_the_operator_knows_for_this_host():
     assert {finding.path for finding in caught.value.findings} == {"/git_credential", "/registry_credential"}
     assert "secret-word" not in str(caught.value.to_json())
     with pytest.raises(SlaInvalid):
-        parse_sla({**document, "policy": 1}, names=Names(), registry="https://registry.test")
+        parse_sla({**document, "policy": 1}, names=CredentialNames(), registry="https://registry.test")
 
 
 DIGEST = "sha256:" + "a" * 64
@@ -252,14 +252,14 @@ known_keys = st.sampled_from(
 def test_any_document_is_either_an_sla_or_refused_with_places(document):
     places: int | None = None
     try:
-        sla = parse_sla(document, names=Names(), registry="http://127.0.0.1:5073")
+        sla = parse_sla(document, names=CredentialNames(), registry="http://127.0.0.1:5073")
     except (SlaInvalid, CredentialUnknown) as error:
         json.dumps(error.to_json()).encode()
         places = len(error.findings)
     if places is not None:
         assert places > 0
         return
-    assert parse_sla(sla.to_json(), names=Names()) == sla
+    assert parse_sla(sla.to_json(), names=CredentialNames()) == sla
     json.dumps(sla.to_json()).encode()
 
 

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from flops.errors import DiskFull, StoreError
-from flops.manager.project import Attempt, BuilderState, Project, State
-from flops.manager.rows import attempt_row, project_row
-from flops.manager.schema import MIGRATIONS, VERSION
-from flops.manager.store import Store
-from flops.manager.turns import Turns
+from flops.service.project import Attempt, BuilderState, Project, State
+from flops.service.schema import MIGRATIONS, VERSION
+from flops.service.store import Store, WriterQueue
+from flops.service.tables import attempt_row, project_row
 from flops_wire.events import event
 
 
@@ -403,7 +402,7 @@ def test_questions_use_indexes(store):
 
 def test_a_turn_that_is_interrupted_is_passed_on():
     left = []
-    turns = Turns(lambda: left.append(1))
+    turns = WriterQueue(lambda: left.append(1))
 
     class Interrupted(threading.Event):
         def wait(self, timeout=None):
@@ -414,7 +413,7 @@ def test_a_turn_that_is_interrupted_is_passed_on():
 
     def interrupted():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("flops.manager.turns.threading", SimpleNamespace(Event=Interrupted, Lock=threading.Lock))
+            patch.setattr("flops.service.store.threading", SimpleNamespace(Event=Interrupted, Lock=threading.Lock))
             with pytest.raises(KeyboardInterrupt):
                 turns.__enter__()
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.manager.mirror_messages import mirror_messages
-from flops.manager.project import Project
+from flops.service.mirror import mirror_messages
+from flops.service.project import Project
 from flops_wire import flops
 from flops_wire.events import KINDS, STAGES, TAGGING, event
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 from packaging.requirements import Requirement as Pep508
 
-from flops.builder.contract.structure import ImportedModule
-from flops.builder.dependencies import imports
-from flops.builder.locking.lock import Lock, LockedWheel
-from flops.builder.wheels.provides import provided
+from flops.contract.structure import ImportedModule
+from flops.locking.lock import Lock, LockedWheel
 from flops.platforms import Platform
+from flops.repair import imports
+from flops.wheels.provides import provided
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 

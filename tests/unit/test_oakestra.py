@@ -15,11 +15,10 @@ import pytest
 from tests import fake_oakestra
 
 from flops.errors import BadSetting, DeployFailed, OrchestratorAuth, OrchestratorUnreachable
-from flops.manager.orchestrators import Deployment, Phase
-from flops.manager.orchestrators.oakestra import SETTINGS, OakestraOrchestrator
-from flops.manager.orchestrators.oakestra_addresses import Addresses
-from flops.manager.orchestrators.oakestra_api import OakestraApi, decode
-from flops.manager.orchestrators.oakestra_status import NO_CAPACITY, judge
+from flops.orchestrators import BuilderPhase, Deployment
+from flops.orchestrators.oakestra import SETTINGS, OakestraOrchestrator
+from flops.orchestrators.oakestra_api import Addresses, OakestraApi, decode
+from flops.orchestrators.oakestra_sla import NO_CAPACITY, judge
 
 TESTS = Path(__file__).parents[1]
 RECORDS = TESTS / "oakestra_requests"
@@ -90,16 +89,16 @@ def nothing_left(fake):
 def test_success(fake, orchestrator, record):
     orchestrator.prepare()
     handle = orchestrator.deploy(deployment())
-    assert orchestrator.status(JOB, handle).phase is Phase.WAITING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.WAITING
     run_to(fake, JOB, "RUNNING")
-    assert orchestrator.status(JOB, handle).phase is Phase.RUNNING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.RUNNING
     fake.set(JOB, "COMPLETED", logs="built")
     status = orchestrator.status(JOB, handle)
-    assert (status.phase, status.exit_code, status.failed) == (Phase.ENDED, 0, False)
+    assert (status.phase, status.exit_code, status.failed) == (BuilderPhase.ENDED, 0, False)
     assert orchestrator.logs(JOB, handle) == "built"
     assert orchestrator.remove(JOB, handle)
     assert nothing_left(fake)
-    assert orchestrator.status(JOB, handle).phase is Phase.GONE
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.GONE
     assert orchestrator.logs(JOB, handle) == ""
     assert orchestrator.remove(JOB, handle)
 
@@ -123,7 +122,7 @@ def test_failure_to_start(fake, orchestrator, record):
     run_to(fake, JOB, "NODE_SCHEDULED")
     fake.set(JOB, "FAILED", "image can't be pulled")
     status = orchestrator.status(JOB, handle)
-    assert (status.phase, status.failed, status.exit_code) == (Phase.ENDED, True, None)
+    assert (status.phase, status.failed, status.exit_code) == (BuilderPhase.ENDED, True, None)
     assert "image can't be pulled" in status.reason
     assert not fake.services  # it would be started again
     assert orchestrator.remove(JOB, handle)
@@ -133,18 +132,18 @@ def test_failure_to_start(fake, orchestrator, record):
 def test_a_lost_builder_and_its_second_attempt(fake, orchestrator, record):
     handle = orchestrator.deploy(deployment())
     run_to(fake, JOB, "RUNNING")
-    assert orchestrator.status(JOB, handle).phase is Phase.RUNNING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.RUNNING
     fake.set(JOB, "DEAD", "exit code 137", logs="the last words")
     status = orchestrator.status(JOB, handle)
-    assert (status.phase, status.exit_code, status.failed) == (Phase.ENDED, 137, False)
+    assert (status.phase, status.exit_code, status.failed) == (BuilderPhase.ENDED, 137, False)
     assert orchestrator.logs(JOB, handle) == "the last words"  # though its service is gone
-    assert orchestrator.status(JOB, handle).phase is Phase.GONE
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.GONE
     assert orchestrator.remove(JOB, handle)
     second = deployment(2)
     again = orchestrator.deploy(second)
     assert again["service"] != handle["service"]
     run_to(fake, second.job, "RUNNING")
-    assert orchestrator.status(second.job, again).phase is Phase.RUNNING
+    assert orchestrator.status(second.job, again).phase is BuilderPhase.RUNNING
     assert orchestrator.remove(second.job, again)
     assert nothing_left(fake)
 
@@ -159,11 +158,11 @@ def test_cancel(fake, orchestrator, record):
 def test_a_builder_that_was_started_again_before_anybody_looked_has_died(fake, orchestrator):
     handle = orchestrator.deploy(deployment())
     run_to(fake, JOB, "RUNNING")
-    assert orchestrator.status(JOB, handle).phase is Phase.RUNNING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.RUNNING
     fake.set(JOB, "DEAD")
     fake.step(JOB)  # for ever
     status = orchestrator.status(JOB, handle)
-    assert (status.phase, status.failed) == (Phase.ENDED, False)
+    assert (status.phase, status.failed) == (BuilderPhase.ENDED, False)
     assert "started again" in status.reason
     assert not fake.services
 
@@ -172,7 +171,7 @@ def test_a_second_instance_is_a_death_too(fake, orchestrator):
     handle = orchestrator.deploy(deployment())
     run_to(fake, JOB, "RUNNING")
     fake.service(JOB)["instance_list"] = [{"instance_number": 1, "status": "RUNNING"}]
-    assert orchestrator.status(JOB, handle).phase is Phase.ENDED
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.ENDED
     assert not fake.services
 
 
@@ -183,7 +182,7 @@ def test_no_capacity(fake, orchestrator, word):
     fake.step(JOB)
     fake.service(JOB)["status"] = word
     status = orchestrator.status(JOB, handle)
-    assert (status.phase, status.failed, status.no_capacity, status.reason) == (Phase.ENDED, True, True, word)
+    assert (status.phase, status.failed, status.no_capacity, status.reason) == (BuilderPhase.ENDED, True, True, word)
     assert orchestrator.remove(JOB, handle)
     assert nothing_left(fake)
 
@@ -193,16 +192,16 @@ def test_an_instance_that_somebody_took_away_deserves_a_second_attempt(fake, orc
     run_to(fake, JOB, "RUNNING")
     fake.service(JOB)["instance_list"] = []
     status = orchestrator.status(JOB, handle)
-    assert (status.phase, status.evicted) == (Phase.GONE, True)
+    assert (status.phase, status.evicted) == (BuilderPhase.GONE, True)
 
 
 def test_tokens_expire(fake, orchestrator, record):
     orchestrator.prepare()
     handle = orchestrator.deploy(deployment())
     fake.expire()
-    assert orchestrator.status(JOB, handle).phase is Phase.WAITING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.WAITING
     fake.expire(refresh=True)
-    assert orchestrator.status(JOB, handle).phase is Phase.WAITING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.WAITING
     fake.expire()
     assert orchestrator.remove(JOB, handle)
     assert nothing_left(fake)
@@ -237,7 +236,7 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_nothing_doubles(fake, orc
         orchestrator.deploy(deployment())
     handle = orchestrator.deploy(deployment())
     run_to(fake, JOB, "RUNNING")
-    assert orchestrator.status(JOB, handle).phase is Phase.RUNNING
+    assert orchestrator.status(JOB, handle).phase is BuilderPhase.RUNNING
     assert (len(fake.applications), len(fake.services)) == (1, 1)
     assert len(fake.service(JOB)["instance_list"]) == 1
 
@@ -282,7 +281,7 @@ def test_removal_leaves_another_attempt_alone(fake, orchestrator):
     second = deployment(2)
     handle = orchestrator.deploy(second)
     assert orchestrator.remove(JOB, None)
-    assert orchestrator.status(second.job, handle).phase is Phase.WAITING
+    assert orchestrator.status(second.job, handle).phase is BuilderPhase.WAITING
     assert orchestrator.orphans("ab12cd", []) == {second.job: handle}
 
 
@@ -365,10 +364,13 @@ def test_documents_come_once_and_twice_encoded(body, value):
 
 
 def test_words_that_nobody_knows_are_waited_for():
-    assert judge({"status": "PONDERING", "instance_list": [{"instance_number": 0}]}, ran=False).phase is Phase.WAITING
-    assert judge({}, ran=False).phase is Phase.WAITING
+    assert (
+        judge({"status": "PONDERING", "instance_list": [{"instance_number": 0}]}, ran=False).phase
+        is BuilderPhase.WAITING
+    )
+    assert judge({}, ran=False).phase is BuilderPhase.WAITING
     assert judge({"status": "COMPLETED", "instance_list": []}, ran=False).exit_code == 0
-    assert judge({"status": "REQUESTED", "instance_list": "?"}, ran=False).phase is Phase.WAITING
+    assert judge({"status": "REQUESTED", "instance_list": "?"}, ran=False).phase is BuilderPhase.WAITING
 
 
 def test_another_of_our_names_is_not_sent_anywhere(orchestrator, fake):

@@ -15,21 +15,19 @@ from tests import project_events as events
 from tests.orchestrators import World, failed, tagging
 from tests.web import Web, open_access
 
-from flops.cli.observing import ManagerProjects
+from flops.cli.service import ManagerProjects
 from flops.errors import ProjectDecided, ProjectNotFound, TooMany
-from flops.manager.api import create_app
-from flops.manager.credentials import NamedCredentials, Names
-from flops.manager.sla import parse_sla
-from flops.observer import places, words
-from flops.observer.advice import advice
+from flops.observer import words
+from flops.observer import words as places
 from flops.observer.feed import Feed
-from flops.observer.pace import Pace
-from flops.observer.shelf import Shelf
-from flops.observer.sizes import layers
-from flops.observer.state import Image
-from flops.observer.timeline import WIDTH, timeline
-from flops.observer.view import LINES
-from flops.observer.web import PER_PAGE, ObserverPages, address
+from flops.observer.feed_cache import FeedCache
+from flops.observer.state import ImageView
+from flops.observer.timeline import LANE_WIDTH, timeline
+from flops.observer.view import LINES, advice, layers
+from flops.observer.web import PER_PAGE, ObserverPages, Pace, address
+from flops.service.api import create_app
+from flops.service.named_credentials import CredentialNames, NamedCredentials
+from flops.service.sla import parse_sla
 from flops_wire.events import MESSAGE, STAGES, TAGGING
 
 STORIES = {
@@ -80,7 +78,7 @@ def document(state="building", **fields):
 
 
 class Kept:
-    """Projects as whoever keeps them would tell them (`flops.observer.shelf.Projects`)."""
+    """Projects as whoever keeps them would tell them (`flops.observer.feed_cache.Projects`)."""
 
     def __init__(self, told=(), **fields) -> None:
         self.told = list(told)
@@ -208,7 +206,7 @@ class TestForeignText:
 
     def test_what_is_copied_into_a_terminal_is_one_harmless_line(self):
         def pull(reference):
-            return Image(actor="learner", reference=reference, digest="", platforms=()).pull
+            return ImageView(actor="learner", reference=reference, digest="", platforms=()).pull
 
         assert pull("127.0.0.1:5073/a/b:c") == "docker pull 127.0.0.1:5073/a/b:c"
         assert pull("[::1]:5073/a/b@sha256:ab") == "docker pull [::1]:5073/a/b@sha256:ab"
@@ -366,7 +364,7 @@ class TestParts:
 
     def test_each_state_is_drawn_once(self):
         kept = Kept(STORIES["success"][:4])
-        shelf, drawn = Shelf(kept), []
+        shelf, drawn = FeedCache(kept), []
 
         def draw(feed):
             drawn.append(feed.last)
@@ -472,7 +470,7 @@ class TestList:
         html = pages(kept).get("/projects").text
         assert "No project yet" in html
         example = unescape(re.search(r"<pre[^>]*>(.*?)</pre>", html, re.DOTALL)[1])
-        found = parse_sla(json.loads(example), names=Names())
+        found = parse_sla(json.loads(example), names=CredentialNames())
         assert not found.warnings
 
 
@@ -537,8 +535,8 @@ class TestTimeline:
                 assert [row.stage for row in lane.rows if row.stage != "start"] == list(STAGES)
                 for row in lane.rows:
                     if row.begin is not None:
-                        assert 0 <= row.start < WIDTH
-                        assert 0 < row.length <= WIDTH + 4
+                        assert 0 <= row.start < LANE_WIDTH
+                        assert 0 < row.length <= LANE_WIDTH + 4
                         assert (row.end is None) == (row.state == "running")
                         assert row.end is None or row.end >= row.begin
 
@@ -683,7 +681,7 @@ class TestSizes:
         result["images"]["aggregator"]["platforms"] = {"linux/amd64": image(("base", 400), ("other", 2))}
         learner, aggregator = layers(result)
         assert [(bar.title, bar.length, bar.others) for bar in learner.bars] == [
-            ("base", WIDTH, ("aggregator",)),
+            ("base", LANE_WIDTH, ("aggregator",)),
             ("numpy", 250, ()),
             ("actor", 2, ()),
         ]
@@ -767,7 +765,7 @@ class TestTheManagersProjects:
         assert "Cancelled." in web.get(f"/projects/{project.id}").text
 
     def test_build_again_asks_for_the_very_same(self, world, web):
-        names = Names(
+        names = CredentialNames(
             git=NamedCredentials.parse(json.dumps({"ours": _credential("git.example.com")}), "FLOPS_GIT_CREDENTIALS"),
             registry=NamedCredentials.parse(
                 json.dumps({"store": _credential("127.0.0.1:5073")}), "FLOPS_REGISTRY_CREDENTIALS"

@@ -8,7 +8,7 @@ from tests.web import Web, open_access
 from typer.testing import CliRunner
 
 from flops.cli.main import _application
-from flops.manager.api import create_app
+from flops.service.api import create_app
 from flops.settings import Settings
 
 ROOT = Path(__file__).parents[2]

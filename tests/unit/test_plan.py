@@ -2,33 +2,14 @@
 
 import pytest
 
-from flops.builder.files import Directory, File, Link
-from flops.builder.images.actors import (
-    AGGREGATOR_PORT,
-    ML,
-    REPOSITORY,
-    RUNTIME,
-    USER,
-    Actor,
-    environment,
-    repository,
-    shims,
-)
-from flops.builder.images.plan import (
-    BaseLayer,
-    BytecodeLayer,
-    FilesLayer,
-    WheelsLayer,
-    cost,
-    ml_layers,
-    plan,
-    runtime_layers,
-)
-from flops.builder.locking.lock import Lock, LockedWheel
-from flops.builder.repository.tree import RepositoryFile
+from flops.actors import AGGREGATOR_PORT, ML, REPOSITORY, RUNTIME, USER, Actor, environment, repository, shims
 from flops.errors import BuildError
+from flops.images.plan import BaseLayer, BytecodeLayer, FilesLayer, WheelsLayer, cost, ml_layers, plan, runtime_layers
+from flops.locking.lock import Lock, LockedWheel
+from flops.oci.entries import Directory, File, Link
 from flops.platforms import Platform
 from flops.recipe import Flavor
+from flops.repository.tree_writer import RepositoryFile
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 MEGABYTE = 1024 * 1024

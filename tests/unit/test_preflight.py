@@ -12,21 +12,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flops.builder import preflight
-from flops.builder.images.layer_cache import LayerCache, layer_key
-from flops.builder.images.plan import ml_layers
-from flops.builder.preflight import Registered, check
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
-from flops.builder.wheels.wheel_cache import WheelCache
-from flops.builder.wheels.wheel_layer import WheelFile
-from flops.cli.preflight import show
+from flops.cli.check import show
 from flops.errors import ImportMissing, RegistryUnreachable
+from flops.images.layer_cache import LayerCache, layer_key
+from flops.images.plan import ml_layers
 from flops.oci.blobs import BlobStore
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Compression, Policy, Recipe
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
+from flops.use_cases import check as preflight
+from flops.use_cases.check import Registered, check
+from flops.wheels.wheel_cache import WheelCache
+from flops.wheels.wheel_layer import WheelFile
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 MANAGER = """\

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from packaging.utils import canonicalize_name
 
-from flops.builder.contract.structure import ImportedModule
-from flops.builder.dependencies import privacy
-from flops.builder.formats.requirement import Requirement
-from flops.builder.formats.requirements import Requirements
-from flops.builder.locking.lock import Lock, LockedWheel
+from flops.contract.structure import ImportedModule
+from flops.formats.requirement import Requirement
+from flops.formats.requirements import Requirements
+from flops.locking.lock import Lock, LockedWheel
 from flops.platforms import Platform
+from flops.repair import trackers
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 
@@ -46,13 +46,13 @@ class Shelf:
 
 
 def brought(shelf: Shelf, *entries: Requirement, locks=None):
-    found = privacy.brought(entries, locks or {AMD64: shelf.lock()}, shelf)
+    found = trackers.brought(entries, locks or {AMD64: shelf.lock()}, shelf)
     return [(one.where, one.message.partition(": it ")[0]) for one in found]
 
 
 def test_direct_trackers_are_taken_out_and_told():
     before = wanted(entry("numpy", 1), entry("wandb", 2, "==0.16.0"), entry("comet-ml", 3))
-    after = privacy.without(before)
+    after = trackers.without(before)
     assert [one.name for one in after.entries] == ["numpy"]
     assert [(one.code, one.package, one.before, one.after, one.where) for one in after.adjustments] == [
         ("REMOVED", "wandb", "==0.16.0", "", "requirements.txt:2"),
@@ -63,8 +63,8 @@ def test_direct_trackers_are_taken_out_and_told():
 
 def test_what_does_the_work_itself_is_kept_and_told():
     before = wanted(entry("ultralytics", 4))
-    assert privacy.without(before) == before
-    (finding,) = privacy.brought(before.entries, {AMD64: Shelf(ultralytics=()).lock()}, Shelf(ultralytics=()))
+    assert trackers.without(before) == before
+    (finding,) = trackers.brought(before.entries, {AMD64: Shelf(ultralytics=()).lock()}, Shelf(ultralytics=()))
     assert (finding.code, finding.where) == ("TRACKER", "requirements.txt:4")
     assert "see that it is switched off" in finding.hint
 
@@ -122,27 +122,27 @@ def test_a_circle_and_a_line_that_can_not_be_read_end_the_search():
 
 
 def test_without_metadata_it_is_still_told_that_there_is_a_tracker():
-    (finding,) = privacy.unexplained({AMD64: Shelf(numpy=(), wandb=()).lock()}, "conda.yaml")
+    (finding,) = trackers.unexplained({AMD64: Shelf(numpy=(), wandb=()).lock()}, "conda.yaml")
     assert (finding.code, finding.where) == ("TRACKER", "conda.yaml")
 
 
 def test_an_import_of_what_was_taken_out_is_told():
     item = ImportedModule(path="data_manager.py", line=3, name="wandb", module="wandb.sdk")
-    (finding,) = privacy.imported([item])
+    (finding,) = trackers.imported([item])
     assert (finding.code, finding.where) == ("TRACKER_IMPORTED", "data_manager.py:3")
     assert finding.message.startswith("wandb.sdk is imported, and a learner has no wandb")
 
 
 def test_the_data_file_is_sound():
-    for name, one in privacy.trackers().items():
+    for name, one in trackers.trackers().items():
         assert name == canonicalize_name(name)
         assert one.what
         assert not one.what.endswith(".")
         assert all(module.isidentifier() for module in one.modules)
-    assert {"mlflow", "wandb", "comet-ml", "neptune", "clearml"} <= privacy.trackers().keys()
-    assert "datasets" not in privacy.trackers()
+    assert {"mlflow", "wandb", "comet-ml", "neptune", "clearml"} <= trackers.trackers().keys()
+    assert "datasets" not in trackers.trackers()
 
 
 @pytest.mark.parametrize("module", ["mlflow", "wandb", "comet_ml", "neptune", "clearml", "aim"])
 def test_modules_lead_to_their_trackers(module):
-    assert module in privacy.modules()
+    assert module in trackers.modules()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flops import process
-from flops.builder.limits import limited
+from flops import programs
 from flops.errors import Cancelled, ToolFailed, ToolMissing, ToolTimeout
+from flops.sandbox import limited
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -28,10 +28,10 @@ def waiting(request, monkeypatch):
 
 def test_output_and_exit_code_come_back(waiting):
     program = "import sys; print(sys.stdin.read()); print('no', file=sys.stderr); sys.exit(3)"
-    done = process.run([sys.executable, "-c", program], seconds=30, stdin="text", check=False)
+    done = programs.run([sys.executable, "-c", program], seconds=30, stdin="text", check=False)
     assert (done.code, done.stdout, done.stderr) == (3, "text\n", "no\n")
     with pytest.raises(ToolFailed, match="ended with 3: no"):
-        process.run([sys.executable, "-c", program], seconds=30)
+        programs.run([sys.executable, "-c", program], seconds=30)
 
 
 def test_a_deadline_ends_the_whole_group(waiting, tmp_path):
@@ -43,41 +43,41 @@ time.sleep(600)
 """
     while not (note.exists() and note.read_text().endswith(".")):  # on a busy machine it may not have begun by then
         with pytest.raises(ToolTimeout, match="did not end within 1 s"):
-            process.run([sys.executable, "-Sc", program], seconds=1)
+            programs.run([sys.executable, "-Sc", program], seconds=1)
     until(lambda: not runs(int(note.read_text().rstrip("."))))
 
 
 def test_a_child_that_ended_by_a_signal_has_a_negative_code(waiting):
-    done = process.run(["sh", "-c", "kill -9 $$"], seconds=30, check=False)
+    done = programs.run(["sh", "-c", "kill -9 $$"], seconds=30, check=False)
     assert done.code == -9
 
 
 def test_a_program_that_is_not_there_is_told():
     with pytest.raises(ToolMissing):
-        process.run(["flops-has-no-such-program"], seconds=1)
+        programs.run(["flops-has-no-such-program"], seconds=1)
 
 
 def test_after_an_interrupt_only_what_takes_things_away_runs(monkeypatch):
-    monkeypatch.setattr(process, "_cancelled", threading.Event())
-    process.cancel()
+    monkeypatch.setattr(programs, "_cancelled", threading.Event())
+    programs.cancel()
     with pytest.raises(Cancelled):
-        process.run(["true"], seconds=30)
-    assert process.run(["true"], seconds=30, cancelled=True).code == 0
+        programs.run(["true"], seconds=30)
+    assert programs.run(["true"], seconds=30, cancelled=True).code == 0
 
 
 #: A parent with a child and a grandchild in one group, and a detached one; it tells their numbers, and the lifeline's.
 PARENT = """
 import os, pathlib, sys, threading
-from flops import lifeline, process
+from flops import lifeline, programs
 def tell(*words):  # in one piece
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 program = "import subprocess, sys, time; c = subprocess.Popen(['sleep', '600']); print(c.pid, flush=True); time.sleep(600)"
-with process.Running([sys.executable, "-c", f"import os; print(os.getpid(), flush=True); {program}"], on_line=tell):
-    threading.Thread(target=process.run, args=(["sleep", "600"],), kwargs={"seconds": 600}, daemon=True).start()
-    while len(process._running) < 1:
+with programs.Running([sys.executable, "-c", f"import os; print(os.getpid(), flush=True); {program}"], on_line=tell):
+    threading.Thread(target=programs.run, args=(["sleep", "600"],), kwargs={"seconds": 600}, daemon=True).start()
+    while len(programs._running) < 1:
         pass
-    tell(next(iter(process._running)).pid)
-    detached = process.detach(["sleep", "600"], env={}, output=pathlib.Path(sys.argv[1]), cwd=pathlib.Path("/"))
+    tell(next(iter(programs._running)).pid)
+    detached = programs.detach(["sleep", "600"], env={}, output=pathlib.Path(sys.argv[1]), cwd=pathlib.Path("/"))
     tell("detached", detached.pid)
     tell("lifeline", lifeline._child.pid)
     sys.stdin.read()
@@ -143,17 +143,17 @@ def test_a_program_whose_parent_was_killed_before_it_began_does_not_begin(tmp_pa
 #: As a manager runs that is not root, or no longer.
 CONFINE = """
 import os, subprocess
-from flops import process
+from flops import programs
 if os.getuid() == 0:
     os.setuid(65534)
 ended = subprocess.Popen(["true"])
 os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-process.confine(ended.pid, process.Limits(memory=2**30))
+programs.confine(ended.pid, programs.ProcessLimits(memory=2**30))
 with subprocess.Popen(["nice", "-n", "15", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as nicer:
     nicer.stdin.write(b"x")
     nicer.stdin.flush()
     nicer.stdout.read(1)
-    process.confine(nicer.pid, process.Limits())
+    programs.confine(nicer.pid, programs.ProcessLimits())
     print(os.getpriority(os.PRIO_PROCESS, nicer.pid))
     nicer.stdin.close()
 """
@@ -168,11 +168,11 @@ def test_limits_of_one_that_has_ended_or_has_less_already_are_no_failure():
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_program_that_writes_without_end_is_ended(waiting, stream):
     program = f"import sys\nwhile True: sys.{stream}.write('x' * 1_000_000)"
-    done = process.run([sys.executable, "-Sc", program], seconds=100, check=False)
+    done = programs.run([sys.executable, "-Sc", program], seconds=100, check=False)
     assert (done.cut, done.code) == (True, -signal.SIGKILL)
-    assert len(getattr(done, stream)) == process.OUTPUT_LIMIT
+    assert len(getattr(done, stream)) == programs.OUTPUT_LIMIT
     with pytest.raises(ToolFailed, match="wrote more than 16 MB"):
-        process.run([sys.executable, "-Sc", program], seconds=100)
+        programs.run([sys.executable, "-Sc", program], seconds=100)
 
 
 def test_what_a_watcher_raises_ends_the_program(waiting, tmp_path):
@@ -184,5 +184,5 @@ def test_what_a_watcher_raises_ends_the_program(waiting, tmp_path):
             raise ToolFailed("too much")
 
     with pytest.raises(ToolFailed, match="too much"):
-        process.run([sys.executable, "-Sc", program], seconds=100, watch=watch)
+        programs.run([sys.executable, "-Sc", program], seconds=100, watch=watch)
     until(lambda: not runs(int(note.read_text().rstrip("."))))

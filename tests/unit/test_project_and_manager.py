@@ -8,8 +8,8 @@ from tests.orchestrators import ScriptedOrchestrator, World, failed, succeeded, 
 from tests.web import open_access, serving
 
 from flops.cli import main as command_line
-from flops.manager.api import create_app
-from flops.manager.clock import SystemClock
+from flops.service.api import create_app
+from flops.service.ledger import SystemClock
 from flops_wire.events import event
 
 

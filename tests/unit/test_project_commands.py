@@ -16,10 +16,9 @@ from tests import scripted_manager as scripted
 
 from flops.cli import main as command_line
 from flops.cli import manager_client, watching
-from flops.cli.event_stream import parse
-from flops.cli.manager_client import ManagerClient, manager_url
+from flops.cli.manager_client import ManagerClient, manager_url, parse
+from flops.cli.project import read_sla, resolved
 from flops.cli.refusal import failure_from
-from flops.cli.sla_file import read_sla, resolved
 from flops.errors import BadSetting, FlopsError, SlaInvalid
 from flops.http import Retry
 from flops.settings import Settings

@@ -9,10 +9,10 @@ import zipfile
 import httpx
 import pytest
 
-from flops.builder.locking.lock import LockedWheel
-from flops.builder.wheels.provides import Provides, modules, provided
-from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import IndexUnreachable, WheelUnsafe
+from flops.locking.lock import LockedWheel
+from flops.wheels.provides import Provides, modules, provided
+from flops.wheels.wheel_cache import WheelCache
 
 FILES = {
     "shop/__init__.py": "",

@@ -11,15 +11,10 @@ from functools import partial
 
 import pytest
 
-from flops.builder.aside import Aside
-from flops.builder.images import compose
-from flops.builder.images.actors import Actor
-from flops.builder.images.compose import LOCK, UNPACKED, Identity, index_annotations
-from flops.builder.publishing import naming
-from flops.builder.publishing.delivery import Delivery
-from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.builder.publishing.publish import RegistryTarget
+from flops.actors import Actor
 from flops.errors import Cancelled, OutputError, RegistryAuth, RegistryUnreachable, UnknownPlatform
+from flops.images import compose
+from flops.images.compose import LOCK, UNPACKED, Identity, index_annotations
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
 from flops.oci.image import ImageConfig
@@ -27,10 +22,15 @@ from flops.oci.image import compose as compose_layers
 from flops.oci.layer import LayerWriter
 from flops.oci.layout import Layout
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.progress import Silent
+from flops.publishing import naming
+from flops.publishing.delivery import Delivery
+from flops.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
+from flops.publishing.publish import RegistryTarget
 from flops.recipe import Compression, Recipe
+from flops.registry.app import EmbeddedRegistry
+from flops.use_cases.build import BackgroundCall
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -150,9 +150,9 @@ def test_a_push_that_is_not_allowed_is_told_before_any_work(tmp_path):
 
 def test_a_call_aside_is_waited_for_and_raises_where_its_result_is_asked_for():
     done = []
-    Aside(lambda: done.append(1)).result()
+    BackgroundCall(lambda: done.append(1)).result()
     assert done == [1]
-    failing = Aside(lambda: (_ for _ in ()).throw(RegistryUnreachable("not there")))
+    failing = BackgroundCall(lambda: (_ for _ in ()).throw(RegistryUnreachable("not there")))
     for _ in range(2):
         with pytest.raises(RegistryUnreachable):
             failing.result()

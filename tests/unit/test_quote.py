@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.builder.quote import LINE_LIMIT, QuotingReporter, line_of, quoted, quoting
 from flops.errors import Finding, StructureError
 from flops.progress import Silent
+from flops.repository.source_lines import LINE_LIMIT, SourceLineReporter, line_of, source_lines, with_source_lines
 
 
 def finding(path="requirements.txt", line=2):
@@ -24,14 +24,14 @@ def root(tmp_path):
 
 
 def test_the_line_is_quoted_and_is_part_of_the_json_only_where_there_is_one(root):
-    assert quoted(finding(), root).to_json()["quote"] == "scipy==2  # why"
-    assert "quote" not in quoted(finding(line=0), root).to_json()
-    assert "quote" not in quoted(finding(line=99), root).to_json()
-    assert "quote" not in quoted(finding(path="no.txt"), root).to_json()
+    assert with_source_lines(finding(), root).to_json()["quote"] == "scipy==2  # why"
+    assert "quote" not in with_source_lines(finding(line=0), root).to_json()
+    assert "quote" not in with_source_lines(finding(line=99), root).to_json()
+    assert "quote" not in with_source_lines(finding(path="no.txt"), root).to_json()
 
 
 def test_a_long_line_is_cut(root):
-    assert quoted(finding(line=3), root).quote == "x" * LINE_LIMIT + "..."
+    assert with_source_lines(finding(line=3), root).quote == "x" * LINE_LIMIT + "..."
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_a_long_line_is_cut(root):
 )
 def test_a_line_that_may_hold_a_secret_is_not_shown(root, line):
     (root / "requirements.txt").write_text(f"a\n{line}\n")
-    assert quoted(finding(), root).quote == ""
+    assert with_source_lines(finding(), root).quote == ""
 
 
 def test_user_names_in_urls_are_left_out(root):
     (root / "requirements.txt").write_text("a\n--index-url https://me:sesame@host/x\n")
-    assert quoted(finding(), root).quote == "--index-url https://host/x"
+    assert with_source_lines(finding(), root).quote == "--index-url https://host/x"
 
 
 @pytest.mark.parametrize("path", ["../outside.txt", "link.txt", "pipe", "/etc/hostname", "", "\0"])
@@ -53,7 +53,7 @@ def test_nothing_outside_the_checkout_is_read(root, path):
     (root.parent / "outside.txt").write_text("first\nsecond\n")
     (root / "link.txt").symlink_to(root.parent / "outside.txt")
     os.mkfifo(root / "pipe")
-    assert quoted(finding(path=path), root).quote == ""
+    assert with_source_lines(finding(path=path), root).quote == ""
 
 
 @given(st.binary(max_size=400), st.integers(1, 20))
@@ -64,7 +64,7 @@ def test_any_bytes_are_read_without_failing(tmp_path_factory, data, number):
 
 
 def test_errors_and_notes_leave_with_their_lines(root):
-    with pytest.raises(StructureError) as failed, quoting(root):
+    with pytest.raises(StructureError) as failed, source_lines(root):
         raise StructureError("m", findings=[finding()])
     assert failed.value.findings[0].quote == "scipy==2  # why"
     told = []
@@ -73,5 +73,5 @@ def test_errors_and_notes_leave_with_their_lines(root):
         def finding(self, finding):
             told.append(finding)
 
-    QuotingReporter(Ear(), root).finding(finding())
+    SourceLineReporter(Ear(), root).finding(finding())
     assert told[0].quote == "scipy==2  # why"

@@ -16,27 +16,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.licenses import canonicalize_license_expression
 
-from flops.builder.dependencies.doctor import PythonChoice
-from flops.builder.images.compose import Identity
-from flops.builder.locking.pylock import Lock, LockedWheel, Target, parse
-from flops.builder.records import LOCKS, PLATFORMS, PROVENANCE, SBOM, TITLE, Materials
-from flops.builder.records.attach import attach, carried
-from flops.builder.records.bills import Bills
-from flops.builder.records.history import MOST_EVENTS, History, build_record
-from flops.builder.records.locks import locks_record, pylock
-from flops.builder.records.provenance import Run, provenance_record
-from flops.builder.records.sbom import sbom
-from flops.builder.rootfs import Base, BasePackage
-from flops.builder.wheels.licences import licence
+from flops.base import Base, BasePackage
 from flops.errors import Adjustment, Finding
+from flops.images.compose import Identity
+from flops.locking.pylock import Lock, LockedWheel, LockTarget, parse
 from flops.oci.artifacts import EMPTY, parse_artifact
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import INDEX, Descriptor
 from flops.oci.image import index_document
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
 from flops.progress import Silent, Stage
 from flops.recipe import Flavor, Recipe
+from flops.records import LOCKS, PLATFORMS, PROVENANCE, SBOM, TITLE, Materials
+from flops.records.attach import attach, carried
+from flops.records.history import MOST_EVENTS, History, build_record
+from flops.records.locks import locks_record, pylock
+from flops.records.provenance import Run, provenance_record
+from flops.records.sbom import Bills, sbom
+from flops.registry.app import EmbeddedRegistry
+from flops.repair.doctor import PythonChoice
+from flops.wheels.archive import licence
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 COMMIT = "c0ffee" + "0" * 34
@@ -111,7 +110,7 @@ def run(seconds=0):
 def test_a_lock_is_read_back_as_it_was():
     for platform in Platform:
         given_lock = materials(AMD64, ARM64).ml[platform]
-        found = parse(pylock(given_lock).encode(), Target(platform=platform, python="3.11.2", glibc=(2, 36)))
+        found = parse(pylock(given_lock).encode(), LockTarget(platform=platform, python="3.11.2", glibc=(2, 36)))
         assert found == given_lock
 
 
@@ -205,7 +204,7 @@ def test_a_bill_is_kept_by_what_it_names(tmp_path, monkeypatch):
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("flops.builder.records.sbom.sbom", None)
+        patch.setattr("flops.records.sbom.sbom", None)
         assert Bills(tmp_path).record(made) == first
     files[0].write_bytes(files[0].read_bytes().replace(b"numpy", b"nunpy"))
     assert Bills(tmp_path).record(made) == first

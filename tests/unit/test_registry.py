@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from flops.errors import RegistryError
-from flops.oci import registry_blobs, registry_store
 from flops.oci.blobs import disk_full
-from flops.oci.registry import EmbeddedRegistry
-from flops.oci.registry_store import RegistryStore
+from flops.registry import blob_api, storage
+from flops.registry.app import EmbeddedRegistry
+from flops.registry.storage import RegistryStore
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -561,7 +561,7 @@ def test_an_upload_that_nobody_continues_is_forgotten(tmp_path, monkeypatch):
         assert web.patch(first, content=b"x" * 100).status_code == 202
         web.post("/v2/a/blobs/uploads/")
         assert web.get(first).status_code == 204
-        monkeypatch.setattr(registry_blobs, "_PATIENCE", -1.0)
+        monkeypatch.setattr(blob_api, "_PATIENCE", -1.0)
         web.post("/v2/a/blobs/uploads/")
         assert web.get(first).status_code == 404
         assert {path.name for path in (tmp_path / "uploads").rglob("*") if path.is_file()} == {"alive"}
@@ -571,7 +571,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_blob(tmp_path, monkeypatch, capl
     def full(self, data):
         raise disk_full(self.path.parent)
 
-    monkeypatch.setattr(registry_store.Upload, "append", full)
+    monkeypatch.setattr(storage.UploadSession, "append", full)
     with EmbeddedRegistry(tmp_path) as server, httpx.Client(base_url=server.registry.url) as web:
         at = web.post("/v2/a/blobs/uploads/").headers["location"]
         answer = web.put(at, params={"digest": digest_of(b"x")}, content=b"x")

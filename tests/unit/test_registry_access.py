@@ -10,11 +10,11 @@ import pytest
 
 from flops import throttle
 from flops.errors import RegistryAuth
-from flops.oci import registry_access
 from flops.oci.blobs import sha256
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry import tokens
+from flops.registry.app import EmbeddedRegistry
 
 TOKEN = "correct horse"
 
@@ -156,7 +156,7 @@ def test_a_short_lived_token_ends_and_can_not_be_made_up(web, monkeypatch):
 
 
 def test_a_token_of_another_registry_is_none_here(web):
-    other = registry_access.Access(None, registry_access.Rules(token="another"), None)
+    other = tokens.TokenAccess(None, tokens.Rules(token="another"), None)
     assert web.get("/v2/", headers=bearer(other._sign("push", 9_999_999_999))).status_code == 401
 
 
@@ -164,7 +164,7 @@ def test_our_own_client_logs_in_and_renews_its_token(server, monkeypatch):
     known = FixedCredentials(by_host={server.registry.host: Credential(username="x", password=TOKEN)})
     with RegistryClient(server.registry, credentials=known) as client:
         client.check_push(["a/b"])
-        monkeypatch.setattr(registry_access, "_LIFETIME", -1)
+        monkeypatch.setattr(tokens, "_LIFETIME", -1)
     for credentials in (
         None,
         FixedCredentials(by_host={server.registry.host: Credential(username="x", password="no")}),

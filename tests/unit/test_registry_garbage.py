@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flops.errors import ManifestIncomplete, RegistryError
-from flops.oci import registry_garbage
 from flops.oci.artifacts import Content
 from flops.oci.blobs import sha256
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import MANIFEST, Descriptor
-from flops.oci.registry import EmbeddedRegistry
-from flops.oci.registry_garbage import Collected
-from flops.oci.registry_store import RegistryStore
+from flops.registry import garbage
+from flops.registry.app import EmbeddedRegistry
+from flops.registry.garbage import Collected
+from flops.registry.storage import RegistryStore
 
 OLD = 1_000_000
 
@@ -200,7 +200,7 @@ def test_a_push_whose_blob_was_collected_is_told_and_pushes_it_again(tmp_path):
 
 def test_an_upload_that_was_long_under_way_is_used_when_it_ends(store, monkeypatch):
     """It ends after the collector read what is held, and its last byte came hours ago."""
-    upload, held = store.begin("a"), registry_garbage._held
+    upload, held = store.begin("a"), garbage._held
     upload.append(b"slow")
     age(store)
 
@@ -209,7 +209,7 @@ def test_an_upload_that_was_long_under_way_is_used_when_it_ends(store, monkeypat
         store.finish(upload)
         return found
 
-    monkeypatch.setattr(registry_garbage, "_held", read_and_then_finished)
+    monkeypatch.setattr(garbage, "_held", read_and_then_finished)
     assert store.collect(3600).blobs == 0
     assert store.has_blob("a", sha256(b"slow"))
 

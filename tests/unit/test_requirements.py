@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement as Pep508
 from packaging.specifiers import SpecifierSet
 
-from flops.builder.contract.structure import ImportedModule, Structure
-from flops.builder.formats import conda, requirements
-from flops.builder.formats.requirement import FILE_LIMIT
+from flops.contract.structure import ImportedModule, Structure
 from flops.errors import FlopsError, RequirementForbidden, RequirementsMissing, RequirementSyntax
+from flops.formats import conda, requirements
+from flops.formats.requirement import FILE_LIMIT
 
 
 def read(text, name="requirements.txt", **others):

@@ -8,10 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flops.builder.housekeeping.removal import remove
-from flops.builder.housekeeping.retention import Rule, plan
-from flops.builder.housekeeping.stocktaking import take_stock
-from flops.builder.records import read_timestamp, timestamp
 from flops.errors import DeletesUnsupported
 from flops.oci.artifacts import Content, artifact_document, fallback_tag, referrers_document
 from flops.oci.blobs import sha256
@@ -23,6 +19,10 @@ from flops.oci.reference import Registry
 from flops.oci.signature import documents, signature_tag
 from flops.platforms import Platform
 from flops.progress import Silent
+from flops.prune.listing import list_images
+from flops.prune.removal import remove
+from flops.prune.retention import Rule, plan
+from flops.records import read_timestamp, timestamp
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 LAYERS = [Descriptor(media_type=GZIP, digest=f"sha256:{number:064x}", size=1000 + number) for number in range(1, 7)]
@@ -148,7 +148,7 @@ class World:
         return self.put(self.registry.repository("flops/cache"), document, f"{kind}-{key}")
 
     def prune(self, keep=1, days=0.0):
-        pruning = plan(take_stock(self), Rule(keep=keep, days=days), NOW)
+        pruning = plan(list_images(self), Rule(keep=keep, days=days), NOW)
         return pruning, remove(self, pruning, Silent())
 
     def commits(self, repository):
@@ -297,7 +297,7 @@ def test_what_was_pushed_meanwhile_is_left_alone():
     world = World()
     for number in (1, 2):
         world.build("acme/digits", number, layers=LAYERS[:1])
-    pruning = plan(take_stock(world), Rule(keep=1, days=0), NOW)
+    pruning = plan(list_images(world), Rule(keep=1, days=0), NOW)
     world.build("acme/digits", 2, layers=LAYERS[:3], actors=("learner",), salt="again")
     remove(world, pruning, Silent())
     assert world.commits("acme/digits/learner") == {1, 2}
@@ -323,7 +323,7 @@ def test_only_what_lies_below_the_prefix_is_looked_at():
     other.build("acme/digits", 1, layers=LAYERS[:1])
     world.manifests |= other.manifests
     world.names |= other.names
-    assert {one.repository for one in take_stock(world).indexes} == {
+    assert {one.repository for one in list_images(world).indexes} == {
         "team/acme/digits/learner",
         "team/acme/digits/aggregator",
     }
@@ -385,7 +385,7 @@ def test_random_registries(builds, notes, lists, keep, days, named, foreign):
     for repository, names in before.items():
         theirs = {tag for tag in names if tag.startswith(("theirs", "prod"))}
         assert theirs <= world.names[repository].keys()
-    kept = take_stock(world).indexes
+    kept = list_images(world).indexes
     needed = {layer.digest for one in kept for image in one.images for layer in image.layers}
     assert not {layer.digest for one in pruning.shared for layer in one.layers} & needed
     again, _ = world.prune(keep=keep, days=days)

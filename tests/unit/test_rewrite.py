@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.builder.dependencies.rewrite import edit, patch
-from flops.builder.formats import requirements as reader
 from flops.errors import Adjustment
+from flops.formats import requirements as reader
+from flops.repair.rewrite import edit, patch
 
 TXT = """\
 # what we train with

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from tests import hostile_program
 
-from flops.builder import limits, sandbox
-from flops.builder.images.bytecode_layer import key
-from flops.builder.images.plan import BytecodeLayer
-from flops.builder.sandbox import Bounds
+from flops import sandbox
 from flops.errors import ToolFailed, ToolTimeout
+from flops.images.bytecode_layer import key
+from flops.images.plan import BytecodeLayer
 from flops.recipe import Compression
+from flops.sandbox import Bounds
 
 MIB = 1024 * 1024
 BOUNDS = Bounds(seconds=60, memory=256 * MIB, processes=16, output=MIB)
@@ -127,7 +127,7 @@ def test_calls_that_hide_memory_or_reach_the_kernel_are_refused(inside):
 def holding(request, monkeypatch):
     """Bounds hold with control groups, where we may make some, and without."""
     if request.param == "looking":
-        monkeypatch.setattr(limits, "_CGROUPS", Path("/nowhere"))
+        monkeypatch.setattr(sandbox, "_CGROUPS", Path("/nowhere"))
         monkeypatch.setattr(resource, "prlimit", lambda *_: None)
 
 
@@ -149,7 +149,7 @@ def test_memory_is_bounded_in_each_process_and_in_all_together(inside, holding):
 def test_a_control_group_holds_what_is_not_looked_at(inside, monkeypatch):
     if not os.access("/sys/fs/cgroup/memory", os.W_OK):
         pytest.skip("control groups of version 1 can't be made here")
-    monkeypatch.setattr(limits, "_STATUS", re.compile(b"(nothing)(0)"))
+    monkeypatch.setattr(sandbox, "_STATUS", re.compile(b"(nothing)(0)"))
     with pytest.raises(ToolFailed, match="of memory"):
         inside("memory", 5, 100 * MIB)
 
@@ -233,7 +233,7 @@ def groups(request, monkeypatch, tmp_path):
             pytest.skip("this machine has no control groups of version 2")
         (tmp_path / own[0].lstrip("/")).mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup.controllers").write_text("memory pids")
-        monkeypatch.setattr(limits, "_CGROUPS", tmp_path)
+        monkeypatch.setattr(sandbox, "_CGROUPS", tmp_path)
         return [tmp_path]
     places = [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")]
     if not all(os.access(place, os.W_OK) for place in places):
@@ -242,7 +242,7 @@ def groups(request, monkeypatch, tmp_path):
 
 
 def test_a_namespace_is_held_by_control_groups_which_go_with_it(groups, victim):
-    with limits.held(victim.pid, memory=64 * MIB, processes=7):
+    with sandbox.held(victim.pid, memory=64 * MIB, processes=7):
         made = [path for place in groups for path in place.glob(f"**/flops-{os.getpid()}-{victim.pid}")]
         texts = {
             path.name: path.read_text().strip() for group in made for path in group.iterdir() if path.name in FILES

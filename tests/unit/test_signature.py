@@ -14,9 +14,18 @@ from flops.errors import BadKey, ImageNotFound
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import INDEX, Descriptor
 from flops.oci.image import index_document, parse_manifest
-from flops.oci.registry import EmbeddedRegistry
-from flops.oci.signature import PAYLOAD, SIGNATURE, PublicKey, Signed, SigningKey, payload_of, signature_tag
-from flops.oci.signed_images import sign_image, signed_by
+from flops.oci.signature import (
+    PAYLOAD,
+    SIGNATURE,
+    PublicKey,
+    Signed,
+    SigningKey,
+    payload_of,
+    sign_image,
+    signature_tag,
+    signed_by,
+)
+from flops.registry.app import EmbeddedRegistry
 
 DIGEST = "sha256:" + "a1" * 32
 NAME = "registry.example/acme/digits/learner"

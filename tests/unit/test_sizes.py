@@ -14,20 +14,21 @@ from packaging.utils import InvalidWheelFilename
 from tests.conftest import Shelf
 from tests.unit import test_wheel_layer as samples
 
-from flops.builder.dependencies import spelling
-from flops.builder.formats import rehearsal, requirements
-from flops.builder.locking.index import Index
-from flops.builder.locking.pylock import parse_wheel_name
-from flops.builder.preflight import check
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
-from flops.builder.wheels import licences, provides
-from flops.builder.wheels.ranges import Source
-from flops.builder.wheels.zip_directory import ZipError
 from flops.errors import DependencyError, IndexUnreachable, RequirementSyntax, StructureError, WheelRecord, WheelUnsafe
+from flops.formats import bounded_reading, requirements
+from flops.locking.index import Index
+from flops.locking.pylock import parse_wheel_name
 from flops.platforms import Platform
 from flops.recipe import Recipe
+from flops.repair import spelling
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
+from flops.use_cases.check import check
+from flops.wheels import archive as licences
+from flops.wheels import provides
+from flops.wheels.ranges import ByteSource
+from flops.wheels.zip_directory import ZipError
 
 AND = "python_version >= '3.8' and "
 OWN = '[[package]]\nname = "own"\nversion = "0"\nsource = { virtual = "." }\n'
@@ -148,12 +149,12 @@ def test_a_reader_that_needs_too_much_ends_alone_and_is_told_by_its_file(tmp_pat
     (tmp_path / "uv.lock").write_text(text)
     (tmp_path / "requirements.txt").write_text("numpy\n")
     paths = ["uv.lock", "requirements.txt"]
-    rehearsal.rehearse(tmp_path, paths, groups=(), platforms=tuple(Platform))
-    monkeypatch.setattr(rehearsal, "MEMORY", 64 * 1024**2)
+    bounded_reading.rehearse(tmp_path, paths, groups=(), platforms=tuple(Platform))
+    monkeypatch.setattr(bounded_reading, "MEMORY", 64 * 1024**2)
     with pytest.raises(RequirementSyntax, match=r"uv.lock: reading it takes more memory") as caught:
-        rehearsal.rehearse(tmp_path, paths, groups=(), platforms=tuple(Platform))
+        bounded_reading.rehearse(tmp_path, paths, groups=(), platforms=tuple(Platform))
     assert [finding.path for finding in caught.value.findings] == ["uv.lock"]
-    rehearsal.rehearse(tmp_path, ["requirements.txt"], groups=(), platforms=tuple(Platform))
+    bounded_reading.rehearse(tmp_path, ["requirements.txt"], groups=(), platforms=tuple(Platform))
 
 
 def test_a_check_reads_there_first(tmp_path, monkeypatch):
@@ -161,7 +162,7 @@ def test_a_check_reads_there_first(tmp_path, monkeypatch):
     place.mkdir()
     (place / "model_manager.py").write_text("class ModelManager: ...\n")
     (place / "uv.lock").write_text(lock(*(f"[t{number}]" for number in range(80_000))))
-    monkeypatch.setattr(rehearsal, "MEMORY", 64 * 1024**2)
+    monkeypatch.setattr(bounded_reading, "MEMORY", 64 * 1024**2)
     settings = Settings(cache_dir=tmp_path / "cache")
     with pytest.raises(StructureError) as caught:
         check(Request(source=parse_source(str(place)), platforms=(*Platform,), recipe=Recipe()), settings=settings)
@@ -178,7 +179,7 @@ def test_a_library_in_the_repository_is_not_the_childs(tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text("numpy\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    rehearsal.rehearse(tmp_path, ["requirements.txt"], groups=(), platforms=tuple(Platform))
+    bounded_reading.rehearse(tmp_path, ["requirements.txt"], groups=(), platforms=tuple(Platform))
     assert not canary.exists()
 
 
@@ -231,7 +232,7 @@ def test_metadata_without_end_is_refused_and_long_lines_of_it_are_left_out():
         with warnings.catch_warnings(), zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("demo-1.0.dist-info/METADATA", metadata)
         raw = data.getvalue()
-        return Source(lambda offset, size: raw[offset : offset + size], len(raw))
+        return ByteSource(lambda offset, size: raw[offset : offset + size], len(raw))
 
     with pytest.raises(ZipError, match="before its description"):
         provides._read_requires(source("a: b\n" * 300_000))

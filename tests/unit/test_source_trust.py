@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flops import process
-from flops.builder.repository.checkout import checkout, resolve_commit
-from flops.builder.repository.git import Git, GitCredential
-from flops.builder.repository.route import find_route
-from flops.builder.repository.source import Source, SourceKind, parse_source
+from flops import programs
+from flops.addresses import allows, is_public, literal
 from flops.errors import BadUrl, BlockedAddress, CloneFailed, CredentialInUrl, FlopsError
-from flops.oci.addresses import allows, is_public, literal
+from flops.repository.checkout import checkout, resolve_commit
+from flops.repository.git import Git, GitCredential
+from flops.repository.route import find_route
+from flops.repository.source import Source, SourceKind, parse_source
 
 PRIVATE = [
     "127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "017700000001", "0177.0.0.1",
@@ -52,7 +52,7 @@ def resolver(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(socket.socket, "connect", forbidden)
-    monkeypatch.setattr(process, "run", forbidden)
+    monkeypatch.setattr(programs, "run", forbidden)
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     return answers, asked

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flops.builder.dependencies.rewrite import edit
-from flops.builder.dependencies.spelling import corrections, explained
-from flops.builder.formats import requirements as reader
 from flops.errors import DependencyError
+from flops.formats import requirements as reader
+from flops.repair.rewrite import edit
+from flops.repair.spelling import corrections, explained
 
 
 def failure(files):

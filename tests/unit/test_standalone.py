@@ -15,23 +15,22 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from flops import process
-from flops.builder.dependencies.pythons import PythonChoice, Wish, adjustments, order
-from flops.builder.files import File, Link
-from flops.builder.formats.requirement import PythonRequest
-from flops.builder.foundation import Foundation
-from flops.builder.images import actors
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
-from flops.builder.rootfs import Base, standalone, standalone_layers
-from flops.builder.rootfs.bytecode import Interpreter, pyc_path
-from flops.builder.rootfs.standalone import PREFIX, StandalonePythons
-from flops.builder.rootfs.standalone_layers import StandaloneLayers
+from flops import actors, programs
+from flops.base import Base, standalone, standalone_layers
+from flops.base.bases import Bases
+from flops.base.bytecode import Interpreter, pyc_path
+from flops.base.standalone import PREFIX, StandalonePythons
+from flops.base.standalone_layers import StandaloneLayers
 from flops.errors import BaseUnavailable, PythonUnavailable
+from flops.formats.requirement import PythonRequest
 from flops.oci.blobs import BlobStore
+from flops.oci.entries import File, Link
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Compression, Recipe
+from flops.repair.pythons import PythonChoice, Wish, adjustments, order
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
@@ -252,7 +251,7 @@ def test_a_list_that_cannot_be_read_is_no_offer(cache, tmp_path):
 
 
 def test_never_means_that_nobody_is_asked(downloads, cache, monkeypatch):
-    monkeypatch.setattr(process, "run", lambda *words, **more: pytest.fail("uv was asked"))
+    monkeypatch.setattr(programs, "run", lambda *words, **more: pytest.fail("uv was asked"))
     settings = downloads.add("3.10.14").settings(cache, python_downloads="never")
     assert offer(settings, "==3.10.14").reason == "UV_PYTHON_DOWNLOADS is never"
     assert downloads.asked == []
@@ -412,7 +411,7 @@ LOADER = Interpreter(root=Path("/"), minor="3.11", program="usr/bin/python3.11",
 
 
 def test_a_base_gets_the_files_and_their_bytecode_upon_it(downloads, cache, monkeypatch):
-    monkeypatch.setattr("flops.builder.rootfs.standalone_layers.Interpreter", Ours)
+    monkeypatch.setattr("flops.base.standalone_layers.Interpreter", Ours)
     monkeypatch.setattr(Platform, "host", lambda: AMD64)
     settings = downloads.add(VERSION).settings(cache)
     made, blobs = layers(settings, reporter=Warnings())
@@ -428,7 +427,7 @@ def test_a_base_gets_the_files_and_their_bytecode_upon_it(downloads, cache, monk
     assert names == sorted(pyc_path(path, MINOR) for path in sources)
     assert len(names) == 3
     # remembered: no Python is started again
-    monkeypatch.setattr(process, "run", lambda *words, **more: pytest.fail("something was started"))
+    monkeypatch.setattr(programs, "run", lambda *words, **more: pytest.fail("something was started"))
     again, _ = layers(settings, reporter=Warnings())
     assert again.upon({ARM64: BASE}, lambda: LOADER)[ARM64].layers == base.layers
 
@@ -452,7 +451,7 @@ class Notes(Silent):
 
 def foundation(settings, reporter, platforms=BOTH):
     asked = Request(source=parse_source("https://git.example.org/a/b"), platforms=platforms, recipe=Recipe())
-    return Foundation(asked, settings=settings, blobs=BlobStore(settings.cache_dir), reporter=reporter)
+    return Bases(asked, settings=settings, blobs=BlobStore(settings.cache_dir), reporter=reporter)
 
 
 def request(text, specifier):
@@ -464,7 +463,7 @@ def versions(choices):
 
 
 def test_what_debian_has_is_debians_and_nobody_is_asked(downloads, cache, monkeypatch):
-    monkeypatch.setattr(process, "run", lambda *words, **more: pytest.fail("uv was asked"))
+    monkeypatch.setattr(programs, "run", lambda *words, **more: pytest.fail("uv was asked"))
     downloads.add("3.11.9").add("3.10.14")
     reporter = Notes()
     with foundation(downloads.settings(cache), reporter) as bases:

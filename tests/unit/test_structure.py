@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flops.builder.contract import modules, structure, syntax_child
-from flops.builder.contract.classes import CONTRACT
-from flops.builder.repository.tree import RepositoryFile
+from flops.contract import modules, structure, syntax_child
+from flops.contract.classes import CONTRACT
 from flops.errors import InternalError, StructureError
 from flops.recipe import Flavor
+from flops.repository.tree_writer import RepositoryFile
 
 MODEL = """\
 class ModelManager:

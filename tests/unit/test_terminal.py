@@ -12,8 +12,7 @@ from rich.console import Console
 from tests import project_events as events
 
 from flops.observer import terminal
-from flops.observer.broker_feed import BrokerFeed, Told
-from flops.observer.feed import Feed
+from flops.observer.feed import BrokerFeed, Feed, Told
 from flops.observer.state import Level
 from flops_wire import flops
 from flops_wire.events import MESSAGE

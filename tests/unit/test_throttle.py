@@ -9,9 +9,9 @@ from tests.orchestrators import HandClock, World
 from tests.web import URL, Web
 
 from flops import throttle
-from flops.manager.access import Access
-from flops.manager.api import create_app
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
+from flops.service.access import Access
+from flops.service.api import create_app
 from flops.settings import Settings
 from flops.throttle import FORGOTTEN, FREE, LONGEST, Throttle
 from flops_wire.manager import PROJECTS

@@ -19,11 +19,11 @@ from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials
 from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
-from flops.oci.pressure import Pressure
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
+from flops.oci.responses import Pressure
 from flops.oci.upload import PushedBlob
 from flops.platforms import Platform
+from flops.registry.app import EmbeddedRegistry
 
 SIZE = 3_000_000
 

@@ -20,20 +20,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flops.builder.images.layer_cache import LayerCache, layer_key
-from flops.builder.wheels.wheel_archive import Limits
-from flops.builder.wheels.wheel_layer import (
-    PathConflict,
-    WheelFile,
-    environment_conflicts,
-    group,
-    open_wheels,
-    write_layer,
-)
 from flops.errors import FlopsError, LayerConflict, WheelBomb, WheelRecord, WheelUnsafe
+from flops.images.layer_cache import LayerCache, layer_key
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import LayerWriter
 from flops.recipe import Compression
+from flops.wheels.archive import WheelLimits
+from flops.wheels.wheel_layer import PathConflict, WheelFile, environment_conflicts, group, open_wheels, write_layer
 
 SITE = "opt/flops/ml/lib/python3.11/site-packages"
 WHEEL = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -534,8 +527,12 @@ def test_limits_at_the_limit_and_one_beyond(tmp_path):
         size = sum(info.file_size for info in archive.infolist())
         count = len(archive.infolist())
     ratio = size // source.size + 1
-    assert build(source, limits=Limits(size=size, members=count, ratio=ratio, ratio_from=0)).files
-    for limits in (Limits(size=size - 1), Limits(members=count - 1), Limits(ratio=ratio - 1, ratio_from=0)):
+    assert build(source, limits=WheelLimits(size=size, members=count, ratio=ratio, ratio_from=0)).files
+    for limits in (
+        WheelLimits(size=size - 1),
+        WheelLimits(members=count - 1),
+        WheelLimits(ratio=ratio - 1, ratio_from=0),
+    ):
         with pytest.raises(WheelBomb):
             build(source, limits=limits)
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tests.unit import test_wheel_layer as samples
 
-from flops.builder.wheels.wheel_layer import WheelLicence
 from flops.errors import FlopsError, WheelBomb, WheelRecord, WheelUnsafe
+from flops.wheels.wheel_layer import WheelLicence
 
 build, wheel, record_row, patched = samples.build, samples.wheel, samples.record_row, samples.patched
 SITE = samples.SITE

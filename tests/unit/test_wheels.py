@@ -7,11 +7,11 @@ import os
 import httpx
 import pytest
 
-from flops.builder.locking.lock import LockedWheel
-from flops.builder.wheels import wheel_cache as wheels
-from flops.builder.wheels.wheel_cache import WheelCache
 from flops.errors import BuildError, DiskFull, IndexUnreachable, WheelHash
-from flops.oci import answers
+from flops.locking.lock import LockedWheel
+from flops.oci import responses as answers
+from flops.wheels import wheel_cache as wheels
+from flops.wheels.wheel_cache import WheelCache
 
 DATA = os.urandom(300_000)
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
 from flops.cli.write import check_and_write
 from flops.errors import Adjustment, NoWheel, PackageNotFound, UsageError
 from flops.platforms import Platform
 from flops.recipe import Recipe
+from flops.repository.source import parse_source
+from flops.request import Request
 
 TEXT = "numpy==1.0  # arrays\nscipy==1.0\n"
 

@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flops.builder.build import build
-from flops.builder.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.builder.publishing.publish import RegistryTarget, Target
-from flops.builder.result import Result
-from flops.cli import options, places
+from flops.cli import image_sources, options
 from flops.cli.render import adjustment_table, megabytes, plain, print_json, reporter, untold
 from flops.errors import UsageError
 from flops.oci.engine import find_engine
 from flops.oci.reference import Registry
 from flops.progress import Reporter
+from flops.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
+from flops.publishing.publish import RegistryTarget, Target
 from flops.recipe import Accelerator, Compression, Policy
 from flops.settings import Settings
+from flops.use_cases.build import build
+from flops.use_cases.result import Result
 
 RegistryOption = Annotated[
     str | None, typer.Option("--registry", metavar="[http://]HOST[:PORT][/PREFIX]", help="Where to push.")
@@ -100,9 +100,9 @@ def choose_target(settings: Settings, *, registry: str | None, output: Path | No
     name = registry or settings.registry
     if name:
         pull = Registry.parse(settings.registry_pull) if settings.registry_pull else None
-        client = places.client(settings, Registry.parse(name), chunk=settings.upload_chunk)
+        client = image_sources.client(settings, Registry.parse(name), chunk=settings.upload_chunk)
         return RegistryTarget(client, pull_name=pull)
-    return LayoutTarget(places.default_layout(settings))
+    return LayoutTarget(image_sources.default_layout(settings))
 
 
 def show(result: Result, progress: Reporter) -> None:

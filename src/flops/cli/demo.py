@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import flops
-from flops import process
-from flops.builder.build import build
-from flops.builder.publishing.publish import RegistryTarget
+from flops import programs
 from flops.cli import options
 from flops.cli.build import show
 from flops.cli.render import print_json, reporter
@@ -24,7 +22,9 @@ from flops.errors import EngineMissing
 from flops.oci.client import RegistryClient
 from flops.oci.engine import find_engine
 from flops.platforms import Platform
+from flops.publishing.publish import RegistryTarget
 from flops.settings import Settings
+from flops.use_cases.build import build
 
 EXAMPLE = "digits-sklearn"
 LEARNERS = 2
@@ -89,4 +89,4 @@ def make_repository(directory: Path) -> None:
     for path in directory.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     for words in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "The bundled example")):
-        process.run(["git", "-C", directory, *words], seconds=60, env=COMMITTER)
+        programs.run(["git", "-C", directory, *words], seconds=60, env=COMMITTER)

@@ -9,16 +9,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flops.builder.housekeeping.stocktaking import take_stock
-from flops.cli import options, places
+from flops.cli import image_sources, options
 from flops.cli.render import data_console, fits, megabytes, one_line, print_json
+from flops.prune.listing import list_images
 from flops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from flops.builder.housekeeping.inventory import Inventory, StoredIndex
-    from flops.builder.housekeeping.retention import Build
+    from flops.prune.inventory import Inventory, StoredIndex
+    from flops.prune.retention import Build
 
 Repositories = Annotated[
     list[str] | None,
@@ -32,14 +32,14 @@ Repositories = Annotated[
 
 def command(
     repositories: Repositories = None,
-    registry: places.RegistryOption = None,
-    directory: places.DirectoryOption = None,
+    registry: image_sources.RegistryOption = None,
+    directory: image_sources.DirectoryOption = None,
     as_json: options.Json = False,
 ) -> None:
     """List images with their commits, names, platforms and sizes."""
     settings = Settings.read()
-    with places.look(settings, registry=registry, directory=directory) as stock:
-        inventory = take_stock(stock, repositories or ())
+    with image_sources.look(settings, registry=registry, directory=directory) as stock:
+        inventory = list_images(stock, repositories or ())
     if as_json:
         print_json(document(inventory))
     else:

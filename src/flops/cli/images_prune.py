@@ -10,18 +10,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder.housekeeping.removal import foretell, remove
-from flops.builder.housekeeping.retention import Rule, plan
-from flops.builder.housekeeping.stocktaking import take_stock
-from flops.cli import options, places
+from flops.cli import image_sources, options
 from flops.cli.render import megabytes, one_line, print_json, reporter
 from flops.oci.layout import Layout
+from flops.prune.listing import list_images
+from flops.prune.removal import foretell, remove
+from flops.prune.retention import Rule, plan
 from flops.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flops.builder.housekeeping.retention import Pruning
+    from flops.prune.retention import Pruning
 
 Keep = Annotated[
     int, typer.Option("--keep", metavar="N", min=0, help="Builds of each repository that stay, the newest first.")
@@ -45,19 +45,19 @@ def command(
     keep: Keep = 10,
     older: Older = 30,
     dry_run: DryRun = False,
-    registry: places.RegistryOption = None,
-    directory: places.DirectoryOption = None,
+    registry: image_sources.RegistryOption = None,
+    directory: image_sources.DirectoryOption = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Delete builds that are neither among the newest nor young, and what builders shared for them."""
     settings = Settings.read()
-    place = places.on_disk(settings, registry=registry, directory=directory)
+    place = image_sources.on_disk(settings, registry=registry, directory=directory)
     with (
-        places.look(settings, registry=registry, directory=directory) as stock,
+        image_sources.look(settings, registry=registry, directory=directory) as stock,
         reporter(quiet=quiet) as progress,
     ):
-        inventory = take_stock(stock, repositories or ())
+        inventory = list_images(stock, repositories or ())
         pruning = plan(inventory, Rule(keep=keep, days=older), datetime.now(UTC))
         if dry_run:
             foretell(stock, pruning)
@@ -103,10 +103,10 @@ def show(pruning: Pruning, *, dry_run: bool, collected: int | None) -> None:
 
 def _collect(directory: Path, days: float) -> int:
     """Bytes that left the disk, those of indexes among them that no name stands for any more."""
-    if not places.is_registry(directory):
+    if not image_sources.is_registry(directory):
         return Layout(directory).collect(GRACE) if directory.is_dir() else 0
-    from flops.builder.housekeeping.superseded import remove_superseded  # noqa: PLC0415 - for this kind of place only
-    from flops.oci.registry_store import RegistryStore  # noqa: PLC0415 - for this kind of place only
+    from flops.prune.removal import remove_superseded  # noqa: PLC0415 - for this kind of place only
+    from flops.registry.storage import RegistryStore  # noqa: PLC0415 - for this kind of place only
 
     store = RegistryStore(directory)
     remove_superseded(store, max(GRACE, days * 86400))

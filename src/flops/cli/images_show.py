@@ -11,23 +11,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flops.builder.housekeeping.reading import listed, read
-from flops.builder.records import LOCKS, PROVENANCE, SBOM, TITLE
-from flops.cli import options, places
+from flops.cli import image_sources, options
 from flops.cli.render import megabytes, one_line, plain, print_json
 from flops.errors import BadImage, ImageNotFound, UsageError
-from flops.oci.image_documents import parse_config, parse_index, parse_manifest
+from flops.oci.image import parse_config, parse_index, parse_manifest
 from flops.oci.signature import signature_tag
 from flops.platforms import Platform
+from flops.prune.listing import listed, read
+from flops.records import LOCKS, PROVENANCE, SBOM, TITLE
 from flops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from flops.builder.housekeeping.stocktaking import Stock
-    from flops.builder.records import Part
     from flops.oci.descriptor import Descriptor
-    from flops.oci.image_documents import ParsedManifest
+    from flops.oci.image import ParsedManifest
+    from flops.prune.listing import ImageSource
+    from flops.records import Part
 
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="REF", help="HOST/NAME:TAG in a registry, NAME:TAG in a layout.")
@@ -59,7 +59,7 @@ def command(
     sbom: Sbom = False,
     provenance: Provenance = False,
     platform: OnlyPlatform = None,
-    directory: places.DirectoryOption = None,
+    directory: image_sources.DirectoryOption = None,
     as_json: options.Json = False,
 ) -> None:
     """Show an image, or one of its records."""
@@ -67,7 +67,7 @@ def command(
     if len(kinds) > 1:
         raise UsageError("--locks, --sbom and --provenance exclude each other", hint="ask for one at a time")
     only = Platform.parse(platform) if platform else None
-    with places.find(Settings.read(), reference, directory) as (stock, repository, selector):
+    with image_sources.find(Settings.read(), reference, directory) as (stock, repository, selector):
         shown = _look(stock, repository, selector, reference)
         if kinds:
             _print_parts(list(_parts(stock, repository, shown, kinds[0], only)), as_json=as_json)
@@ -78,7 +78,7 @@ def command(
         show(shown)
 
 
-def _look(stock: Stock, repository: str, selector: str, reference: str) -> _Shown:
+def _look(stock: ImageSource, repository: str, selector: str, reference: str) -> _Shown:
     found = stock.get_manifest(repository, selector)
     if found is None:
         raise ImageNotFound(f"there is no image {reference}", hint="flops images list shows what there is")
@@ -104,11 +104,11 @@ def _look(stock: Stock, repository: str, selector: str, reference: str) -> _Show
     )
 
 
-def _blob(stock: Stock, repository: str, blob: Descriptor) -> bytes:
+def _blob(stock: ImageSource, repository: str, blob: Descriptor) -> bytes:
     return read(stock, repository, blob).data
 
 
-def _parts(stock: Stock, repository: str, shown: _Shown, kind: str, only: Platform | None) -> Iterator[Part]:
+def _parts(stock: ImageSource, repository: str, shown: _Shown, kind: str, only: Platform | None) -> Iterator[Part]:
     blobs = shown.records.get(kind)
     if not blobs:
         raise ImageNotFound(

@@ -9,12 +9,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.cli import options, places
+from flops.cli import image_sources, options
 from flops.cli.render import print_json
 from flops.errors import ImageNotFound, NotSigned
 from flops.oci.reference import Reference
-from flops.oci.signature import PublicKey
-from flops.oci.signed_images import signed_by
+from flops.oci.signature import PublicKey, signed_by
 from flops.settings import Settings
 
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="HOST/NAME:TAG or HOST/NAME@sha256:DIGEST.")]
@@ -26,7 +25,7 @@ def command(reference: ReferenceArgument, key: Key, as_json: options.Json = Fals
     settings = Settings.read()
     public = PublicKey.read(key)
     named = Reference.parse(reference)
-    with places.client(settings, named.registry) as client:
+    with image_sources.client(settings, named.registry) as client:
         found = client.get_manifest(named.repository, named.selector)
         if found is None:
             raise ImageNotFound(f"there is no image {reference}", hint="flops images list shows what there is")

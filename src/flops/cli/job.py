@@ -10,10 +10,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from flops import process
-from flops.cli.render import Lines
+from flops import programs
+from flops.cli.render import LineReporter
 from flops.errors import Cancelled, UsageError
-from flops.job.attempt import Attempt
+from flops.job.attempt import AttemptClient
 from flops.job.run import run
 from flops.settings import Settings
 from flops_wire.manager import JOB_TOKEN, JOB_URL
@@ -34,14 +34,14 @@ def command() -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stopped)
     settings = Settings.read()
-    lines = Lines(Console(stderr=True, soft_wrap=True, highlight=False))
-    with Attempt(url, token, ca_bundle=settings.ca_bundle) as attempt:
+    lines = LineReporter(Console(stderr=True, soft_wrap=True, highlight=False))
+    with AttemptClient(url, token, ca_bundle=settings.ca_bundle) as attempt:
         return run(attempt, settings=settings, reporter=lines, over=lambda: _end_soon(0))
 
 
 def _stopped(_number: int, _frame: FrameType | None) -> NoReturn:
     """Whoever sends a signal wants the end now: nothing is told to the manager."""
-    process.cancel()
+    programs.cancel()
     _end_soon(Cancelled.exit_code)
     raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 import flops
-from flops import process
+from flops import programs
 from flops.cli.render import error_lines, print_json
 from flops.errors import Cancelled, FlopsError, InternalError, OutputError, UsageError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
-#: The module of each command; its function is `command`.
+#: The module of each command, and its function where that is not `command`.
 COMMANDS = {
     "build": "flops.cli.build",
     "check": "flops.cli.check",
@@ -33,15 +33,18 @@ COMMANDS = {
     "observe": "flops.cli.observe",
     "job": "flops.cli.job",
 }
-#: The commands below another one, and the module of each; its function is `command` too.
+#: The commands below another one, and where each is.
 GROUPS = {
     "project": (
         "Start and follow projects of a manager.",
-        {name: f"flops.cli.project_{name}" for name in ("start", "list", "show", "watch", "logs", "cancel")},
+        {name: f"flops.cli.project:{name}_command" for name in ("start", "list", "show", "watch", "logs", "cancel")},
     ),
     "images": (
         "What a registry holds: list, show, verify, prune, and images of our own.",
-        {name: f"flops.cli.images_{name}" for name in ("list", "show", "prune", "verify", "base", "builder")},
+        {
+            **{name: f"flops.cli.images_{name}" for name in ("list", "show", "prune", "verify")},
+            **{name: f"flops.cli.images_make:{name}_command" for name in ("base", "builder")},
+        },
     ),
 }
 
@@ -96,7 +99,8 @@ def _application(words: Sequence[str]) -> typer.Typer:
 def _add(app: typer.Typer, commands: Mapping[str, str], called: str) -> None:
     """The command that is called, or all of them where it is none of these."""
     for name in [called] if called in commands else commands:
-        app.command(name)(import_module(commands[name]).command)
+        module, _, function = commands[name].partition(":")
+        app.command(name)(getattr(import_module(module), function or "command"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,7 +187,7 @@ def _output() -> Iterator[None]:
 
 def _interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
     """Whoever waits for a program or makes a layer, in whatever thread, ends now too."""
-    process.cancel()
+    programs.cancel()
     raise KeyboardInterrupt
 
 

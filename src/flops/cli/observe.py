@@ -11,18 +11,17 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flops.broker import BrokerAddress
-from flops.cli.listener import Listener
 from flops.cli.watching import JsonLines, Manager, connected, say, watch
+from flops.compat.broker import BrokerAddress, Listener
 from flops.errors import UsageError
-from flops.observer.broker_feed import ID, BrokerFeed
+from flops.observer.feed import ID, BrokerFeed
 from flops.observer.terminal import told_lines
 from flops.settings import Settings
 from flops_wire.flops import BROKER_PORT
 from flops_wire.manager import EXIT_CODES
 
 if TYPE_CHECKING:
-    from flops.cli.listener import Message
+    from flops.compat.broker import Message
 
 #: Seconds of silence after the outcome in which the last texts may still come.
 _AFTERWARDS = 1.0

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 from packaging.utils import canonicalize_name
 
-from flops.builder.repository.source import parse_source
-from flops.builder.request import Request
 from flops.errors import UsageError
 from flops.platforms import Platform
 from flops.recipe import Accelerator, Compression, Flavor, Policy, Recipe
+from flops.repository.source import parse_source
+from flops.request import Request
 
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A Git URL (https, ssh, scp form) or a directory.")

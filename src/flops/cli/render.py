@@ -160,7 +160,7 @@ def _cells(one: Adjustment) -> tuple[str, ...]:
     return one.where, one.package, before, after, one.platform or "all", one.reason
 
 
-class Lines:
+class LineReporter:
     """Plain lines on stderr: where it is no terminal, as in CI, or one that can't move its cursor."""
 
     def __init__(self, console: Console) -> None:
@@ -221,7 +221,7 @@ class _Message(ProgressColumn):
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
-class Bars(Lines):
+class BarReporter(LineReporter):
     """One live line per stage on a terminal; adjustments and warnings above them."""
 
     def __init__(self, console: Console) -> None:
@@ -272,13 +272,13 @@ def reporter(*, quiet: bool) -> Iterator[Reporter]:
     if quiet:
         yield Silent()
     elif console.is_terminal and not console.is_dumb_terminal:
-        with Bars(console) as bars:
+        with BarReporter(console) as bars:
             yield bars
     else:
-        yield Lines(console)
+        yield LineReporter(console)
 
 
 def untold(reporter: Reporter, found: Iterable[_Told]) -> Sequence[_Told]:
     """What a report on stdout has to tell of `found`: not again what stands on the same terminal already."""
-    seen = reporter.shared if isinstance(reporter, Lines) else ()
+    seen = reporter.shared if isinstance(reporter, LineReporter) else ()
     return [one for one in found if one not in seen]

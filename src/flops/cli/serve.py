@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import sys
+import time
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,16 +17,74 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from flops import process
-from flops.cli import journal
+from flops import programs
 from flops.cli.options import Json
-from flops.cli.render import print_json
+from flops.cli.render import one_line, print_json
 from flops.cli.service import Listening, Service
 from flops.errors import BadSetting
 from flops.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_ABOUT = ("project", "attempt", "stage", "kind", "code")
+
+
+class LogForm(Enum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def start(form: LogForm, *, verbose: bool = False) -> None:
+    """Send what the product logs to stderr, and of the server underneath what is a warning."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form is LogForm.JSON else _Text())
+    ours = logging.getLogger("flops")
+    ours.handlers[:] = [handler]
+    ours.setLevel(logging.DEBUG if verbose else logging.INFO)
+    ours.propagate = False
+    # a reader that was let go is no news
+    server = logging.getLogger("uvicorn")
+    server.handlers[:] = [handler]
+    server.setLevel(logging.CRITICAL if not verbose else logging.WARNING)
+    server.propagate = False
+
+
+def heard(project: Any, event: dict[str, Any]) -> None:
+    """A stored event of a project, for `--verbose` (`Bus.listen`)."""
+    about = {key: event.get(key) for key in _ABOUT}
+    logging.getLogger("flops.events").debug("%s", event.get("message"), extra={**about, "project": project.id})
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _time(record.created, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: getattr(record, key) for key in _ABOUT if getattr(record, key, None) is not None}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _Text(logging.Formatter):
+    """Text from repositories and builders stands in messages, so a line stays one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        about = ", ".join(f"{key} {getattr(record, key)}" for key in _ABOUT if getattr(record, key, None) is not None)
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        line = f"{_time(record.created, '%H:%M:%S')} {level}{one_line(record.getMessage())}"
+        line += f" ({one_line(about)})" if about else ""
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _time(seconds: float, form: str) -> str:
+    return time.strftime(form, time.gmtime(seconds))
+
 
 _log = logging.getLogger("flops.serve")
 #: Characters of a token that are too few.
@@ -56,7 +118,7 @@ Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Databa
 AllowLocal = Annotated[
     bool | None, typer.Option("--allow-local/--no-allow-local", help="Projects may name directories of this machine.")
 ]
-LogFormat = Annotated[journal.LogFormat, typer.Option("--log-format", help="How the log on stderr is written.")]
+LogFormat = Annotated[LogForm, typer.Option("--log-format", help="How the log on stderr is written.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Log every request and event.")]
 
 
@@ -72,7 +134,7 @@ def command(
     observer_port: ObserverPort = None,
     data: Data = None,
     allow_local: AllowLocal = None,
-    log_format: LogFormat = journal.LogFormat.TEXT,
+    log_format: LogFormat = LogForm.TEXT,
     verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
@@ -88,16 +150,16 @@ def command(
         "allow_local": allow_local,
     }
     settings = _settings({name: value for name, value in given.items() if value is not None})
-    journal.start(log_format, verbose=verbose)
+    start(log_format, verbose=verbose)
     _warn(settings)
     with (
         suppress(KeyboardInterrupt),  # while it is starting; later, signals are the server's
         Service(settings, Listening(host=host, port=port, registry_port=registry_port)) as service,
     ):
         if verbose:
-            service.bus.listen(journal.heard)
+            service.bus.listen(heard)
         service.run(lambda: _tell(service, settings, as_json=as_json))
-    process.cancel()  # what the reconciler still asks of git hosts: it is asked again at the next start
+    programs.cancel()  # what the reconciler still asks of git hosts: it is asked again at the next start
 
 
 def _warn(settings: Settings) -> None:

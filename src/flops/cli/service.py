@@ -9,37 +9,63 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from flops.broker import BrokerAddress, Publisher
-from flops.builder.lookup import ImageLookup, SourceLookup
-from flops.cli.observing import ManagerProjects
-from flops.errors import BadSetting, BaseUnavailable, RegistryError
-from flops.manager.access import Access
-from flops.manager.api import create_app
-from flops.manager.bus import Bus
-from flops.manager.health import check_reconciler, check_registry, check_store
-from flops.manager.inbox import inbox
-from flops.manager.instance import Instance
-from flops.manager.mirror import Mirror
-from flops.manager.server import listen, serve
-from flops.manager.service import Manager
-from flops.manager.settings import ManagerSettings
-from flops.manager.store import Store
+from flops.compat.broker import BrokerAddress, Publisher
+from flops.errors import BadSetting, BaseUnavailable, ProjectNotFound, RegistryError
 from flops.observer.web import ObserverPages
 from flops.oci.reference import Registry
-from flops.oci.registry import EmbeddedRegistry
+from flops.registry.app import EmbeddedRegistry
+from flops.service.access import Access
+from flops.service.api import create_app
+from flops.service.bus import Bus
+from flops.service.health import check_reconciler, check_registry, check_store
+from flops.service.inbox import inbox
+from flops.service.manager_settings import ManagerSettings
+from flops.service.mirror import Mirror
+from flops.service.operations import Manager
+from flops.service.project import State
+from flops.service.server import Instance, listen, serve
+from flops.service.store import Store
 from flops.throttle import Throttle
+from flops.use_cases.lookup import ImageLookup, SourceLookup
 from flops_wire.flops import BROKER_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from socket import socket
 
     from fastapi import FastAPI
 
-    from flops.manager.orchestrators import Orchestrator
+    from flops.orchestrators import Orchestrator
     from flops.settings import Settings
+
+
+class ManagerProjects:
+    """See `flops.observer.feed_cache.Projects`."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def page(self, *, limit: int, offset: int, state: str | None, text: str) -> tuple[list[Mapping[str, Any]], int]:
+        page = self._manager.projects(limit=limit, offset=offset, state=State(state) if state else None, text=text)
+        return [project.to_json() for project in page.projects], page.total
+
+    def show(self, project: str) -> Mapping[str, Any]:
+        return self._manager.project(project).to_json()
+
+    def events(self, project: str, *, after: int, limit: int) -> list[dict[str, Any]]:
+        return self._manager.events(project, after=after, limit=limit)
+
+    def cancel(self, project: str) -> Mapping[str, Any]:
+        return self._manager.cancel(project).to_json()
+
+    def again(self, project: str) -> Mapping[str, Any]:
+        found = self._manager.project(project)
+        if not found.sla:
+            raise ProjectNotFound(f"what project {project} asked for is not known any more")
+        return self._manager.submit(dict(found.sla), force=True).project.to_json()
+
 
 #: Event streams and builders' connections are open files.
 _FILES = 65_536
@@ -195,12 +221,14 @@ class Service:
 def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path, parts: ExitStack) -> Orchestrator:
     if settings.orchestrator == "local":
         settings.check_cache()
-        from flops.manager.orchestrators.local import LocalOrchestrator  # noqa: PLC0415 - only the one that is used
+        from flops.orchestrators.local import LocalOrchestrator  # noqa: PLC0415 - only the one that is used
 
         return LocalOrchestrator(directory / "logs", keep_days=settings.keep_days)
-    from flops.manager.orchestrators.oakestra import OakestraOrchestrator  # noqa: PLC0415
-    from flops.manager.orchestrators.oakestra_addresses import Addresses  # noqa: PLC0415
-    from flops.manager.orchestrators.oakestra_api import OakestraApi  # noqa: PLC0415
+    from flops.orchestrators.oakestra import OakestraOrchestrator  # noqa: PLC0415
+    from flops.orchestrators.oakestra_api import (  # noqa: PLC0415
+        Addresses,
+        OakestraApi,
+    )
 
     wanted = {
         "FLOPS_OAKESTRA_URL": settings.oakestra_url,
@@ -228,7 +256,7 @@ def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path, p
 
 def _debian(settings: Settings) -> dict[str, str]:
     """A builder in a container has no mirror of its own: it gets this machine's, where there is one."""
-    from flops.builder.rootfs.apt import mirror  # noqa: PLC0415 - as above
+    from flops.base.debian.apt import mirror  # noqa: PLC0415 - as above
 
     try:
         found = mirror(main=settings.debian_mirror, security=settings.debian_security_mirror)

@@ -12,24 +12,24 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder.build import build
-from flops.builder.images.actors import Actor
-from flops.builder.publishing.publish import RegistryTarget
+from flops.actors import Actor
 from flops.cli import options
 from flops.cli.build import show
-from flops.cli.federation import Federation, check_data, federate
+from flops.cli.containers import ContainerFederation, check_data, federate
 from flops.cli.render import megabytes, plain, print_json, reporter
 from flops.errors import EngineMissing, UsageError
 from flops.oci.client import RegistryClient
 from flops.oci.engine import PROCESSES, Engine, Limits, find_engine
-from flops.oci.registry import EmbeddedRegistry
 from flops.platforms import Platform
+from flops.publishing.publish import RegistryTarget
 from flops.recipe import Accelerator, Compression, Policy
+from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
+from flops.use_cases.build import build
 
 if TYPE_CHECKING:
-    from flops.builder.result import Result
     from flops.oci.reference import Registry
+    from flops.use_cases.result import Result
     from flops_wire.rounds import Round
 
 #: The embedded registry's port; another free one where it is taken.
@@ -162,7 +162,7 @@ def train(
             err.print(Text(f"{actor}: {plain(line)}"))
 
     return federate(
-        Federation(
+        ContainerFederation(
             engine=engine,
             learner=names[Actor.LEARNER],
             aggregator=names[Actor.AGGREGATOR],

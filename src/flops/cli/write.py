@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.text import Text
 
-from flops.builder.dependencies import rewrite
-from flops.builder.formats import requirements as requirement_files
-from flops.builder.repository.tree import Limits
 from flops.cli.render import plain
 from flops.errors import DependencyError, FlopsError, OutputError, UsageError
+from flops.formats import requirements as requirement_files
+from flops.repair import rewrite
+from flops.repository.tree_writer import TreeLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from flops.builder.request import Request
-    from flops.builder.result import Report
     from flops.errors import Adjustment
+    from flops.request import Request
+    from flops.use_cases.result import Report
 
 
 #: Edits that follow from one another: a line that is spelt right, a name that is known then, what else it takes.
@@ -104,7 +104,7 @@ def _read(root: Path) -> dict[str, bytes]:
     """The files that repairs may be in: no links, and none below the repository's root but those that `-r` could name."""
     found: dict[str, bytes] = {}
     for place, directories, names in os.walk(root):
-        near = len(Path(place).relative_to(root).parts) < Limits.depth  # what lies deeper is refused by the check
+        near = len(Path(place).relative_to(root).parts) < TreeLimits.depth  # what lies deeper is refused by the check
         directories[:] = sorted(name for name in directories if near and not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)

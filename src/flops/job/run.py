@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops import process
+from flops import programs
 from flops.errors import (
     AttemptOver,
     BuilderOom,
@@ -22,18 +22,46 @@ from flops.errors import (
     RegistryError,
     RegistryUnreachable,
 )
-from flops.job.both import Both
-from flops.job.events import Events
+from flops.job.reporting import Events
 from flops.oci.blobs import disk_full
 from flops.progress import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from flops.job.attempt import Attempt
-    from flops.job.document import Job
+    from flops.errors import Adjustment, Finding
+    from flops.job.attempt import AttemptClient, Job
     from flops.progress import Reporter
     from flops.settings import Settings
+
+
+class Both:
+    """A Reporter that tells two others."""
+
+    def __init__(self, first: Reporter, second: Reporter) -> None:
+        self._first, self._second = first, second
+
+    @contextmanager
+    def stage(self, stage: Stage, message: str) -> Iterator[None]:
+        with self._first.stage(stage, message), self._second.stage(stage, message):
+            yield
+
+    def progress(self, stage: Stage, *, done: int, total: int | None = None, platform: str | None = None) -> None:
+        for one in (self._first, self._second):
+            one.progress(stage, done=done, total=total, platform=platform)
+
+    def adjusted(self, adjustment: Adjustment) -> None:
+        for one in (self._first, self._second):
+            one.adjusted(adjustment)
+
+    def finding(self, finding: Finding) -> None:
+        for one in (self._first, self._second):
+            one.finding(finding)
+
+    def warning(self, stage: Stage, message: str, *, hint: str = "") -> None:
+        for one in (self._first, self._second):
+            one.warning(stage, message, hint=hint)
+
 
 #: Seconds after the job's own time in which its failure may still be delivered.
 LAST_SECONDS = 60.0
@@ -42,7 +70,9 @@ LAST_SECONDS = 60.0
 TRIES = 10
 
 
-def run(attempt: Attempt, *, settings: Settings, reporter: Reporter, over: Callable[[], None] = lambda: None) -> int:
+def run(
+    attempt: AttemptClient, *, settings: Settings, reporter: Reporter, over: Callable[[], None] = lambda: None
+) -> int:
     """The exit code: 0 once the manager knows the outcome, also a failure, or wants none; orchestrators repeat others.
 
     `over` is called, from another thread, as soon as the manager wants no more of this attempt; then everything that
@@ -53,7 +83,7 @@ def run(attempt: Attempt, *, settings: Settings, reporter: Reporter, over: Calla
     def end(error: FlopsError) -> None:
         unwanted.set()
         sys.stderr.write(f"{error.message}\n")
-        process.cancel()
+        programs.cancel()
         over()
 
     try:
@@ -74,11 +104,11 @@ def run(attempt: Attempt, *, settings: Settings, reporter: Reporter, over: Calla
 
 
 def _outcome(
-    attempt: Attempt, document: Any, settings: Settings, reporter: Reporter, events: Events
+    attempt: AttemptClient, document: Any, settings: Settings, reporter: Reporter, events: Events
 ) -> dict[str, Any] | FlopsError:
     """The result, or what to tell instead; AttemptOver or Cancelled where nobody wants either."""
     # heavy, and a job that nobody wants any more needs none of it
-    from flops.job.document import Job  # noqa: PLC0415
+    from flops.job.attempt import Job  # noqa: PLC0415
 
     try:
         job = Job.parse(document)
@@ -102,7 +132,7 @@ def _outcome(
         return failure(error)
 
 
-def _patiently(attempt: Attempt, events: Events, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _patiently(attempt: AttemptClient, events: Events, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Once more where the registry and the manager were away together: they may be one process, that is started again. What
     was made by then lies in the cache.
     """
@@ -117,10 +147,10 @@ def _patiently(attempt: Attempt, events: Events, build: Callable[[], dict[str, A
 
 
 def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> dict[str, Any]:
-    from flops.builder.build import build  # noqa: PLC0415
-    from flops.builder.publishing.publish import RegistryTarget  # noqa: PLC0415
     from flops.http import Retry  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
+    from flops.publishing.publish import RegistryTarget  # noqa: PLC0415
+    from flops.use_cases.build import build  # noqa: PLC0415
 
     request = job.request()
     with ExitStack() as stack:
@@ -146,7 +176,7 @@ def deadline(seconds: float, late: threading.Event) -> Iterator[None]:
 
     def end() -> None:
         late.set()
-        process.cancel()
+        programs.cancel()
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -8,7 +8,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flops.errors import Adjustment
-from flops.observer.state import Attempt, Card, Image, Level, Line, Outcome, PlatformImage, Stage, StageState
+from flops.observer.state import (
+    AttemptView,
+    Card,
+    ImageView,
+    Level,
+    Line,
+    Outcome,
+    PlatformImage,
+    StageState,
+    StageView,
+)
 from flops_wire.events import MESSAGE, STAGES, TAGGING, TERMINAL_KINDS
 
 if TYPE_CHECKING:
@@ -49,7 +59,7 @@ class Fold:
     """The state so far. Applied out of order it would differ: `Feed` sees to that."""
 
     def __init__(self) -> None:
-        self._attempts: dict[int, dict[str, Stage]] = {}
+        self._attempts: dict[int, dict[str, StageView]] = {}
         self.lines: list[Line] = []
         self.adjustments: list[Adjustment] = []
         self.notes: list[Card] = []
@@ -76,9 +86,9 @@ class Fold:
             self._end(attempt, event)
         self.lines.append(_line(event, attempt, begun))
 
-    def attempts(self, progress: Callable[[int, str], tuple[Progress, ...]]) -> tuple[Attempt, ...]:
+    def attempts(self, progress: Callable[[int, str], tuple[Progress, ...]]) -> tuple[AttemptView, ...]:
         return tuple(
-            Attempt(
+            AttemptView(
                 number=number,
                 stages=tuple(self._shown(stages.get(name), name, number, progress) for name in STAGES),
             )
@@ -86,8 +96,8 @@ class Fold:
         )
 
     def _shown(
-        self, stage: Stage | None, name: str, attempt: int, progress: Callable[[int, str], tuple[Progress, ...]]
-    ) -> Stage:
+        self, stage: StageView | None, name: str, attempt: int, progress: Callable[[int, str], tuple[Progress, ...]]
+    ) -> StageView:
         if stage is None:
             newest = attempt >= max(self._attempts, default=1)
             to_be_removed = name == "remove" and newest and "deploy" in self._attempts.get(attempt, {})
@@ -95,11 +105,11 @@ class Fold:
                 self._attempts.get(attempt)
             )  # a further attempt does not wait for its turn
             over = not newest or passed or (self.outcome is not None and not to_be_removed)
-            return Stage(name=name, state=StageState.SKIPPED if over else StageState.WAITING)
+            return StageView(name=name, state=StageState.SKIPPED if over else StageState.WAITING)
         return replace(stage, progress=progress(attempt, name)) if stage.state is StageState.RUNNING else stage
 
-    def _stage(self, stages: dict[str, Stage], event: Readable) -> None:
-        known = stages.get(event.stage, Stage(name=event.stage))
+    def _stage(self, stages: dict[str, StageView], event: Readable) -> None:
+        known = stages.get(event.stage, StageView(name=event.stage))
         if event.kind == "started":
             self._pass(stages, event)
             self.tagging = self.tagging or event.code == TAGGING
@@ -122,7 +132,7 @@ class Fold:
                 seconds=None if spent is None else round((known.seconds or 0) + spent, 3),
             )
 
-    def _pass(self, stages: dict[str, Stage], event: Readable) -> None:
+    def _pass(self, stages: dict[str, StageView], event: Readable) -> None:
         """Waiting for a builder is over once something further begins, whether that was told or not."""
         for name in ("queue", "deploy"):
             stage = stages.get(name)
@@ -146,7 +156,7 @@ class Fold:
                     spent = between(stage.started, event.time)
                     stages[name] = replace(stage, state=done, ended=event.time, seconds=spent)
         if event.kind == "failed" and event.stage in STAGES and event.stage != "remove":
-            known = self._attempts[attempt].get(event.stage, Stage(name=event.stage))
+            known = self._attempts[attempt].get(event.stage, StageView(name=event.stage))
             self._attempts[attempt][event.stage] = replace(known, state=StageState.FAILED, ended=event.time)
 
 
@@ -219,10 +229,10 @@ def _outcome(event: Readable) -> Outcome:
     return ended
 
 
-def images_of(result: Mapping[str, Any]) -> tuple[Image, ...]:
+def images_of(result: Mapping[str, Any]) -> tuple[ImageView, ...]:
     """The images of a build's result (`flops build --json`), in its order."""
     return tuple(
-        Image(
+        ImageView(
             actor=text(actor),
             reference=text(one.get("reference")),
             digest=text(one.get("digest")),

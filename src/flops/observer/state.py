@@ -57,7 +57,7 @@ class Progress(_Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage(_Value):
+class StageView(_Value):
     name: str
     """One of `flops_wire.events.STAGES`."""
     state: StageState = StageState.WAITING
@@ -73,10 +73,10 @@ class Stage(_Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt(_Value):
+class AttemptView(_Value):
     number: int
     """From 1."""
-    stages: tuple[Stage, ...]
+    stages: tuple[StageView, ...]
     """All of them, in the order of the wire."""
 
 
@@ -121,7 +121,7 @@ class PlatformImage(_Value):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Image(_Value):
+class ImageView(_Value):
     actor: str
     reference: str
     digest: str
@@ -154,7 +154,7 @@ class Outcome:
     """In failure."""
     findings: tuple[Card, ...] = ()
     """All that the failure is about."""
-    images: tuple[Image, ...] = ()
+    images: tuple[ImageView, ...] = ()
     seconds: float | None = None
     """The whole build, in success."""
     result: Mapping[str, Any] | None = None

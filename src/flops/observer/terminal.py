@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flops.errors import Adjustment
-    from flops.observer.broker_feed import Told
-    from flops.observer.feed import Feed
-    from flops.observer.state import Card, Image, Line, Progress, Stage
+    from flops.observer.feed import Feed, Told
+    from flops.observer.state import Card, ImageView, Line, Progress, StageView
 
 _MARKS = {
     StageState.WAITING: ("·", "dim"),
@@ -163,7 +162,7 @@ def tree(feed: Feed, title: str, *, now: str) -> RenderableType:
     return root
 
 
-def _stages(branch: Tree, stages: Iterable[Stage], now: str) -> None:
+def _stages(branch: Tree, stages: Iterable[StageView], now: str) -> None:
     for stage in stages:
         mark, style = _MARKS[stage.state]
         seconds = stage.seconds if stage.state is not StageState.RUNNING else between(stage.started, now)
@@ -273,7 +272,7 @@ def _changes(feed: Feed) -> list[tuple[str, ...]]:
     ]
 
 
-def _images(images: Iterable[Image]) -> list[tuple[str, ...]]:
+def _images(images: Iterable[ImageView]) -> list[tuple[str, ...]]:
     return [
         (
             image.actor,

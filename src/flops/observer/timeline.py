@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flops.observer.state import Stage, StageState
+from flops.observer.state import StageState, StageView
 from flops.observer.words import epoch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from flops.observer.state import Attempt, Progress
+    from flops.observer.state import AttemptView, Progress
 
 #: The scale's length; bars are whole numbers on it.
-WIDTH = 1000
+LANE_WIDTH = 1000
 #: A bar that is shorter can't be seen.
 _LEAST = 4
 #: These are about what goes on around a build, and may last as long as they like.
@@ -63,7 +63,7 @@ class Timeline:
     """Where the scale starts (seconds since the epoch); None while nothing has begun."""
 
 
-def timeline(attempts: Sequence[Attempt], *, now: float) -> Timeline:
+def timeline(attempts: Sequence[AttemptView], *, now: float) -> Timeline:
     """All stages in order; the bars of those that run reach to `now` (seconds since the epoch)."""
     lanes = [
         (attempt.number, list(_stages(attempt, newest=number == len(attempts))))
@@ -79,7 +79,7 @@ def timeline(attempts: Sequence[Attempt], *, now: float) -> Timeline:
     first = min(begun for begun, _ in known)
     whole = max(max(now if ended is None else ended for _, ended in known) - first, 0.001)
 
-    def drawn(number: int, stage: Stage) -> Row:
+    def drawn(number: int, stage: StageView) -> Row:
         span = spans[number, stage.name]
         if span is None:
             return _row(stage, now)
@@ -89,8 +89,8 @@ def timeline(attempts: Sequence[Attempt], *, now: float) -> Timeline:
             _row(stage, now),
             begin=round(begin, 3),
             end=None if end is None else round(end, 3),
-            start=min(round(begin / whole * WIDTH), WIDTH - _LEAST),
-            length=max(_LEAST, round((until - begin) / whole * WIDTH)),
+            start=min(round(begin / whole * LANE_WIDTH), LANE_WIDTH - _LEAST),
+            length=max(_LEAST, round((until - begin) / whole * LANE_WIDTH)),
         )
 
     return Timeline(
@@ -99,7 +99,7 @@ def timeline(attempts: Sequence[Attempt], *, now: float) -> Timeline:
     )
 
 
-def _stages(attempt: Attempt, *, newest: bool) -> Iterator[Stage]:
+def _stages(attempt: AttemptView, *, newest: bool) -> Iterator[StageView]:
     """With the builder's own start, which is what lies between deploy and the first thing that a builder tells."""
     for at, stage in enumerate(attempt.stages):
         yield stage
@@ -107,25 +107,27 @@ def _stages(attempt: Attempt, *, newest: bool) -> Iterator[Stage]:
             yield _start(stage, [one for one in attempt.stages[at + 1 :] if one.name not in _AROUND], newest=newest)
 
 
-def _start(deploy: Stage, later: Sequence[Stage], *, newest: bool) -> Stage:
+def _start(deploy: StageView, later: Sequence[StageView], *, newest: bool) -> StageView:
     begun = [one.started for one in later if epoch(one.started) is not None]
     if deploy.state is not StageState.DONE:
-        return Stage(name=START)
+        return StageView(name=START)
     if begun:
         ended = min(begun, key=lambda one: epoch(one) or 0)
         seconds = max(0.0, (epoch(ended) or 0) - (epoch(deploy.ended) or 0)) if epoch(deploy.ended) else None
         message = "the builder has started"
-        return Stage(
+        return StageView(
             name=START, state=StageState.DONE, message=message, started=deploy.ended, ended=ended, seconds=seconds
         )
     if newest and all(one.state is StageState.WAITING for one in later):
-        return Stage(name=START, state=StageState.RUNNING, message="the builder's process starts", started=deploy.ended)
+        return StageView(
+            name=START, state=StageState.RUNNING, message="the builder's process starts", started=deploy.ended
+        )
     if not newest:
-        return Stage(name=START, state=StageState.FAILED, message="the builder told nothing", started=deploy.ended)
-    return Stage(name=START, state=StageState.SKIPPED)
+        return StageView(name=START, state=StageState.FAILED, message="the builder told nothing", started=deploy.ended)
+    return StageView(name=START, state=StageState.SKIPPED)
 
 
-def _span(stage: Stage, stages: Sequence[Stage]) -> tuple[float, float | None] | None:
+def _span(stage: StageView, stages: Sequence[StageView]) -> tuple[float, float | None] | None:
     """From when to when (None: it runs); what a lost builder had begun ended when its removal began."""
     begun = epoch(stage.started)
     if begun is None or stage.name in _AROUND:
@@ -137,7 +139,7 @@ def _span(stage: Stage, stages: Sequence[Stage]) -> tuple[float, float | None] |
     return begun, max(begun, ended)
 
 
-def _row(stage: Stage, now: float) -> Row:
+def _row(stage: StageView, now: float) -> Row:
     running = stage.state is StageState.RUNNING
     begun = epoch(stage.started) if running else None
     return Row(

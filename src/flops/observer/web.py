@@ -7,6 +7,8 @@ changed when the event stream says so, and draws progress itself. Nothing comes 
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
 import time
 from functools import cache
 from http import HTTPStatus
@@ -19,20 +21,46 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from flops.errors import FlopsError, ProjectDecided, ProjectNotFound, TooMany
-from flops.observer import places, words
-from flops.observer.advice import advice
-from flops.observer.pace import HEADER, Pace
-from flops.observer.shelf import Projects, Shelf
-from flops.observer.view import view
+from flops.observer import words
+from flops.observer.feed_cache import FeedCache, Projects
+from flops.observer.view import advice, view
 from flops_wire.manager import ENDED, STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.routing import BaseRoute
 
     from flops.observer.feed import Feed
+
+
+#: Sent with the parts of a page, in milliseconds.
+HEADER = "Flops-Settle"
+_LEAST, _MOST = 0.15, 10.0
+#: Seconds of pause for each request a second: 200 viewers then ask less than a hundred times a second altogether.
+_WEIGHT = 0.02
+#: Seconds over which requests are counted.
+_MEMORY = 2.0
+
+
+class Pace:
+    """Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._rate = 0.0
+        self._last = clock()
+
+    def step(self) -> int:
+        """One more request; the milliseconds until its sender is to ask again, at the earliest."""
+        with self._guard:
+            now = self._clock()
+            self._rate = self._rate * math.exp((self._last - now) / _MEMORY) + 1 / _MEMORY
+            self._last = now
+            return round(min(_MOST, _LEAST + _WEIGHT * self._rate) * 1000)
+
 
 #: Projects on one page of the list.
 PER_PAGE = 50
@@ -59,7 +87,7 @@ class ObserverPages:
 
     def __init__(self, projects: Projects, *, login: bool = False) -> None:
         self._projects = projects
-        self._shelf = Shelf(projects)
+        self._shelf = FeedCache(projects)
         self._pace = Pace()
         self._login = login
 
@@ -207,6 +235,6 @@ def _environment() -> Environment:
         advice,
     ):
         made.filters[filtering.__name__] = filtering
-    made.filters |= {"name": places.name, "home": places.home}
-    made.globals |= {"address": address, "commit_page": places.commit_page, "line_page": places.line_page}
+    made.filters |= {"name": words.name, "home": words.home}
+    made.globals |= {"address": address, "commit_page": words.commit_page, "line_page": words.line_page}
     return made

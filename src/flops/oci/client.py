@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from flops.http import Transient
-from flops.oci import listing, pull, push, push_check
+from flops.oci import manifests, pull, push
 from flops.oci.manifests import Manifests
-from flops.oci.referrers import Referrers
-from flops.oci.remote_artifacts import RemoteArtifacts
+from flops.oci.referrers import Referrers, RemoteArtifacts
 from flops.oci.remote_blobs import RemoteBlobs
 from flops.oci.transport import Session
-from flops.oci.upload_body import FileBody
+from flops.oci.upload import FileBody
 
 if TYPE_CHECKING:
     import threading
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from flops.addresses import PinnedHosts
     from flops.http import Retry
-    from flops.oci.addresses import PinnedHosts
     from flops.oci.artifacts import Artifact, Content
     from flops.oci.blobs import BlobStore
     from flops.oci.credentials import Credentials
@@ -92,7 +91,7 @@ class RegistryClient:
 
     def check_push(self, repositories: Sequence[str]) -> None:
         """See that we may push images to these repositories; RegistryUnreachable, RegistryAuth, RegistryRefused."""
-        push_check.check_push(self._session, repositories)
+        push.check_push(self._session, repositories)
 
     # --- blobs ---
     def has_blob(self, repository: str, digest: str) -> bool:
@@ -164,11 +163,11 @@ class RegistryClient:
 
     def tags(self, repository: str) -> tuple[str, ...]:
         """All tags, in the registry's order; none where there is no such repository."""
-        return listing.tags(self._session, repository)
+        return manifests.tags(self._session, repository)
 
     def catalog(self) -> tuple[str, ...]:
         """All repositories; RegistryAuth, RegistryRefused where the registry does not list them."""
-        return listing.catalog(self._session)
+        return manifests.catalog(self._session)
 
     def delete_manifest(self, repository: str, digest: str, *, subject: str | None = None) -> bool:
         """Take a manifest away, by the specification with all tags that name it; whether it was there.

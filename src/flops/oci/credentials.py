@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flops import process
+from flops import programs
 from flops.errors import RegistryAuth, ToolMissing, ToolTimeout
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _ask_helper(name: str, host: str) -> Credential | None:
     server = _HUB_KEYS[0] if host == "docker.io" else host
     try:
         # The user's own program, configured by the user: it sees the user's whole environment (keychains need it).
-        done = process.run([program, "get"], seconds=_HELPER_SECONDS, stdin=server, env=os.environ, check=False)
+        done = programs.run([program, "get"], seconds=_HELPER_SECONDS, stdin=server, env=os.environ, check=False)
     except ToolMissing as error:
         raise RegistryAuth(f"{program} is not installed", hint="install it, or remove it from config.json") from error
     except ToolTimeout as error:

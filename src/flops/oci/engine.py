@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flops import process
+from flops import programs
 from flops.errors import EngineFailed, EngineMissing, FlopsError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Engine:
                 reference, sleep, variant=variant, network="none", limits=limits, name=name, entrypoint="python"
             )
             words[2:2] = ["--detach", "--stop-signal", "SIGKILL"]
-            done = process.run(words, seconds=120, check=False, env=_engine_environment())
+            done = programs.run(words, seconds=120, check=False, env=_engine_environment())
             said = done.stderr.strip().splitlines() or said
             if done.code == 0:
                 self.variant = variant
@@ -117,7 +117,7 @@ class Engine:
         on_line: Callable[[str], None],
         environment: Mapping[str, str] | None = None,
         mounts: Mapping[Path, str] | None = None,
-    ) -> process.Running:
+    ) -> programs.Running:
         """Run a container, confined, in the foreground, in a network that `hold_network` named.
 
         `mounts` are read-only: host -> inside.
@@ -132,13 +132,13 @@ class Engine:
             environment=environment,
             mounts=mounts,
         )
-        return process.Running(words, on_line=on_line, env=_engine_environment())
+        return programs.Running(words, on_line=on_line, env=_engine_environment())
 
     def remove(self, name: str) -> None:
         """Stop and remove a container, if it is there; after Ctrl-C too."""
         words = [self.program, "rm", "--force", "--volumes", name]
         with contextlib.suppress(FlopsError):
-            process.run(words, seconds=60, check=False, env=_engine_environment(), cancelled=True)
+            programs.run(words, seconds=60, check=False, env=_engine_environment(), cancelled=True)
 
     def _run_words(
         self,
@@ -164,7 +164,7 @@ class Engine:
         return [*words, reference, *arguments]
 
     def _do(self, *arguments: str) -> str:
-        done = process.run([self.program, *arguments], seconds=DEADLINE, check=False, env=_engine_environment())
+        done = programs.run([self.program, *arguments], seconds=DEADLINE, check=False, env=_engine_environment())
         if done.code != 0:
             said = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise EngineFailed(f"{self.program} {arguments[0]} failed: {said[0][:500]}")
@@ -177,7 +177,7 @@ def find_engine() -> Engine:
         if shutil.which(program) is None:
             continue
         with contextlib.suppress(FlopsError):
-            if process.run([program, "info"], seconds=60, check=False, env=_engine_environment()).code == 0:
+            if programs.run([program, "info"], seconds=60, check=False, env=_engine_environment()).code == 0:
                 return Engine(program=program)
     raise EngineMissing(
         "neither podman nor a docker daemon answers on this machine",

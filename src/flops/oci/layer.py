@@ -82,13 +82,13 @@ class LayerWriter:
         self._mtime = mtime
         self._hash = hashlib.sha256()
         self._size = 0
-        self._entries: dict[str, tuple[tar.Kind, int, int, int]] = {}
+        self._entries: dict[str, tuple[tar.EntryType, int, int, int]] = {}
         self._closed = False
 
     def directory(self, path: str, *, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
         """A directory; the same one may be given again. Its mode can't change once it was written."""
-        if self._entries.get(path) != (tar.Kind.DIRECTORY, mode, uid, gid):
-            self._metadata(self._header(path, tar.Kind.DIRECTORY, mode, uid, gid))
+        if self._entries.get(path) != (tar.EntryType.DIRECTORY, mode, uid, gid):
+            self._metadata(self._header(path, tar.EntryType.DIRECTORY, mode, uid, gid))
 
     def file(
         self,
@@ -109,7 +109,7 @@ class LayerWriter:
         length = len(data) if isinstance(data, bytes) else size
         if length is None:
             self._refuse(path, "its size is not known")
-        head = self._header(path, tar.Kind.FILE, mode, uid, gid, size=length)
+        head = self._header(path, tar.EntryType.FILE, mode, uid, gid, size=length)
         with self._whole():
             self._hashed(head)
             self._encoder.file(head, self._counted(path, pieces, length), length, stored=stored)
@@ -131,7 +131,7 @@ class LayerWriter:
 
         gzip takes the stream as it lies. `check` sees the inflated pieces. LayerUnsafe where size or CRC differ.
         """
-        head = self._header(path, tar.Kind.FILE, mode, uid, gid, size=size)
+        head = self._header(path, tar.EntryType.FILE, mode, uid, gid, size=size)
         with self._whole():
             self._hashed(head)
             actual = 0
@@ -152,7 +152,7 @@ class LayerWriter:
         place = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         if not target or "\0" in target or place == ".." or place.startswith("../"):
             self._refuse(path, "its target leaves the image")
-        self._metadata(self._header(path, tar.Kind.LINK, 0o777, 0, 0, target=target))
+        self._metadata(self._header(path, tar.EntryType.LINK, 0o777, 0, 0, target=target))
 
     def close(self, *, comment: str = "") -> Layer:
         """End the tar and say what was written; the output stays open."""
@@ -171,7 +171,7 @@ class LayerWriter:
         )
 
     def _header(
-        self, path: str, kind: tar.Kind, mode: int, uid: int, gid: int, *, size: int = 0, target: str = ""
+        self, path: str, kind: tar.EntryType, mode: int, uid: int, gid: int, *, size: int = 0, target: str = ""
     ) -> bytes:
         """Check an entry, note it, and give its header; parents that are missing go before it."""
         if self._closed:
@@ -189,10 +189,10 @@ class LayerWriter:
         known = self._entries.get(parent)
         if known is None and parent:
             self.directory(parent)
-        elif known is not None and known[0] is not tar.Kind.DIRECTORY:
+        elif known is not None and known[0] is not tar.EntryType.DIRECTORY:
             self._refuse(path, f"{parent[:500]!r} is not a directory")
 
-    def _check(self, path: str, kind: tar.Kind, mode: int, uid: int, gid: int) -> None:
+    def _check(self, path: str, kind: tar.EntryType, mode: int, uid: int, gid: int) -> None:
         parts = path.split("/")
         if path in self._entries:
             self._refuse(path, "it is there already")
@@ -202,7 +202,7 @@ class LayerWriter:
             self._refuse(path, "no file system has so long a name")
         if any(part.startswith(".wh.") for part in parts):
             self._refuse(path, "names that begin with .wh. delete files of other layers")
-        if mode & ~0o1777 or (mode & _STICKY and kind is not tar.Kind.DIRECTORY):
+        if mode & ~0o1777 or (mode & _STICKY and kind is not tar.EntryType.DIRECTORY):
             self._refuse(path, f"mode {mode:o} is not allowed")
         if not (0 <= uid <= _LARGEST_ID and 0 <= gid <= _LARGEST_ID):
             self._refuse(path, f"owner {uid}:{gid} is out of range")

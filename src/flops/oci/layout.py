@@ -16,12 +16,15 @@ from flops.oci import tar
 from flops.oci.artifacts import parse_artifact
 from flops.oci.blobs import BlobStore, digest_hex, disk_errors, named_digests, sha256
 from flops.oci.image import REFERENCE_NAME, Descriptor, index_document, parse_index
+from flops.oci.manifests import Manifest
+from flops.oci.reference import Registry, is_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flops.oci.image import ImageIndex
+
 
 __all__ = ["BlobStore", "Layout", "Referrer", "write_archive"]
 
@@ -189,7 +192,7 @@ def _write_entries(
     documents |= {sha256(document): document for referrer in referrers for document in referrer.documents}
     layers = {layer.digest: layer.size for index in images.values() for layer in index.layers}
     directories = ("blobs", "blobs/sha256")
-    file.writelines(tar.header(name, kind=tar.Kind.DIRECTORY, mode=0o755, mtime=0) for name in directories)
+    file.writelines(tar.header(name, kind=tar.EntryType.DIRECTORY, mode=0o755, mtime=0) for name in directories)
     for digest in sorted(documents.keys() | layers.keys()):
         name = "blobs/" + digest.replace(":", "/")
         if digest in documents:
@@ -205,7 +208,7 @@ def _write_entries(
 
 
 def _write_file(file: BinaryIO, name: str, content: BinaryIO, size: int) -> None:
-    file.write(tar.header(name, kind=tar.Kind.FILE, mode=0o644, mtime=0, size=size))
+    file.write(tar.header(name, kind=tar.EntryType.FILE, mode=0o644, mtime=0, size=size))
     left = size
     while piece := content.read(_COPY):
         left -= len(piece)
@@ -245,3 +248,46 @@ def _output_errors(place: Path) -> Iterator[None]:
         raise OutputError(
             f"can't write {place}: {error.strerror or error}", hint="name a place that can be written"
         ) from error
+
+
+_PIECE = 1024 * 1024
+
+
+class LayoutSource:
+    """Reads a layout, and takes names away; what is not there is None or empty, as with a registry."""
+
+    #: A layout has no host and no prefix.
+    registry = Registry(host="localhost")
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def catalog(self) -> tuple[str, ...]:
+        return tuple(sorted({name.rpartition(":")[0] for name in self._layout.references()}))
+
+    def tags(self, repository: str) -> tuple[str, ...]:
+        names = (name.rpartition(":") for name in self._layout.references())
+        return tuple(sorted(tag for name, _, tag in names if name == repository))
+
+    def get_manifest(self, repository: str, reference: str) -> Manifest | None:
+        entry = None if is_digest(reference) else self._layout.read(f"{repository}:{reference}")
+        digest = entry.digest if entry is not None else reference
+        if not is_digest(digest):
+            return None
+        try:
+            document = self._layout.blobs.read(digest)
+        except FileNotFoundError:
+            return None
+        return Manifest(media_type=entry.media_type if entry else "", document=document, digest=digest)
+
+    def referrers(self, _repository: str, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        found = self._layout.referrers(digest)
+        return tuple(entry for entry in found if artifact_type in {None, entry.artifact_type})
+
+    def fetch_blob(self, _repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None:
+        with self._layout.blobs.open(digest) as file:
+            write(iter(lambda: file.read(_PIECE), b""))
+
+    def delete_manifest(self, repository: str, digest: str) -> bool:
+        """An image's names with its records; the rest of it has no name of its own, and goes when the layout is collected."""
+        return self._layout.unname(repository, digest)

@@ -13,7 +13,7 @@ from isal import igzip, isal_zlib
 
 from flops.errors import BadImage, ImageNotFound, RegistryDigest
 from flops.oci.descriptor import DOCKER_INDEX, INDEX, Descriptor
-from flops.oci.image_documents import parse_config, parse_index, parse_manifest
+from flops.oci.image import parse_config, parse_index, parse_manifest
 from flops.oci.layer import GZIP, ZSTD, Layer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flops.oci.blobs import BlobStore
     from flops.oci.client import RegistryClient
-    from flops.oci.image_documents import ParsedConfig
+    from flops.oci.image import ParsedConfig
     from flops.oci.manifests import Manifest
     from flops.oci.reference import Reference
     from flops.platforms import Platform

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from flops.errors import RegistryAuth, RegistryDigest, RegistryRefused
 from flops.http import Transient
-from flops.oci import answers
+from flops.oci import responses
 from flops.oci.authentication import pulling, pushing
 from flops.oci.transport import PIECE
 from flops.oci.upload import PushedBlob, Upload
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import httpx
 
     from flops.oci.transport import Session
-    from flops.oci.upload_body import FileBody
+    from flops.oci.upload import FileBody
 
 
 class RemoteBlobs:
@@ -80,7 +80,7 @@ class RemoteBlobs:
 
     def _checked(self, response: httpx.Response, digest: str) -> Iterator[bytes]:
         received, host = hashlib.sha256(), self._session.registry.host
-        answers.pace(response)
+        responses.pace(response)
         for piece in response.iter_raw(PIECE):
             received.update(piece)
             yield piece

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from flops.errors import BadImage, BadKey
+from flops.errors import BadImage, BadKey, ImageNotFound, RegistryDigest
 from flops.oci.blobs import sha256
 from flops.oci.descriptor import CONFIG, MANIFEST, Descriptor, canonical
-from flops.oci.image_documents import parse_manifest
+from flops.oci.image import parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from flops.oci.client import RegistryClient
+
 
 PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 ARTIFACT = "application/vnd.dev.cosign.artifact.sig.v1+json"
@@ -182,3 +186,56 @@ def _contents(path: Path) -> bytes:
     if len(data) > MOST:
         raise BadKey(f"{path} is too large for a key", hint="name a PEM file")
     return data
+
+
+#: Signatures of one image that are looked at.
+MOST_SIGNATURES = 100
+
+
+def sign_image(client: RegistryClient, repository: str, subject: Descriptor, key: SigningKey) -> None:
+    """Sign a digest, beside the signatures that others made; nothing to do where this key signed it. RegistryError."""
+    tag = signature_tag(subject.digest)
+    there = client.get_manifest(repository, tag)
+    others = signatures(there.document) if there is not None else ()
+    if any(key.public.signed(one, subject.digest) for one in _read(client, repository, others)):
+        return
+    signed = key.sign(f"{client.registry.host}/{repository}", subject.digest)
+    _push(client, repository, signed.payload)
+    config, manifest = documents([*others, signed.descriptor], subject)
+    _push(client, repository, config)
+    client.put_manifest(repository, tag, MANIFEST, manifest)
+
+
+def signed_by(client: RegistryClient, repository: str, digest: str, key: PublicKey) -> bool:
+    """Whether one of the signatures of this digest was made with the key; ImageNotFound where there are none at all."""
+    there = client.get_manifest(repository, signature_tag(digest))
+    if there is None:
+        raise ImageNotFound(
+            f"{client.registry.host}/{repository}@{digest} has no signatures", hint="sign it: flops build --sign KEY"
+        )
+    return any(key.signed(one, digest) for one in _read(client, repository, signatures(there.document)))
+
+
+def _read(client: RegistryClient, repository: str, layers: tuple[Descriptor, ...]) -> Iterator[Signed]:
+    for layer in layers[:MOST_SIGNATURES]:
+        yield Signed(payload=_payload(client, repository, layer), signature=layer.annotations[SIGNATURE])
+
+
+def _payload(client: RegistryClient, repository: str, layer: Descriptor) -> bytes:
+    parts: list[bytes] = []
+
+    def write(pieces: Iterator[bytes]) -> None:
+        parts.clear()
+        for piece in pieces:
+            parts.append(piece)
+            if sum(map(len, parts)) > min(layer.size, MOST):
+                raise RegistryDigest(f"{layer.digest} is longer than its manifest says")
+
+    client.fetch_blob(repository, layer.digest, write)
+    if len(b"".join(parts)) != layer.size:
+        raise BadImage(f"the payload {layer.digest} is shorter than its manifest says")
+    return b"".join(parts)
+
+
+def _push(client: RegistryClient, repository: str, data: bytes) -> None:
+    client.push_blob(repository, sha256(data), len(data), lambda: io.BytesIO(data))

@@ -17,7 +17,7 @@ _LARGEST_SIZE = 8**11 - 1
 _FIELDS = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
 
 
-class Kind(Enum):
+class EntryType(Enum):
     FILE = b"0"
     LINK = b"2"
     DIRECTORY = b"5"
@@ -30,10 +30,10 @@ def padding(size: int) -> bytes:
 
 
 def header(
-    path: str, *, kind: Kind, mode: int, mtime: int, size: int = 0, uid: int = 0, gid: int = 0, target: str = ""
+    path: str, *, kind: EntryType, mode: int, mtime: int, size: int = 0, uid: int = 0, gid: int = 0, target: str = ""
 ) -> bytes:
     """The block, or the three or more blocks, that stand before an entry's data. User and group have no names."""
-    name = path.encode() + (b"/" if kind is Kind.DIRECTORY else b"")
+    name = path.encode() + (b"/" if kind is EntryType.DIRECTORY else b"")
     link = target.encode()
     extended: dict[str, bytes] = {}
     place = _place(name)
@@ -50,7 +50,7 @@ def header(
         return block
     records = b"".join(_record(key, value) for key, value in sorted(extended.items()))
     before = _block(
-        b"././@PaxHeader", b"", Kind.EXTENDED, b"", mode=0o644, uid=0, gid=0, size=len(records), mtime=mtime
+        b"././@PaxHeader", b"", EntryType.EXTENDED, b"", mode=0o644, uid=0, gid=0, size=len(records), mtime=mtime
     )
     return before + records + padding(len(records)) + block
 
@@ -80,7 +80,7 @@ def _record(key: str, value: bytes) -> bytes:
 
 
 def _block(
-    name: bytes, prefix: bytes, kind: Kind, link: bytes, *, mode: int, uid: int, gid: int, size: int, mtime: int
+    name: bytes, prefix: bytes, kind: EntryType, link: bytes, *, mode: int, uid: int, gid: int, size: int, mtime: int
 ) -> bytes:
     block = _FIELDS.pack(
         name,

@@ -11,24 +11,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from flops import http
-from flops.errors import (
-    FlopsError,
-    RegistryAuth,
-    RegistryRefused,
-    RegistryTooLarge,
-    RegistryUnreachable,
-)
+from flops.errors import FlopsError, RegistryAuth, RegistryRefused, RegistryTooLarge, RegistryUnreachable
 from flops.http import Retry, Transient, is_transient, retry_after
-from flops.oci import answers
-from flops.oci.authentication import SCOPE, RegistryAuthentication
-from flops.oci.hosts import PinnedTransport, check_location
-from flops.oci.pressure import Pressure
+from flops.oci import responses
+from flops.oci.authentication import SCOPE, PinnedTransport, RegistryAuthentication, check_location
+from flops.oci.responses import Pressure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from flops.oci.addresses import PinnedHosts
+    from flops.addresses import PinnedHosts
     from flops.oci.credentials import Credentials
     from flops.oci.reference import Registry
 
@@ -125,7 +118,7 @@ class Session:
             try:
                 self._reached = True
                 expected = response.status_code in expect
-                whole = response if unread and expected else answers.read(response)
+                whole = response if unread and expected else responses.read(response)
                 if not expected:
                     raise self._failure(whole)
                 yield whole

@@ -1,0 +1,1 @@
+"""The base made from Debian packages."""

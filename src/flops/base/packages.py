@@ -1,0 +1,141 @@
+"""What the making of bases remembers: package sets for a week, .debs by their hash, layers by their key."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from flops.base import BasePackage
+from flops.errors import BaseUnavailable
+from flops.oci.blobs import used
+from flops.oci.layer import Layer
+from flops.store.shared import BASE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from flops.oci.blobs import BlobStore
+    from flops.store.shared import SharedCache
+    from flops.wheels.shared_layers import SharedLayers
+
+#: How long a package set stands for its suite, in seconds: as long as a lock.
+FRESH_SECONDS = 7 * 24 * 3600
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class PackageStore:
+    """Files under `root`. Safe between processes: each is written beside and moved into place."""
+
+    def __init__(
+        self, root: Path, blobs: BlobStore, *, shared: SharedCache | None = None, records: SharedLayers | None = None
+    ) -> None:
+        self._root = root
+        self._blobs = blobs
+        self._shared = shared
+        self._records = records
+
+    def packages(self, key: str, *, any_age: bool = False) -> tuple[BasePackage, ...] | None:
+        """The package set under this key, unless it is older than a week or can't be read."""
+        return self._own_packages(key, any_age=any_age) or self._shared_packages(key, any_age=any_age)
+
+    def keep_packages(self, key: str, packages: Iterable[BasePackage]) -> None:
+        document = {"packages": [package.to_json() for package in packages]}
+        self._write("sets", key, document)
+        if self._shared is not None:
+            self._shared.keep(BASE, key, document)
+
+    def layer(self, key: str) -> Layer | None:
+        """The layer under this key: its blob is here, or in the registry, whence it comes when it is opened."""
+        path = self._root / "layers" / f"{key}.json"
+        try:
+            layer = Layer.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            layer = None
+        if layer is not None and self._blobs.use(layer.digest, layer.size):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return layer
+        return self._records.find(key, known=layer) if self._records else None
+
+    def keep_layer(self, key: str, layer: Layer) -> None:
+        """Remember a layer that was made here."""
+        self._write("layers", key, layer.to_json())
+        if self._records is not None:
+            self._records.keep(key, layer)
+
+    def deb(self, package: BasePackage) -> Path:
+        return self._root / "debs" / f"{package.sha256}.deb"
+
+    def missing(self, packages: Iterable[BasePackage]) -> list[BasePackage]:
+        """Those whose .deb is not here."""
+        return [package for package in packages if not self._whole(package)]
+
+    def take_debs(self, packages: Iterable[BasePackage], directory: Path) -> None:
+        """Move freshly fetched .debs in; BaseUnavailable where one is missing or not what the signed index says."""
+        fetched = {digest(path): path for path in directory.glob("*.deb")}
+        for package in packages:
+            source = fetched.get(package.sha256)
+            if source is None:
+                raise BaseUnavailable(
+                    f"apt did not fetch {package.name} {package.version} as its index describes it",
+                    hint="try again with --upgrade",
+                )
+            self.deb(package).parent.mkdir(parents=True, exist_ok=True)
+            source.replace(self.deb(package))
+
+    def _whole(self, package: BasePackage) -> bool:
+        return used(self.deb(package)) == package.size
+
+    def _own_packages(self, key: str, *, any_age: bool) -> tuple[BasePackage, ...] | None:
+        path = self._root / "sets" / f"{key}.json"
+        try:
+            if not any_age and not 0 <= time.time() - path.stat().st_mtime < FRESH_SECONDS:
+                return None
+            return _packages(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _shared_packages(self, key: str, *, any_age: bool) -> tuple[BasePackage, ...] | None:
+        note = self._shared.find(BASE, key) if self._shared else None
+        if note is None or not (any_age or note.age < FRESH_SECONDS):
+            return None
+        try:
+            return _packages(note.content)
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _write(self, kind: str, key: str, document: dict[str, Any]) -> None:
+        target = self._root / kind / f"{key}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{secrets.token_hex(8)}.partial")
+        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+        partial.replace(target)
+
+
+def _packages(document: dict[str, Any]) -> tuple[BasePackage, ...]:
+    """ValueError, KeyError or TypeError where a package is none: names become apt's arguments, hashes become paths."""
+    found = tuple(BasePackage.from_json(item) for item in document["packages"])
+    for package in found:
+        words = (package.name, package.version, package.architecture)
+        if not all(_WORD.fullmatch(word) for word in words) or not _SHA256.fullmatch(package.sha256):
+            raise ValueError("no package")
+    return found
+
+
+def key(**parts: Any) -> str:
+    """64 hexadecimal digits for what something was made of."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""FLOps' own topics, messages and command line."""

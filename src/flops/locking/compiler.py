@@ -1,0 +1,247 @@
+"""One run of `uv pip compile`: plain requirements in, the exact wheels for one target out.
+
+uv is not safe on a file that somebody else wrote (it expands variables, follows options and paths, runs setup.py), so it
+only ever sees a file that was written here, line by line, and an environment that was made here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uv
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from flops import http, programs
+from flops.errors import IndexUnreachable, LockTimeout, ToolFailed, ToolMissing, ToolTimeout, Unresolvable
+from flops.http import without_credentials
+from flops.locking import pylock
+from flops.locking.index import Index
+from flops.oci.blobs import disk_full
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flops.locking.pylock import Lock, LockTarget
+
+#: uv's exit code for "there is no solution"; any other failure is not about the requirements.
+NO_SOLUTION = 1
+#: Seconds for which an experiment takes an answer of the index as it is; without this uv asks for every package again.
+RECENT = 600
+#: Characters of uv's explanation that a message keeps.
+EXPLANATION = 1500
+#: How uv tells that a version was withdrawn; the reason is the index's, of any characters.
+YANKED = re.compile(
+    r"^warning: `(?P<name>[^`=\n]+)==(?P<version>[^`\n]+)` is yanked(?: \(reason: \"(?P<reason>.*?)\"\))?$",
+    re.MULTILINE | re.DOTALL,
+)
+#: Characters of a reason that are kept.
+REASON = 300
+#: `find_uv_bin` reads sysconfig, whose first use by two threads at once fails in CPython 3.11.
+_FINDING_UV = threading.Lock()
+OPTIONS = (
+    "--no-config",
+    "--no-sources",
+    *("--only-binary", ":all:"),
+    "--no-progress",
+    *("--color", "never"),
+    *("--python", sys.executable),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """uv, its cache and its indexes. Safe to share between threads."""
+
+    cache: Path
+    seconds: float
+    retries: int
+    """Times that an index which does not answer is asked again; three take uv 10 s."""
+    index_url: str | None = None
+    """None: uv's own."""
+    torch_index: str | None = None
+    torch: frozenset[str] | None = None
+    """Packages (PEP 503's form) that are taken as CPU builds: from `torch_index`, or from where uv knows them to be."""
+    ca_bundle: Path | None = None
+    offline: bool = False
+    patience: float | None = None
+    """Seconds that an index is given to answer."""
+
+    def compile(
+        self,
+        lines: Sequence[str],
+        target: LockTarget,
+        *,
+        prefer: Lock | None = None,
+        options: Sequence[str] = (),
+        recent: bool = False,
+    ) -> Lock:
+        """The lock of these lines, written by us; `recent`: answers of the index may be some minutes old.
+
+        Unresolvable, IndexUnreachable, LockTimeout, NoWheel, ToolFailed.
+        """
+        with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
+            home = Path(name)
+            output = home / "pylock.flops.toml"
+            source = self._write_source(home, lines, dependencies="--no-deps" not in options)
+            if prefer is not None:
+                output.write_text(pylock.preferences(prefer), encoding="utf-8")
+            words: list[str | Path] = [*options, "--python-platform", target.uv_platform]
+            words += ["--python-version", target.python]
+            words += ["--offline"] if self.offline else []
+            words += ["--config-file", self._recent(home)] if recent else []
+            done = self._run([*words, "--format", "pylock.toml", "-o", output, source], home)
+            if done.code == 0:
+                return _with_yanks(pylock.parse(output.read_bytes(), target), done.stderr)
+        raise self._failure(done, lines)
+
+    @cached_property
+    def index_address(self) -> str:
+        """Where packages come from, credentials included; uv itself tells its default."""
+        return self.index_url or self._default_index()
+
+    def indexes(self) -> list[Index]:
+        """Clients of all indexes, in the order in which uv asks: the first that knows a package provides it."""
+        addresses = [*([self.torch_index] if self.torch and self.torch_index else []), self.index_address]
+        return [Index(address, ca_bundle=self.ca_bundle, retries=self.retries) for address in addresses]
+
+    def _write_source(self, home: Path, lines: Sequence[str], *, dependencies: bool) -> Path:
+        """What uv reads: plain requirements; where PyTorch has an index of its own, a project that says so.
+
+        uv has no other way to ask an index for some packages only, and such an index has old copies of many others.
+        """
+        if self.torch is None or not self.torch_index:
+            path = home / "requirements.in"
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            return path
+        named = {name_of(line) for line in lines}
+        added = sorted(self.torch - named) if dependencies else []
+        sources = "".join(f'"{name}" = {{ index = "torch" }}\n' for name in sorted(self.torch & {*named, *added}))
+        path = home / "pyproject.toml"
+        path.write_text(
+            f'[project]\nname = "flops-lock"\nversion = "0"\n'
+            f"dependencies = {json.dumps([*lines, *added], ensure_ascii=False)}\n"
+            f'[[tool.uv.index]]\nname = "torch"\nurl = {json.dumps(self.torch_index)}\nexplicit = true\n'
+            f"[tool.uv.sources]\n{sources}",
+            encoding="utf-8",
+        )
+        return path
+
+    def _run(self, words: Sequence[str | Path], home: Path) -> programs.Completed:
+        """Start `uv pip compile`; addresses go by the environment, where a credential in them is not for all to read."""
+        env = {
+            "HOME": str(home),
+            "UV_CACHE_DIR": str(self.cache),
+            "UV_HTTP_RETRIES": str(self.retries),
+            "UV_PYTHON_DOWNLOADS": "never",
+        }
+        if self.ca_bundle is not None:
+            env["SSL_CERT_FILE"] = str(http.authorities(self.ca_bundle, home))
+        if self.index_url and "--config-file" not in words:
+            env["UV_DEFAULT_INDEX"] = self.index_url
+        if self.patience is not None:
+            env |= dict.fromkeys(("UV_HTTP_TIMEOUT", "UV_HTTP_CONNECT_TIMEOUT"), f"{self.patience:.0f}")
+        options = list(OPTIONS)
+        if self.torch is not None and self.torch_index:
+            options.remove("--no-sources")  # those that `_write_source` wrote
+        elif self.torch is not None:
+            options += ["--torch-backend", "cpu"]
+        try:
+            return programs.run(
+                [uv_program(), "pip", "compile", *options, *words],
+                seconds=self.seconds,
+                env=env,
+                cwd=home,
+                check=False,
+            )
+        except ToolTimeout as error:
+            raise LockTimeout(
+                f"no lock was found within {self.seconds:.0f} s",
+                hint="pin more versions, or see whether the package index answers slowly",
+            ) from error
+
+    def _recent(self, home: Path) -> Path:
+        """uv's settings for an experiment: the same index, whose answers may be some minutes old."""
+        path = home / "uv.toml"
+        path.write_text(
+            f"[[index]]\nurl = {json.dumps(self.index_address)}\ndefault = true\n"
+            f'cache-control = {{ api = "max-age={RECENT}" }}\n',
+            encoding="utf-8",
+        )
+        return path
+
+    def _default_index(self) -> str:
+        """uv writes the index it would use as the first line of a file without requirements; nothing is fetched."""
+        with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
+            source = Path(name, "requirements.in")
+            source.touch()
+            output = Path(name, "requirements.txt")
+            words: list[str | Path] = ["--offline", "--quiet", "--no-header", "--emit-index-url", "-o", output, source]
+            done = self._run(words, Path(name))
+            text = output.read_text(encoding="utf-8") if done.code == 0 else ""
+        for line in text.splitlines():
+            option, _, url = line.partition(" ")
+            if option == "--index-url" and url:
+                return url.strip()
+        raise IndexUnreachable("uv does not tell which package index it uses", hint="set FLOPS_INDEX_URL")
+
+    def _failure(self, done: programs.Completed, lines: Sequence[str]) -> Exception:
+        """What went wrong, told by uv's exit code and by asking the index, not by uv's prose."""
+        said = without_credentials(done.stderr).strip()
+        if "No space left on device" in said:
+            return disk_full(self.cache)
+        if done.code == NO_SOLUTION and self.offline:
+            return IndexUnreachable("offline, and the cache does not hold what these requirements need")
+        if done.code == NO_SOLUTION:
+            return Unresolvable(_explanation(said), hint="change one of the requirements that are named")
+        if lines and not self.offline:
+            with self.indexes()[-1] as index:
+                index.knows(name_of(lines[0]))
+        last = [line.strip() for line in said.splitlines() if line.strip()][-1:] or ["no message"]
+        if "Failed to fetch" in said or "error sending request" in said:
+            return IndexUnreachable(
+                f"the package index did not answer uv: {last[0][:300]}", hint="nothing is wrong with the repository"
+            )
+        return ToolFailed(f"uv ended with {done.code}: {last[0][:300]}")
+
+
+def uv_program() -> str:
+    """Where uv lies; ToolMissing."""
+    try:
+        with _FINDING_UV:
+            return uv.find_uv_bin()
+    except FileNotFoundError as error:
+        raise ToolMissing("uv is not installed", hint="install the Python package uv beside flops") from error
+
+
+def name_of(line: str) -> str:
+    """A requirement's package, in PEP 503's form."""
+    return canonicalize_name(Requirement(line).name)
+
+
+def _with_yanks(lock: Lock, said: str) -> Lock:
+    """The lock with what uv warns of: versions that are taken, as they are pinned, though they were withdrawn."""
+    reasons: dict[tuple[str, str], str] = {
+        (canonicalize_name(found["name"]), found["version"]): " ".join((found["reason"] or "").split())[:REASON]
+        for found in YANKED.finditer(said)
+    }
+    if not reasons:
+        return lock
+    wheels = tuple(replace(wheel, yanked=reasons.get((wheel.name, wheel.version))) for wheel in lock.wheels)
+    return replace(lock, wheels=wheels)
+
+
+def _explanation(said: str) -> str:
+    """uv's reasons as one paragraph, without its labels and hints."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reasons = [line for line in lines if not line.startswith(("error:", "hint:", "warning:"))]
+    text = " ".join(reasons or lines).removeprefix("cause: ")
+    return text[:EXPLANATION] + ("..." if len(text) > EXPLANATION else "") or "the requirements have no solution"

@@ -1,0 +1,89 @@
+"""Records that outlive the builder: what an image was made of, from what and how, kept beside its index (ARCHITECTURE.md, "Records")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flops.base import Base
+    from flops.images.compose import Identity
+    from flops.locking.lock import Lock
+    from flops.platforms import Platform
+    from flops.recipe import Recipe
+    from flops.repair.doctor import PythonChoice
+
+#: What is attached to an index, by the type of its artifact.
+LOCKS = "application/vnd.flops.locks.v1"
+SBOM = "application/vnd.cyclonedx+json"
+PROVENANCE = "application/vnd.in-toto+json"
+BUILD = "application/vnd.flops.build.v1+json"
+KINDS = (LOCKS, SBOM, PROVENANCE, BUILD)
+#: Those that do not depend on the time of the build.
+TIMELESS = (LOCKS, SBOM)
+#: Annotations of a record's documents and of its manifest.
+TITLE = "org.opencontainers.image.title"
+CREATED = "org.opencontainers.image.created"
+PLATFORMS = "io.flops.platforms"
+BUILT = "io.flops.built"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One document of a record."""
+
+    title: str
+    """Its file name."""
+    media_type: str
+    data: bytes
+    platforms: tuple[Platform, ...]
+    """Those that it speaks of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Documents of one kind, attached to an index together."""
+
+    artifact_type: str
+    parts: tuple[Part, ...]
+    built: str = ""
+    """When the build ran, RFC 3339, where the record tells of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What a build resolved: all that its images are made of, beside the repository's own files."""
+
+    identity: Identity
+    recipe: Recipe
+    python: PythonChoice
+    bases: Mapping[Platform, Base]
+    runtime: Mapping[Platform, Lock]
+    ml: Mapping[Platform, Lock]
+    licences: Mapping[str, str]
+    """By a wheel's sha256, as its metadata tell; what is not known is left out."""
+
+    @property
+    def platforms(self) -> tuple[Platform, ...]:
+        return tuple(sorted(self.ml))
+
+    def environments(self, platform: Platform) -> dict[str, Lock]:
+        """Both environments of an image by name."""
+        return {"ml": self.ml[platform], "runtime": self.runtime[platform]}
+
+
+def read_timestamp(text: str) -> datetime | None:
+    """A moment of RFC 3339, in UTC; None for anything else."""
+    try:
+        then = datetime.fromisoformat(text)
+        return then.astimezone(UTC) if then.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def timestamp(when: datetime) -> str:
+    """RFC 3339 in UTC, to the millisecond: what tells which of two builds of one second is the newer."""
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

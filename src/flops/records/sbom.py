@@ -1,0 +1,203 @@
+"""A bill of materials for each platform (CycloneDX 1.6, JSON): both environments' wheels, and the base. Pure.
+
+It names what an image is made of and nothing of the commit, so images of the same locks share one document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import uuid
+from typing import TYPE_CHECKING
+
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model import HashAlgorithm, HashType, Property
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.model.tool import ToolRepository
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
+
+import flops
+from flops.images.compose import locked
+from flops.oci.blobs import sha256
+from flops.oci.descriptor import canonical
+from flops.records import SBOM, Part, Record
+from flops.records.locks import stem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cyclonedx.model.license import License
+
+    from flops.base import BasePackage
+    from flops.locking.pylock import LockedWheel
+    from flops.platforms import Platform
+    from flops.records import Materials
+
+
+def deb_url(package: BasePackage, suite: str) -> PackageURL:
+    qualifiers = {"arch": package.architecture, "distro": suite}
+    return PackageURL("deb", "debian", package.name, package.version, qualifiers)
+
+
+def wheel_url(wheel: LockedWheel) -> PackageURL:
+    return PackageURL("pypi", None, wheel.name, wheel.version)
+
+
+#: Where a component lies in the image.
+PART = "io.flops.part"
+#: What is not known; Debian's copyright files stand in the image under /usr/share/doc.
+NOASSERTION = "NOASSERTION"
+_NAMESPACE = uuid.UUID("6d4f8a5e-32f5-5b6c-9d55-3f1f0a1f9a10")
+
+
+def sbom(materials: Materials, platform: Platform) -> bytes:
+    """The same materials give the same bytes: there is no time in it, and its serial number is made of the locks."""
+    digests = [lock.digest for lock in materials.environments(platform).values()]
+    lock = locked([materials.bases[platform].lock, *digests])
+    image = Component(name="actor image", version=lock, type=ComponentType.CONTAINER, bom_ref=f"image/{platform}")
+    components = list(_components(materials, platform))
+    bom = Bom(
+        components=components,
+        serial_number=uuid.uuid5(_NAMESPACE, f"{platform} {lock} {flops.__version__}"),
+        metadata=BomMetaData(
+            component=image,
+            tools=ToolRepository(
+                components=[Component(name="flops", version=flops.__version__, type=ComponentType.APPLICATION)]
+            ),
+            properties=[Property(name="io.flops.platform", value=platform.value)],
+        ),
+    )
+    bom.register_dependency(image, components)
+    document = json.loads(JsonV1Dot6(bom).output_as_string())
+    del document["metadata"]["timestamp"]
+    # what needs what is not known here, and an entry without needs would say that there are none
+    del document["dependencies"]
+    return canonical(document)
+
+
+def _components(materials: Materials, platform: Platform) -> Iterator[Component]:
+    base = materials.bases[platform]
+    if base.packages:
+        yield from (_package(package, materials.python.suite) for package in base.packages)
+    else:
+        yield Component(
+            name=materials.recipe.base or "base image",
+            version=base.lock,
+            type=ComponentType.CONTAINER,
+            bom_ref="base/image",
+            hashes=[_sha256(base.lock.removeprefix("sha256:"))],
+            properties=[Property(name=PART, value="base")],
+        )
+    if base.ml_interpreter:
+        version = materials.python.version
+        yield Component(
+            name="cpython",
+            version=version,
+            type=ComponentType.PLATFORM,
+            bom_ref=f"python/cpython@{version}",
+            purl=PackageURL("generic", None, "cpython", version),
+            properties=[Property(name=PART, value="python")],
+        )
+    for part, lock in materials.environments(platform).items():
+        yield from (_wheel(wheel, part, materials.licences.get(wheel.sha256, "")) for wheel in lock.wheels)
+
+
+def _package(package: BasePackage, suite: str) -> Component:
+    return Component(
+        name=package.name,
+        version=package.version,
+        type=ComponentType.LIBRARY,
+        bom_ref=f"base/{package.name}@{package.version}",
+        purl=deb_url(package, suite),
+        hashes=[_sha256(package.sha256)],
+        licenses=[_licence("")],
+        properties=[Property(name=PART, value="base")],
+    )
+
+
+def _wheel(wheel: LockedWheel, part: str, licence: str) -> Component:
+    return Component(
+        name=wheel.name,
+        version=wheel.version,
+        type=ComponentType.LIBRARY,
+        bom_ref=f"{part}/{wheel.name}@{wheel.version}",
+        purl=wheel_url(wheel),
+        hashes=[_sha256(wheel.sha256)],
+        licenses=[_licence(licence)],
+        properties=[Property(name=PART, value=part)],
+    )
+
+
+def _licence(text: str) -> License:
+    """By SPDX's list or as an expression where it is one, else by its name."""
+    return LicenseFactory().make_from_string(text) if text else DisjunctiveLicense(name=NOASSERTION)
+
+
+def _sha256(digits: str) -> HashType:
+    return HashType(alg=HashAlgorithm.SHA_256, content=digits)
+
+
+#: Raised when the same materials would have another bill.
+FORMAT = 1
+_DIGEST = 71
+"""Characters of a digest, `sha256:` and 64 digits, which a kept bill begins with."""
+
+
+class Bills:
+    """A directory of bills; what can't be read is written anew, what can't be kept costs only the next build's time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def record(self, materials: Materials) -> Record:
+        """One document for each platform."""
+        return Record(
+            artifact_type=SBOM,
+            parts=tuple(
+                Part(
+                    title=f"sbom-{stem(platform)}.cdx.json",
+                    media_type=SBOM,
+                    data=self._bill(materials, platform),
+                    platforms=(platform,),
+                )
+                for platform in materials.platforms
+            ),
+        )
+
+    def _bill(self, materials: Materials, platform: Platform) -> bytes:
+        path = self._root / f"{key(materials, platform)}.json"
+        with contextlib.suppress(OSError):
+            kept = path.read_bytes()
+            if sha256(kept[_DIGEST:]).encode() == kept[:_DIGEST]:
+                os.utime(path)
+                return kept[_DIGEST:]
+
+        made = sbom(materials, platform)
+        temporary = path.with_name(f".{secrets.token_hex(8)}")
+        with contextlib.suppress(OSError):
+            self._root.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(sha256(made).encode() + made)
+            temporary.replace(path)
+        return made
+
+
+def key(materials: Materials, platform: Platform) -> str:
+    """64 hexadecimal digits over all that a bill names."""
+    base, locks = materials.bases[platform], materials.environments(platform)
+    wheels = {wheel.sha256 for lock in locks.values() for wheel in lock.wheels}
+    named = {
+        "format": [FORMAT, flops.__version__],
+        "base": [base.lock, base.ml_interpreter, [package.to_json() for package in base.packages]],
+        "image": materials.recipe.base,
+        "licences": sorted(item for item in materials.licences.items() if item[0] in wheels),
+        "locks": {name: lock.digest for name, lock in locks.items()},
+        "python": [materials.python.suite, materials.python.version],
+    }
+    return hashlib.sha256(canonical(named)).hexdigest()

@@ -1,0 +1,1 @@
+"""The embedded registry: the distribution API over a directory."""

@@ -1,0 +1,1 @@
+"""One keyed memory: files, shared through the registry."""

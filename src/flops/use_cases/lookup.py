@@ -1,0 +1,179 @@
+"""What a manager asks of the builder's world: which commit is meant, and which images stand already; and the one tag that it moves.
+
+Nothing else of this room is known to the manager, which starts `flops job` for everything further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flops.oci.client import RegistryClient
+from flops.oci.credentials import Credential, FixedCredentials
+from flops.publishing import naming
+from flops.publishing.publish import RegistryTarget
+from flops.repository.checkout import resolve_commit
+from flops.repository.git import GitCredential
+from flops.repository.revision import check_ref
+from flops.repository.source import image_path, parse_source, url_image_path
+from flops.repository.tree_writer import TreeLimits
+from flops.request import Request
+from flops.use_cases.result import Result, existing_images
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from flops.oci.reference import Registry
+    from flops.platforms import Platform
+    from flops.recipe import Recipe
+    from flops.repository.source import Source
+
+#: A host that does not name its branches within this time is not worth a builder.
+SECONDS = 60.0
+#: Bytes of memory of each process of git, and of a pack: a host sends a manager names and commits, and no files.
+GIT_BYTES = 512 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePlace:
+    """A source that a project may name, judged without asking anybody."""
+
+    source: Source
+    repository: str
+    """The image path, with the subdirectory."""
+    host: str
+    """`HOST[:PORT]` that a git credential must be for; empty for a directory."""
+
+    @property
+    def text(self) -> str:
+        """The URL; for a directory its path."""
+        return str(self.source.directory) if self.source.directory is not None else self.source.url
+
+    @property
+    def image_source(self) -> str:
+        """As images carry it: the URL, or `local/DIRNAME`."""
+        if self.source.directory is None:
+            return self.source.url
+        return f"local/{self.source.directory.name.encode('utf-8', 'replace').decode()}"
+
+    @property
+    def local(self) -> bool:
+        return self.source.directory is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLookup:
+    """Answers for sources that somebody else chose: https and ssh, public hosts, no directories; else as set here."""
+
+    allow_local: bool = False
+    allow_hosts: Collection[str] = ()
+    ca_bundle: Path | None = None
+    seconds: float = SECONDS
+
+    def judge(self, text: str, *, ref: str | None = None, subdir: str = "") -> ImagePlace:
+        """No network. BadUrl, BlockedAddress, CredentialInUrl, BadRef."""
+        if ref is not None:
+            check_ref(ref)
+        source = parse_source(text, trusted=False, allow_hosts=self.allow_hosts, allow_local=self.allow_local)
+        if source.directory is not None:
+            return ImagePlace(source=source, repository=image_path(source.repository, subdir), host="")
+        authority = source.url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
+        return ImagePlace(source=source, repository=url_image_path(source.url, subdir), host=authority)
+
+    def commit(self, place: ImagePlace, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:
+        """The full hash that `ref` (HEAD where None) stands for now; None for a directory. SourceError and its kinds.
+
+        `credential` has the keys host, username and password.
+        """
+        if place.local:
+            return None
+        return resolve_commit(
+            place.source,
+            ref=ref,
+            ca_bundle=self.ca_bundle,
+            limits=TreeLimits(seconds=self.seconds, memory=GIT_BYTES, pack_bytes=GIT_BYTES),
+            credential=GitCredential(**credential) if credential else None,
+            allow_hosts=self.allow_hosts,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Standing:
+    """What `naming` compares of a checkout, without one."""
+
+    source: str
+    commit: str
+    repository: str
+
+    @classmethod
+    def of(cls, place: ImagePlace, commit: str) -> _Standing:
+        return cls(source=place.image_source, commit=commit, repository=place.repository)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLookup:
+    """Asks one registry for what builders have put there."""
+
+    registry: Registry
+    pull_name: Registry | None = None
+    ca_bundle: Path | None = None
+    login: Mapping[str, str] | None = field(default=None, repr=False)
+    """host, username and password, where the registry wants them of everybody."""
+
+    def standing(
+        self,
+        place: ImagePlace,
+        commit: str,
+        recipe: Recipe,
+        platforms: tuple[Platform, ...],
+        credential: Mapping[str, str] | None = None,
+    ) -> dict[str, Any] | None:
+        """What `flops build --json` would print for images that are there: both actors', with this source, commit, recipe
+        and all platforms under COMMIT-RECIPE12; else None. RegistryError and its kinds.
+        """
+        subject = _Standing.of(place, commit)
+        request = Request(source=place.source, platforms=platforms, recipe=recipe)
+        with self._client(credential) as client:
+            target = RegistryTarget(client, pull_name=self.pull_name)
+            found = naming.standing(request, subject, target)
+            if not found:
+                return None
+            tag = naming.tags(request, commit)[1]
+            images = existing_images(found, platforms, lambda actor: target.reference(subject.repository, actor, tag))
+            return Result.of_existing(images, subject.source, commit, recipe.digest, target.registry).to_json()
+
+    def move_commit(
+        self,
+        place: ImagePlace,
+        commit: str,
+        recipe: Recipe,
+        platforms: tuple[Platform, ...],
+        credential: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
+    ) -> bool:
+        """Move COMMIT to images that stand, where their builder was ended before it did; whether it was to be moved.
+
+        With `force`, also from another recipe's images. RegistryError and its kinds.
+        """
+        subject = _Standing.of(place, commit)
+        request = Request(source=place.source, platforms=platforms, recipe=recipe, force=force)
+        with self._client(credential) as client:
+            target = RegistryTarget(client, pull_name=self.pull_name)
+            return naming.move_commit(request, subject, target, naming.standing(request, subject, target))
+
+    def ping(self) -> None:
+        """See that the registry answers; RegistryError and its kinds."""
+        with self._client(None) as client:
+            client.ping()
+
+    def _client(self, credential: Mapping[str, str] | None) -> RegistryClient:
+        given = [one for one in (self.login, credential) if one]
+        by_host = {one["host"]: Credential(username=one["username"], password=one["password"]) for one in given}
+        return RegistryClient(
+            self.registry,
+            credentials=FixedCredentials(by_host=by_host) if by_host else None,
+            verify=self.ca_bundle,
+            workers=1,
+        )
