@@ -38,7 +38,6 @@ from flops.repository.source import parse_source
 from flops.request import Request
 from flops.settings import Settings
 from flops.store.shared import media_type
-from flops.use_cases import check as preflight
 from flops.use_cases import parts
 from flops.use_cases.build import build
 from flops.use_cases.check import check
@@ -137,7 +136,7 @@ class World:
         found = self.files.get(request.url.path)
         return httpx.Response(404) if found is None else httpx.Response(200, stream=httpx.ByteStream(found))
 
-    def settle(self, seen, question, *, locker, provides):
+    def resolve(self, seen, question, *, locker, provides):
         if "resolve" in self.failures:
             raise self.failures["resolve"]
         locks = {platform: self.locks[platform] for platform in question.platforms}
@@ -208,12 +207,11 @@ class FakeBases:
 @pytest.fixture
 def world(monkeypatch):
     one = World()
-    for room in (parts, preflight):
-        monkeypatch.setattr(room, "Bases", lambda request, *, blobs, **_: FakeBases(one, request.platforms, blobs))
-        monkeypatch.setattr(
-            room, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
-        )
-        monkeypatch.setattr(room, "resolve", one.settle)
+    monkeypatch.setattr(parts, "Bases", lambda request, *, blobs, **_: FakeBases(one, request.platforms, blobs))
+    monkeypatch.setattr(
+        parts, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
+    )
+    monkeypatch.setattr(parts, "resolve", one.resolve)
     monkeypatch.setattr(runtime, "lock", lambda _locker, *, platform, python, **_: one.runtime_lock(platform, python))
     return one
 

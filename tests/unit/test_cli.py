@@ -37,8 +37,7 @@ from flops.publishing.local_targets import ArchiveTarget, LayoutTarget
 from flops.publishing.publish import RegistryTarget
 from flops.recipe import Accelerator, Compression, Flavor, Policy
 from flops.settings import Settings
-from flops.use_cases.check import Amount, Preflight, Rebuild
-from flops.use_cases.result import ActorImage, PythonUsed, Report, Result
+from flops.use_cases.result import ActorImage, Amount, Preflight, PythonUsed, Rebuild, Report, Result
 
 NONE = Amount(count=0, bytes=0)
 ESCAPE = "\x1b]0;owned\x07\x1b[31mred\x1b[0m\x9b2J\u202efdp.exe"

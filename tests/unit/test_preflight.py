@@ -8,6 +8,8 @@ import json
 import subprocess
 import threading
 import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -17,14 +19,18 @@ from flops.errors import ImportMissing, RegistryUnreachable
 from flops.images.layer_cache import LayerCache, layer_key
 from flops.images.plan import ml_layers
 from flops.oci.blobs import BlobStore
+from flops.oci.client import RegistryClient
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Compression, Policy, Recipe
+from flops.registry.app import EmbeddedRegistry
 from flops.repository.source import parse_source
 from flops.request import Request
 from flops.settings import Settings
-from flops.use_cases import check as preflight
-from flops.use_cases.check import Registered, check
+from flops.store.shared import REPOSITORY, SharedCache
+from flops.use_cases.check import AskedRegistry, check
+from flops.use_cases.result import Amount
+from flops.wheels.shared_layers import SharedLayers
 from flops.wheels.wheel_cache import WheelCache
 from flops.wheels.wheel_layer import WheelFile
 
@@ -358,7 +364,22 @@ def test_the_report_has_documented_keys_in_json(index, settings, repository):
     assert document["rebuild"]["registry"] is None
 
 
-def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository):
+@pytest.fixture
+def shared_cache(tmp_path):
+    """Makes what builders share through one registry."""
+    with EmbeddedRegistry(tmp_path / "registry") as server:
+
+        @contextmanager
+        def make(**options):
+            with RegistryClient(server.registry) as client:
+                shared = SharedCache(client, server.registry.repository(*REPOSITORY), Silent(), **options)
+                yield shared
+                shared.close()
+
+        yield make
+
+
+def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository, tmp_path, shared_cache):
     request = repository("scikit-learn\n")
     lock = check(request, settings=settings).locks[AMD64]
     large = next(layer for layer in ml_layers(lock, "3.11") if layer.wheels[0].name == "scikit-learn")
@@ -383,7 +404,7 @@ def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository):
     )
     rebuild = check(request, settings=settings).preflight.rebuild
     others = [one for one in lock.wheels if one.name != "scikit-learn"]
-    assert rebuild.keep == preflight.Amount(count=1, bytes=made.size)
+    assert rebuild.keep == Amount(count=1, bytes=made.size)
     assert rebuild.make.bytes == rebuild.push.bytes == sum(one.size or 0 for one in others)
     assert [rebuild.fetch.count, rebuild.fetch.bytes] == [1, next(one.size for one in others if one.name == "scipy")]
 
@@ -393,7 +414,7 @@ def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository):
         asked.append((repository, digest))
         return False
 
-    registry = Registered(name="127.0.0.1:1", holds=holds)
+    registry = AskedRegistry(name="127.0.0.1:1", holds=holds)
     with_registry = check(request, settings=settings, registry=registry).preflight.rebuild
     assert with_registry.push.bytes == rebuild.push.bytes + made.size
     assert with_registry.keep.count == 0
@@ -403,10 +424,38 @@ def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository):
     # what another builder recorded is neither fetched nor made nor pushed
     numpy = next(one for one in lock.wheels if one.name == "numpy")
     key = layer_key([numpy.sha256], prefix=large.prefix, python="3.11", compression=Compression.GZIP)
-    registry = Registered(name="127.0.0.1:1", holds=lambda *_: True, recorded={key: 77}.get)
-    recorded = check(request, settings=settings, registry=registry).preflight.rebuild
-    assert recorded.keep == preflight.Amount(count=2, bytes=made.size + 77)
+    elsewhere = BlobStore(tmp_path / "elsewhere")
+    other = LayerCache(tmp_path / "elsewhere" / "layers", elsewhere)
+    wheel = WheelFile(path=cache.path(numpy), sha256=numpy.sha256, filename=numpy.filename)
+    layer = other.layer_for([wheel], prefix=large.prefix, python="3.11", compression=Compression.GZIP)
+    with shared_cache() as shared:
+        SharedLayers(shared, elsewhere).keep(key, layer)
+        shared.wait()
+    with shared_cache(read_only=True) as shared:
+        registry = AskedRegistry(name="127.0.0.1:1", holds=lambda *_: True, shared=shared)
+        recorded = check(request, settings=settings, registry=registry).preflight.rebuild
+    assert recorded.keep == Amount(count=2, bytes=made.size + layer.size)
     assert recorded.make.bytes == recorded.push.bytes == rebuild.make.bytes - numpy.size
+
+
+def test_a_check_reports_the_versions_that_a_build_would_take(index, settings, repository, tmp_path, shared_cache):
+    """Locks that another builder left in the registry count for both; a check leaves nothing there."""
+    request = repository("numpy\n")
+    with shared_cache() as shared:
+        registry = AskedRegistry(name="127.0.0.1:1", holds=lambda *_: True, shared=shared)
+        before = check(request, settings=settings, registry=registry).locks[AMD64]
+        shared.wait()
+    index.add("numpy", "99.0")
+    empty = settings.model_copy(update={"cache_dir": tmp_path / "empty"})
+    with shared_cache(read_only=True) as shared:
+        registry = AskedRegistry(name="127.0.0.1:1", holds=lambda *_: True, shared=shared)
+        after = check(request, settings=empty, registry=registry).locks[AMD64]
+        check(replace(request, upgrade=True), settings=empty, registry=registry)
+        shared.wait()
+        assert shared.uploaded == 0
+    assert [wheel.version for wheel in after.wheels] == [wheel.version for wheel in before.wheels]
+    newer = settings.model_copy(update={"cache_dir": tmp_path / "alone"})
+    assert "99.0" in {wheel.version for wheel in check(request, settings=newer).locks[AMD64].wheels}
 
 
 def test_a_registry_that_does_not_answer_is_told(index, settings, repository):
@@ -418,10 +467,10 @@ def test_a_registry_that_does_not_answer_is_told(index, settings, repository):
         repository("numpy\n"),
         settings=settings,
         reporter=reporter,
-        registry=Registered(name="127.0.0.1:1", holds=holds),
+        registry=AskedRegistry(name="127.0.0.1:1", holds=holds),
     )
     assert report.preflight.rebuild.registry is None
-    assert reporter.warnings[-1:] == ["the registry was not asked what it holds: 127.0.0.1:1 does not answer"]
+    assert reporter.warnings[:1] == ["the registry was not asked what it holds: 127.0.0.1:1 does not answer"]
 
 
 def test_the_report_is_shown_with_the_largest_first(index, settings, repository, capsys):

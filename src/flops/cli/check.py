@@ -15,13 +15,12 @@ from flops.cli.render import adjustment_table, finding_lines, megabytes, plain, 
 from flops.progress import Reporter
 from flops.recipe import Accelerator, Policy
 from flops.settings import Settings
-from flops.use_cases.check import Registered, check
+from flops.use_cases.check import AskedRegistry, check
 
 if TYPE_CHECKING:
     from flops.locking.lock import Lock
     from flops.platforms import Platform
-    from flops.use_cases.check import Amount, Preflight, Rebuild
-    from flops.use_cases.result import Report
+    from flops.use_cases.result import Amount, Preflight, Rebuild, Report
 
 
 #: Packages shown per platform; the rest is summed up.
@@ -137,8 +136,8 @@ def command(
         upgrade=upgrade,
     )
     with reporter(quiet=quiet) as progress:
-        registered = _registered(settings, registry, progress)
-        checked = partial(check, request, settings=settings, reporter=progress, registry=registered)
+        asked = _asked_registry(settings, registry, progress)
+        checked = partial(check, request, settings=settings, reporter=progress, registry=asked)
         if write:
             from flops.cli import write as writing  # noqa: PLC0415 - seldom wanted, and a check is short
 
@@ -154,7 +153,7 @@ def command(
         show(report, progress)
 
 
-def _registered(settings: Settings, name: str | None, progress: Reporter) -> Registered | None:
+def _asked_registry(settings: Settings, name: str | None, progress: Reporter) -> AskedRegistry | None:
     """The registry that the option or FLOPS_REGISTRY names."""
     name = name or settings.registry
     if not name:
@@ -163,21 +162,14 @@ def _registered(settings: Settings, name: str | None, progress: Reporter) -> Reg
     from flops.actors import Actor  # noqa: PLC0415
     from flops.cli import image_sources  # noqa: PLC0415
     from flops.http import Retry  # noqa: PLC0415
-    from flops.oci.blobs import BlobStore  # noqa: PLC0415
     from flops.oci.reference import Registry  # noqa: PLC0415
-    from flops.publishing.publish import RegistryTarget  # noqa: PLC0415
-    from flops.wheels.shared_layers import SharedLayers  # noqa: PLC0415
+    from flops.store.shared import REPOSITORY, SharedCache  # noqa: PLC0415
 
     registry = Registry.parse(name)
     client = image_sources.client(settings, registry, retry=Retry(tries=2))
-    records = SharedLayers(RegistryTarget(client).shared(progress), BlobStore(settings.cache_dir))
-
-    def recorded(key: str) -> int | None:
-        found = records.find(key) if settings.reuse == "registry" else None
-        return found.size if found else None
-
-    return Registered(
+    shared = SharedCache(client, registry.repository(*REPOSITORY), progress, read_only=True)
+    return AskedRegistry(
         name=str(registry),
-        recorded=recorded,
         holds=lambda repository, digest: client.has_blob(registry.repository(repository, Actor.LEARNER.value), digest),
+        shared=shared if settings.reuse == "registry" else None,
     )

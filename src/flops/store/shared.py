@@ -54,13 +54,14 @@ class SharedCache:
     What was asked for once is not asked for again.
     """
 
-    def __init__(self, client: RegistryClient, repository: str, reporter: Reporter) -> None:
+    def __init__(self, client: RegistryClient, repository: str, reporter: Reporter, *, read_only: bool = False) -> None:
         self.client = client
         self.repository = repository
         self.uploaded = 0
         """Bytes that keeping took, layers among them that went here first."""
         self.uploaded_layers = 0
         self._reporter = reporter
+        self._read_only = read_only
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="keep")
         self._keeping: list[Future[None]] = []
         self._guard = threading.Lock()
@@ -118,7 +119,7 @@ class SharedCache:
         self, kind: str, key: str, content: Any, *, layer: Layer | None = None, store: BlobStore | None = None
     ) -> None:
         """Leave a document for others, in the background; with a layer (whose bytes `store` has), it is kept there too."""
-        if self._off:
+        if self._off or self._read_only:
             return
         document = {"format": FORMAT, "kind": kind, "key": key, "created": round(time.time()), "content": content}
         with self._guard:

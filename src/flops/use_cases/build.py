@@ -110,32 +110,32 @@ def _build(
             stack.callback(shared.close)
         parts = BuildParts(request, settings, reporter, stack, shared)
         job = _Job(parts)
-        seen = parts.inspect()
+        inspection = parts.inspect()
         reached.result()
         settings.check_cache()
         bound = CacheBound(settings)
         bound.watch(parts.blobs, parts.wheels)
         stack.enter_context(bound.held())
-        allowed = BackgroundCall(lambda: target.check_push(seen.checkout.repository))
-        standing = {} if request.force or request.upgrade else naming.standing(request, seen.checkout, target)
+        allowed = BackgroundCall(lambda: target.check_push(inspection.checkout.repository))
+        standing = {} if request.force or request.upgrade else naming.standing(request, inspection.checkout, target)
         if standing:
             if key is not None:
-                sign_standing(target, seen.checkout.repository, standing, key)
-            before_tags(naming.move(request, seen.checkout.commit, standing))
+                sign_standing(target, inspection.checkout.repository, standing, key)
+            before_tags(naming.move(request, inspection.checkout.commit, standing))
             try:
-                naming.move_commit(request, seen.checkout, target, standing)
+                naming.move_commit(request, inspection.checkout, target, standing)
             except (RegistryError, OutputError, DiskFull) as error:
-                commit = seen.checkout.commit[:12]
+                commit = inspection.checkout.commit[:12]
                 reporter.warning(Stage.PUSH, f"the tag {commit}... can't be moved to the images that stand: {error}")
-            return job.reused(seen, standing, target)
+            return job.reused(inspection, standing, target)
         allowed.result()
-        assembly = stack.enter_context(Assembly(parts.workshop(target, seen)))
-        return _made(job, seen, target, assembly, history=history, key=key, before_tags=before_tags)
+        assembly = stack.enter_context(Assembly(parts.layer_tools(target, inspection)))
+        return _made(job, inspection, target, assembly, history=history, key=key, before_tags=before_tags)
 
 
 def _made(
     job: _Job,
-    seen: Inspection,
+    inspection: Inspection,
     target: Target,
     assembly: Assembly,
     *,
@@ -144,36 +144,36 @@ def _made(
     before_tags: Callable[[Move], None],
 ) -> Result:
     """From the locks to the tags."""
-    provision = job.parts.provision(seen, assembly)
-    with job.parts.clock.stage(Stage.FETCH, f"{provision.wheels} wheels"):
-        assembly.wait_for_wheels(job.parts.foundation.start(provision.python))
-    images = job.assemble(seen, provision, assembly)
+    inputs = job.parts.inputs(inspection, assembly)
+    with job.parts.clock.stage(Stage.FETCH, f"{inputs.wheels} wheels"):
+        assembly.wait_for_wheels(job.parts.bases.start(inputs.python))
+    images = job.assemble(inspection, inputs, assembly)
     with job.parts.clock.stage(Stage.PUSH, target.registry or "writing"):
         assembly.wait_for_offers()
         published = target.publish(
             Delivery(
-                repository=seen.checkout.repository,
+                repository=inspection.checkout.repository,
                 images=images,
-                annotations=partial(compose.index_annotations, _identity(job.parts.request, seen)),
-                locks=job.locks(provision),
-                tags=naming.free_tags(job.parts.request, seen.checkout, target, job.parts.reporter),
+                annotations=partial(compose.index_annotations, _identity(job.parts.request, inspection)),
+                locks=job.locks(inputs),
+                tags=naming.free_tags(job.parts.request, inspection.checkout, target, job.parts.reporter),
                 store=job.parts.blobs,
                 before_tags=before_tags,
                 on_bytes=lambda done, total: job.parts.reporter.progress(Stage.PUSH, done=done, total=total),
                 warn=lambda message: job.parts.reporter.warning(Stage.PUSH, message, hint="build that platform again"),
                 attachments=Recording(
-                    materials=job.materials(seen, provision, images),
+                    materials=job.materials(inspection, inputs, images),
                     bills=Bills(job.parts.settings.cache_dir / "records"),
                     history=history,
                     seconds=job.parts.clock.seconds,
                     moved={"downloaded": assembly.downloaded},
-                    adjustments=job.adjustments(seen, provision),
-                    findings=job.findings(seen, provision),
+                    adjustments=job.adjustments(inspection, inputs),
+                    findings=job.findings(inspection, inputs),
                 ).attachments(key),
             )
         )
         moved = job.moved(assembly, target)
-    return job.result(seen, provision, actor_images(images, published), target.registry, moved)
+    return job.result(inspection, inputs, actor_images(images, published), target.registry, moved)
 
 
 class _Job:
@@ -182,19 +182,19 @@ class _Job:
     def __init__(self, parts: BuildParts) -> None:
         self.parts = parts
 
-    def assemble(self, seen: Inspection, provision: Inputs, assembly: Assembly) -> dict[Actor, tuple[Image, ...]]:
+    def assemble(self, inspection: Inspection, inputs: Inputs, assembly: Assembly) -> dict[Actor, tuple[Image, ...]]:
         """Base and every layer, then each actor's image for each platform; with the proofs that `verify` asks for."""
         with self.parts.clock.stage(Stage.ASSEMBLE, "base and layers"):
-            bases = self.parts.foundation.bases(provision.python)
+            bases = self.parts.bases.bases(inputs.python)
             for layer in {layer.digest: layer for base in bases.values() for layer in base.layers}.values():
                 assembly.offer(layer)
-            layout = _plan(seen, provision, bases)
+            layout = _plan(inspection, inputs, bases)
             assembly.add(layout.layers)
             made = assembly.finish(layout.layers)
         with self.parts.clock.stage(Stage.VERIFY, "files of all packages"):
             if self.parts.request.verify:
-                verify.packages(layout, made, imports=seen.structure.imports, reporter=self.parts.reporter)
-        identity, locks = _identity(self.parts.request, seen), self.locks(provision)
+                verify.packages(layout, made, imports=inspection.structure.imports, reporter=self.parts.reporter)
+        identity, locks = _identity(self.parts.request, inspection), self.locks(inputs)
         images: dict[Actor, tuple[Image, ...]] = {}
         for actor in Actor:
             images[actor] = tuple(
@@ -213,42 +213,44 @@ class _Job:
             )
         return images
 
-    def locks(self, provision: Inputs) -> dict[Platform, str]:
+    def locks(self, inputs: Inputs) -> dict[Platform, str]:
         """One digest for each platform, over base, FL runtime and the user's packages."""
-        bases = self.parts.foundation.bases(provision.python)
-        parts = {platform: provision.locks(platform) for platform in self.parts.request.platforms}
+        bases = self.parts.bases.bases(inputs.python)
+        parts = {platform: inputs.locks(platform) for platform in self.parts.request.platforms}
         return {
             platform: compose.locked([bases[platform].lock, *(one.digest for one in locks)])
             for platform, locks in parts.items()
         }
 
-    def reused(self, seen: Inspection, standing: Mapping[Actor, Existing], target: Target) -> Result:
+    def reused(self, inspection: Inspection, standing: Mapping[Actor, Existing], target: Target) -> Result:
         """What there is to tell where matching images stand already."""
-        tag = naming.tags(self.parts.request, seen.checkout.commit)[1]
+        tag = naming.tags(self.parts.request, inspection.checkout.commit)[1]
         images = existing_images(
-            standing, self.parts.request.platforms, lambda actor: target.reference(seen.checkout.repository, actor, tag)
+            standing,
+            self.parts.request.platforms,
+            lambda actor: target.reference(inspection.checkout.repository, actor, tag),
         )
-        return self.result(seen, None, images, target.registry, kept_bytes(images))
+        return self.result(inspection, None, images, target.registry, kept_bytes(images))
 
-    def materials(self, seen: Inspection, provision: Inputs, images: Mapping[Actor, Sequence[Image]]) -> Materials:
+    def materials(self, inspection: Inspection, inputs: Inputs, images: Mapping[Actor, Sequence[Image]]) -> Materials:
         """For the records."""
         layers = {layer.digest: layer for of in images.values() for image in of for layer in image.layers}
         told = [one for layer in layers.values() if isinstance(layer, WheelLayer) for one in layer.licences]
         return Materials(
-            identity=_identity(self.parts.request, seen),
+            identity=_identity(self.parts.request, inspection),
             recipe=self.parts.request.recipe,
-            python=provision.python,
-            bases=self.parts.foundation.bases(provision.python),
-            runtime=provision.runtime,
-            ml=provision.resolution.locks,
+            python=inputs.python,
+            bases=self.parts.bases.bases(inputs.python),
+            runtime=inputs.runtime,
+            ml=inputs.resolution.locks,
             licences={one.sha256: one.licence for one in told},
         )
 
-    def adjustments(self, seen: Inspection, provision: Inputs | None) -> tuple[Adjustment, ...]:
-        return (*seen.requirements.adjustments, *(provision.resolution.adjustments if provision else ()))
+    def adjustments(self, inspection: Inspection, inputs: Inputs | None) -> tuple[Adjustment, ...]:
+        return (*inspection.requirements.adjustments, *(inputs.resolution.adjustments if inputs else ()))
 
-    def findings(self, seen: Inspection, provision: Inputs | None) -> tuple[Finding, ...]:
-        return (*seen.structure.notes, *seen.requirements.notes, *(provision.findings if provision else ()))
+    def findings(self, inspection: Inspection, inputs: Inputs | None) -> tuple[Finding, ...]:
+        return (*inspection.structure.notes, *inspection.requirements.notes, *(inputs.findings if inputs else ()))
 
     def moved(self, assembly: Assembly, target: Target) -> dict[str, int]:
         """Bytes, for the report, once what is left for other builders is in place too."""
@@ -262,51 +264,51 @@ class _Job:
 
     def result(
         self,
-        seen: Inspection,
-        provision: Inputs | None,
+        inspection: Inspection,
+        inputs: Inputs | None,
         images: Mapping[Actor, ActorImage],
         registry: str | None,
         moved: Mapping[str, int],
     ) -> Result:
-        found = provision.resolution if provision else None
+        found = inputs.resolution if inputs else None
         return Result(
-            repository=seen.checkout.source,
-            commit=seen.checkout.commit,
+            repository=inspection.checkout.source,
+            commit=inspection.checkout.commit,
             recipe=self.parts.request.recipe.digest,
             registry=registry,
             images=images,
-            python=PythonUsed.of(found.python, seen.requirements.python, flag=self.parts.request.recipe.python)
+            python=PythonUsed.of(found.python, inspection.requirements.python, flag=self.parts.request.recipe.python)
             if found
             else None,
-            adjustments=self.adjustments(seen, provision),
-            findings=self.findings(seen, provision),
+            adjustments=self.adjustments(inspection, inputs),
+            findings=self.findings(inspection, inputs),
             seconds=self.parts.clock.seconds(),
             bytes=moved,
         )
 
 
-def _identity(request: Request, seen: Inspection) -> Identity:
+def _identity(request: Request, inspection: Inspection) -> Identity:
     return Identity(
-        source=seen.checkout.source,
-        commit=seen.checkout.commit,
-        created=seen.checkout.created,
-        repository=seen.checkout.repository,
-        flavor=seen.flavor,
+        source=inspection.checkout.source,
+        commit=inspection.checkout.commit,
+        created=inspection.checkout.created,
+        repository=inspection.checkout.repository,
+        flavor=inspection.flavor,
         recipe=request.recipe.digest,
     )
 
 
-def _plan(seen: Inspection, provision: Inputs, bases: Mapping[Platform, Base]) -> ImagePlan:
+def _plan(inspection: Inspection, inputs: Inputs, bases: Mapping[Platform, Base]) -> ImagePlan:
     base = next(iter(bases.values()))
     return plan(
         interpreter=base.interpreter,
-        python=provision.python.runtime_minor,
+        python=inputs.python.runtime_minor,
         ml_interpreter=base.ml_interpreter,
-        ml_python=provision.python.minor,
-        bytecode=provision.compiler is not None,
-        origin=provision.compiler or "",
+        ml_python=inputs.python.minor,
+        bytecode=inputs.compiler is not None,
+        origin=inputs.compiler or "",
         base_layers={platform: len(base.layers) for platform, base in bases.items()},
-        runtime=provision.runtime,
-        ml=provision.resolution.locks,
-        repository=actors.repository(seen.checkout.path, seen.checkout.files),
+        runtime=inputs.runtime,
+        ml=inputs.resolution.locks,
+        repository=actors.repository(inspection.checkout.path, inspection.checkout.files),
     )

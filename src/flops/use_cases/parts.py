@@ -1,4 +1,4 @@
-"""What a build's images are made of, decided: Python and locks, while base, FL runtime and wheels are already begun."""
+"""The parts that check and build share, and what they find out with them: Python and locks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from flops.wheels.wheel_cache import WheelCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import ExitStack
+    from contextlib import AbstractContextManager, ExitStack
 
     from flops.base.bytecode import Interpreter
     from flops.errors import Finding
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What images are made of, decided."""
+    """What a build's images are made of: Python, locks, and who compiles bytecode."""
 
     resolution: FoundLocks
     runtime: Mapping[Platform, Lock]
@@ -67,7 +67,10 @@ class Inputs:
 
 
 class BuildParts:
-    """The parts that one run works with; what `stack` closes is gone afterwards."""
+    """The parts that one check or build works with; what `stack` closes is gone afterwards.
+
+    `shared`: what builders share through a registry, or None.
+    """
 
     def __init__(
         self, request: Request, settings: Settings, reporter: Reporter, stack: ExitStack, shared: SharedCache | None
@@ -75,112 +78,117 @@ class BuildParts:
         self.request = request
         self.shared = shared
         self.settings = settings
-        self.blobs = BlobStore(settings.cache_dir)
-        self.records = SharedLayers(shared, self.blobs) if shared else None
-        self.room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True)))
-        stack.enter_context(source_lines(self.room / FILES))
-        self.reporter = reporter = SourceLineReporter(reporter, self.room / FILES)
-        self.clock = StageClock(reporter)
-        self.foundation = stack.enter_context(
-            Bases(request, settings=settings, blobs=self.blobs, reporter=reporter, shared=shared, records=self.records)
+        cache = settings.cache_dir
+        self.blobs = BlobStore(cache)
+        shared_layers = SharedLayers(shared, self.blobs) if shared else None
+        self.layers = LayerCache(cache / "layers", self.blobs, shared_layers)
+        self._work_dir = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True))
+        )
+        stack.enter_context(source_lines(self._work_dir / FILES))
+        self.reporter = SourceLineReporter(reporter, self._work_dir / FILES)
+        self.clock = StageClock(self.reporter)
+        self.bases = stack.enter_context(
+            Bases(
+                request,
+                settings=settings,
+                blobs=self.blobs,
+                reporter=self.reporter,
+                shared=shared,
+                records=shared_layers,
+            )
         )
         self.locker = Locker(
-            settings.cache_dir,
+            cache,
             index_url=settings.index_url,
             torch_index=settings.torch_index,
             ca_bundle=settings.ca_bundle,
             upgrade=request.upgrade,
-            store=LockStore(settings.cache_dir / "locks", shared=shared),
+            store=LockStore(cache / "locks", shared=shared),
         )
         self.wheels = stack.enter_context(
-            WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
+            WheelCache(cache / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
         )
+        self.provides = Provides(cache / "provides", self.wheels, ca_bundle=settings.ca_bundle, shared=shared)
         self._pythons: dict[str, PythonChoice] = {}
 
     def inspect(self) -> Inspection:
-        return inspect(self.request, self.room, settings=self.settings, clock=self.clock, reporter=self.reporter)
+        return inspect(self.request, self._work_dir, settings=self.settings, clock=self.clock, reporter=self.reporter)
 
-    def wish(self, seen: Inspection) -> Wish | None:
-        return Wish.read(seen.requirements.python, self.request.recipe.python)
+    def wish(self, inspection: Inspection) -> Wish | None:
+        """The Python that the repository or the request asks for."""
+        return Wish.read(inspection.requirements.python, self.request.recipe.python)
 
-    def notes(self, seen: Inspection, python: PythonChoice) -> tuple[Finding, ...]:
-        """Where the ML environment's Python comes from, where there is something to tell."""
-        notes = self.foundation.notes(self.wish(seen), python)
-        if python.provider == STANDALONE:  # the lack of one was told when it was noticed
-            for note in notes:
-                self.reporter.finding(note)
-        return notes
-
-    def settle(self, seen: Inspection) -> Resolution:
-        return resolve(
-            seen,
-            LockRequest(
-                platforms=self.request.platforms,
-                pythons=self.foundation.choices(self.wish(seen)),
-                recipe=self.request.recipe,
-                reporter=self.reporter,
-            ),
-            locker=self.locker,
-            provides=Provides(
-                self.settings.cache_dir / "provides",
-                self.wheels,
-                ca_bundle=self.settings.ca_bundle,
-                shared=self.shared,
-            ),
+    def resolve(self, inspection: Inspection) -> Resolution:
+        """Python and locks for every platform; DependencyError and its kinds."""
+        request = LockRequest(
+            platforms=self.request.platforms,
+            pythons=self.bases.choices(self.wish(inspection)),
+            recipe=self.request.recipe,
+            reporter=self.reporter,
         )
+        return resolve(inspection, request, locker=self.locker, provides=self.provides)
 
-    def workshop(self, target: Target, seen: Inspection) -> LayerTools:
+    def layer_tools(self, target: Target, inspection: Inspection) -> LayerTools:
         return LayerTools(
             wheels=self.wheels,
-            layers=LayerCache(self.settings.cache_dir / "layers", self.blobs, self.records),
+            layers=self.layers,
             blobs=self.blobs,
             compression=self.request.recipe.compression,
-            interpreter=self.interpreter,
+            interpreter=self._interpreter,
             workers=self.settings.workers or max(2, os.cpu_count() or 2),
-            offer=lambda layer: target.offer(seen.checkout.repository, layer, self.blobs),
+            offer=lambda layer: target.offer(inspection.checkout.repository, layer, self.blobs),
             reporter=self.reporter,
         )
 
-    def interpreter(self, version: str) -> Interpreter:
+    def _interpreter(self, version: str) -> Interpreter:
         """Of the base with this Python; there is one wherever a plan has bytecode in it."""
         choice = self._pythons.get(version)
-        interpreter = self.foundation.interpreter(choice) if choice else None
+        interpreter = self.bases.interpreter(choice) if choice else None
         if interpreter is None:
             raise InternalError("bytecode was planned without an interpreter that could make it")
         return interpreter
 
-    def provision(self, seen: Inspection, assembly: Assembly) -> Inputs:
+    def inputs(self, inspection: Inspection, assembly: Assembly) -> Inputs:
         """Python and locks. What does not depend on the user's requirements is begun before they are locked."""
-        names = ", ".join(map(str, self.request.platforms))
-        with self.clock.stage(Stage.RESOLVE, f"locks for {names}"), ThreadPoolExecutor(1) as pool:
-            wish = self.wish(seen)
-            likely = self.foundation.likely(wish)
+        with self.resolving(), ThreadPoolExecutor(1) as pool:
+            wish = self.wish(inspection)
+            likely = self.bases.likely(wish)
             early = pool.submit(self._begin, likely, assembly)
-            for choice in self.foundation.choices(wish):
+            for choice in self.bases.choices(wish):
                 if choice.provider == STANDALONE:  # fetched while the locks are made
-                    self.foundation.start(choice)
-            settled = self._settled(seen, assembly)
-            if not self.foundation.obtained(wish, settled.resolution.python):
-                settled = self._settled(seen, assembly)
-            found = settled.resolution
-            notes = (*settled.findings, *self.notes(seen, found.python))
+                    self.bases.start(choice)
+            resolution = self._begin_packages(inspection, assembly)
+            if not self.bases.obtained(wish, resolution.resolution.python):
+                resolution = self._begin_packages(inspection, assembly)
+            found = resolution.resolution
+            notes = self.bases.notes(wish, found.python)
+            if found.python.provider == STANDALONE:  # where there is none, `choices` has said so
+                for note in notes:
+                    self.reporter.finding(note)
             runtime_locks, compiler = early.result()
             if (found.python.suite, found.python.runtime) != (likely.suite, likely.runtime):
                 runtime_locks, compiler = self._begin(found.python, assembly)
-        return Inputs(resolution=found, runtime=runtime_locks, compiler=compiler, findings=notes)
+        return Inputs(
+            resolution=found, runtime=runtime_locks, compiler=compiler, findings=(*resolution.findings, *notes)
+        )
 
-    def _settled(self, seen: Inspection, assembly: Assembly) -> Resolution:
-        """Python and locks, and their layers begun."""
-        settled = self.settle(seen)
-        found = settled.resolution
+    def resolving(self) -> AbstractContextManager[None]:
+        """Enclose the stage that finds the locks."""
+        return self.clock.stage(Stage.RESOLVE, f"locks for {', '.join(map(str, self.request.platforms))}")
+
+    def _begin_packages(self, inspection: Inspection, assembly: Assembly) -> Resolution:
+        """Python and locks, and the layers of the user's packages begun."""
+        resolution = self.resolve(inspection)
+        found = resolution.resolution
         for platform in self.request.platforms:
             assembly.add(ml_layers(found.locks[platform], found.python.minor))
-        return settled
+        return resolution
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], str | None]:
         """Start with the base and the FL runtime for a Python; the runtime's locks, and whose interpreter makes bytecode."""
         self._pythons[python.runtime] = python
-        self.foundation.start(python)
+        self.bases.start(python)
         platforms = self.request.platforms
         with ThreadPoolExecutor(len(platforms)) as pool:
             found = pool.map(
@@ -190,7 +198,7 @@ class BuildParts:
                 platforms,
             )
             locks = dict(zip(platforms, found, strict=True))
-        interpreter = None if python.suite else self.foundation.interpreter(python)
+        interpreter = None if python.suite else self.bases.interpreter(python)
         compiler = "" if python.suite else interpreter.origin if interpreter else None
         if compiler is None:
             self.reporter.warning(

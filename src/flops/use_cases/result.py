@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flops.actors import Actor
     from flops.errors import Adjustment, Finding
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from flops.oci.image import Image
     from flops.platforms import Platform
     from flops.publishing.delivery import Existing, Published, Summary
+    from flops.repair.accelerator import Carried
     from flops.repair.doctor import PythonChoice
-    from flops.use_cases.check import Preflight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,66 @@ class PythonUsed:
     @classmethod
     def of(cls, choice: PythonChoice, asked: PythonRequest | None, *, flag: str | None) -> PythonUsed:
         return cls(requested=flag or (asked.text if asked else None), used=choice.version, provider=choice.provider)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    count: int
+    bytes: int
+    """As far as the index tells sizes. A layer that is not made yet counts as large as its wheels, which is nearly so."""
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> Amount:
+        known = list(sizes)
+        return cls(count=len(known), bytes=sum(known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuild:
+    """What building now would take, as far as wheels go: the base and the repository's own files are not in it."""
+
+    fetch: Amount
+    """Wheels that are neither in the cache nor in a layer that is remembered, here or in the registry."""
+    make: Amount
+    """Layers that are not remembered."""
+    push: Amount
+    """Layers that the registry does not hold; without a registry, those that are not remembered."""
+    keep: Amount
+    """The other layers."""
+    registry: str | None
+    """The one that was asked."""
+    runtime: bool
+    """Whether the FL runtime's layers are in these figures: they are once its lock is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """The parts of a report that are about size."""
+
+    sizes: Mapping[Platform, Amount]
+    """Packages of the ML environment, to be fetched in all."""
+    accelerator: str
+    cuda: Mapping[Platform, Carried]
+    cpu_refusal: str
+    """Why PyTorch's CPU builds were not taken although they were wanted; empty otherwise."""
+    rebuild: Rebuild
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sizes": {
+                platform.value: {"packages": size.count, "bytes": size.bytes} for platform, size in self.sizes.items()
+            },
+            "accelerator": {
+                "wanted": self.accelerator,
+                "cpu_refusal": self.cpu_refusal,
+                "cuda": {
+                    platform.value: {"packages": list(one.packages), "bytes": one.bytes}
+                    for platform, one in self.cuda.items()
+                    if one.packages
+                },
+            },
+            "rebuild": asdict(self.rebuild),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
