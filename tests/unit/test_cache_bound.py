@@ -331,7 +331,7 @@ def test_a_damaged_note_of_sizes_is_made_anew(cache, text):
 def test_old_documents_go_whatever_room_there_is(cache):
     old = [
         cache.file(name, age=DOCUMENTS + 1000)
-        for name in ("locks/a.json", "layers/b.json", "provides/modules/aa/c.json", "bases/sets/d.json")
+        for name in ("locks/a.json", "layers/b.json", "provides/c.json", "bases/sets/d.json")
     ]
     young = [cache.file(name, age=DOCUMENTS - 1000) for name in ("locks/e.json", "layers/f.json")]
     cache.bound(1000).keep()
@@ -343,7 +343,7 @@ def test_what_killed_builders_were_writing_goes_whatever_room_there_is(cache):
     names = ("bases/apt-x/lists/a", "bases/sources-x/b", "bases/interpreters/.partial-x/c", "pythons/.new-x/d")
     old = [
         cache.file(name, age=0)
-        for name in (*names, "bases/sets/e.partial", "provides/modules/aa/.new-f", "locks/.new-g", "wheels/ab/.new-h")
+        for name in (*names, "bases/sets/.new-e", "provides/.new-f", "locks/.new-g", "wheels/ab/.new-h")
     ]
     young = [cache.file(name.replace("-x", "-y"), age=0) for name in names]
     for path in old:

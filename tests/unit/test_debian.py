@@ -21,7 +21,6 @@ from flops.base.debian.apt import DebianMirror, explain, read_archives, read_pri
 from flops.base.debian.deb import DebEntry, DebEntryKind
 from flops.base.debian.debian_base import SUITES, DebianBase, Suite
 from flops.base.debian.filesystem import Package, merged, write_tree
-from flops.base.packages import FRESH_SECONDS
 from flops.errors import BaseUnavailable, DiskFull, LayerConflict
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
@@ -30,6 +29,7 @@ from flops.platforms import Platform
 from flops.progress import Silent
 from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
+from flops.store.document_store import LIFETIME
 from flops.store.shared import SharedCache
 from flops.wheels.shared_layers import SharedLayers
 
@@ -508,8 +508,8 @@ class Warnings(Silent):
 
 def make_old(tmp_path):
     for path in (tmp_path / "cache" / "bases" / "sets").iterdir():
-        then = time.time() - FRESH_SECONDS - 60
-        os.utime(path, (then, then))
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps(document | {"created": time.time() - LIFETIME - 60}))
 
 
 def test_a_package_set_is_asked_anew_after_a_week_and_with_upgrade(tmp_path, archive):

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from flops.actors import REPOSITORY, Actor, main_file, shims
 from flops.base import BasePackage
-from flops.base.packages import FRESH_SECONDS, PackageStore
+from flops.base.packages import PackageStore
 from flops.errors import Cancelled, RecordUnusable
 from flops.http import Retry
 from flops.images.layer_cache import LayerCache, files_key
 from flops.images.plan import FilesLayer
-from flops.locking.lock_store import LIFETIME, LockStore
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
@@ -30,6 +29,7 @@ from flops.publishing.publish import RegistryTarget, Target
 from flops.recipe import Compression
 from flops.registry.app import EmbeddedRegistry
 from flops.store import shared as shared_cache
+from flops.store.document_store import LIFETIME, DocumentStore
 from flops.store.shared import BASE, LAYER, LOCK, SharedCache, media_type
 from flops.wheels.shared_layers import SharedLayers
 from flops.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
@@ -378,7 +378,7 @@ def test_a_registry_that_refuses_costs_one_warning(machine, status):
     assert one.layers.recorded(OTHER) is None
     asked = len(one.transport.asked)
     one.keep(KEY, layer)
-    assert LockStore(one.directory / "locks", shared=one.shared).get(["x"]) is None
+    assert DocumentStore(one.directory / "locks", shared=one.shared, kind=LOCK).get(["x"]) is None
     assert len(one.transport.asked) == asked, "nothing is asked of it any more"
     (warning,) = one.told.warnings
     assert "can't be asked" in warning
@@ -406,20 +406,22 @@ def test_a_registry_that_only_lets_us_read_costs_one_warning(machine):
 def test_a_lock_is_found_by_another_builder_and_not_taken_over(machine):
     one, other = machine(), machine()
     request = {"requirements": ["numpy"]}
-    LockStore(one.directory / "locks", shared=one.shared).put(request, {"wheels": [1]})
+    DocumentStore(one.directory / "locks", shared=one.shared, kind=LOCK).put(request, {"wheels": [1]})
     one.shared.wait()
-    store = LockStore(other.directory / "locks", shared=other.shared)
+    store = DocumentStore(other.directory / "locks", shared=other.shared, kind=LOCK)
     assert store.get(request) == {"wheels": [1]}
     assert store.get({"requirements": ["scipy"]}) is None
-    assert LockStore(other.directory / "locks").get(request) is None, "what others made is not this machine's"
+    assert DocumentStore(other.directory / "locks", kind=LOCK).get(request) is None, (
+        "what others made is not this machine's"
+    )
 
 
 def test_what_is_about_one_machine_is_not_told(machine):
     one, other = machine(), machine()
-    LockStore(one.directory / "locks", shared=one.shared).put(["x"], "it does not answer", shared=False)
+    DocumentStore(one.directory / "locks", shared=one.shared, kind=LOCK).put(["x"], "it does not answer", shared=False)
     one.shared.wait()
-    assert LockStore(other.directory / "locks", shared=other.shared).get(["x"]) is None
-    assert LockStore(one.directory / "locks").get(["x"]) == "it does not answer"
+    assert DocumentStore(other.directory / "locks", shared=other.shared, kind=LOCK).get(["x"]) is None
+    assert DocumentStore(one.directory / "locks", kind=LOCK).get(["x"]) == "it does not answer"
 
 
 @pytest.mark.parametrize(("age", "found"), [(LIFETIME - 60, True), (LIFETIME + 60, False), (-60, True)])
@@ -429,11 +431,11 @@ def test_a_lock_is_as_old_as_its_making(machine, age, found):
     key = shared_cache_key(["x"])
     document = envelope({"a": 1}, kind=LOCK, key=key, created=time.time() - age)
     poison(one, document, kind=LOCK, key=key)
-    assert (LockStore(other.directory, shared=other.shared).get(["x"]) == {"a": 1}) is found
+    assert (DocumentStore(other.directory, shared=other.shared, kind=LOCK).get(["x"]) == {"a": 1}) is found
 
 
 def shared_cache_key(request):
-    from flops.locking.lock_store import _key
+    from flops.store.document_store import _key
 
     return _key(request)
 
@@ -445,7 +447,7 @@ PACKAGE = BasePackage(name="libc6", version="2.36-9+deb12u9", architecture="amd6
     ("age", "changes", "found"),
     [
         (60, {}, True),
-        (FRESH_SECONDS + 60, {}, False),
+        (LIFETIME + 60, {}, False),
         (60, {"name": "-o=APT::x"}, False),
         (60, {"version": "1 2"}, False),
         (60, {"sha256": "../../../etc/passwd"}, False),
@@ -455,7 +457,12 @@ PACKAGE = BasePackage(name="libc6", version="2.36-9+deb12u9", architecture="amd6
 def test_a_base_set_of_others_counts_as_long_and_only_where_it_is_one(machine, age, changes, found):
     one, other = machine(), machine()
     content = {"packages": [{**PACKAGE.to_json(), **changes}]}
-    poison(one, envelope(content, kind=BASE, created=time.time() - age), kind=BASE)
+    poison(
+        one,
+        envelope(content, kind=BASE, key=shared_cache_key(KEY), created=time.time() - age),
+        kind=BASE,
+        key=shared_cache_key(KEY),
+    )
     store = PackageStore(other.directory, other.blobs, shared=other.shared, records=other.records)
     assert (store.packages(KEY) == (PACKAGE,)) is found
     if not changes:

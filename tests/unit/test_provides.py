@@ -194,8 +194,8 @@ def test_what_was_read_is_remembered_by_hash(reading):
 def test_a_damaged_memory_is_read_again(reading, tmp_path):
     data = archive()
     reading(Server(data)).modules([locked(data)])
-    (kept,) = (tmp_path / "provides/modules").rglob("*.json")
-    kept.write_text("{")
+    for kept in (tmp_path / "provides").iterdir():
+        kept.write_text("{")
     server = Server(data)
     assert reading(server).modules([locked(data)])[locked(data).sha256] == {"shop", "single", "_fast"}
     assert server.asked

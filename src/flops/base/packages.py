@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import time
 from typing import TYPE_CHECKING, Any
 
 from flops.base import BasePackage
 from flops.errors import BaseUnavailable
+from flops.files import replacing
 from flops.oci.blobs import used
 from flops.oci.layer import Layer
+from flops.store.document_store import DocumentStore
 from flops.store.shared import BASE
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from flops.store.shared import SharedCache
     from flops.wheels.shared_layers import SharedLayers
 
-#: How long a package set stands for its suite, in seconds: as long as a lock.
-FRESH_SECONDS = 7 * 24 * 3600
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,18 +37,18 @@ class PackageStore:
     ) -> None:
         self._root = root
         self._blobs = blobs
-        self._shared = shared
+        self._sets = DocumentStore(root / "sets", kind=BASE, shared=shared)
         self._records = records
 
     def packages(self, key: str, *, any_age: bool = False) -> tuple[BasePackage, ...] | None:
         """The package set under this key, unless it is older than a week or can't be read."""
-        return self._own_packages(key, any_age=any_age) or self._shared_packages(key, any_age=any_age)
+        for document in (self._sets.local(key, any_age=any_age), self._sets.shared(key, any_age=any_age)):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return _packages(document)
+        return None
 
     def keep_packages(self, key: str, packages: Iterable[BasePackage]) -> None:
-        document = {"packages": [package.to_json() for package in packages]}
-        self._write("sets", key, document)
-        if self._shared is not None:
-            self._shared.keep(BASE, key, document)
+        self._sets.put(key, {"packages": [package.to_json() for package in packages]})
 
     def layer(self, key: str) -> Layer | None:
         """The layer under this key: its blob is here, or in the registry, whence it comes when it is opened."""
@@ -67,7 +65,8 @@ class PackageStore:
 
     def keep_layer(self, key: str, layer: Layer) -> None:
         """Remember a layer that was made here."""
-        self._write("layers", key, layer.to_json())
+        with replacing(self._root / "layers" / f"{key}.json") as file:
+            file.write(json.dumps(layer.to_json()).encode())
         if self._records is not None:
             self._records.keep(key, layer)
 
@@ -94,33 +93,8 @@ class PackageStore:
     def _whole(self, package: BasePackage) -> bool:
         return used(self.deb(package)) == package.size
 
-    def _own_packages(self, key: str, *, any_age: bool) -> tuple[BasePackage, ...] | None:
-        path = self._root / "sets" / f"{key}.json"
-        try:
-            if not any_age and not 0 <= time.time() - path.stat().st_mtime < FRESH_SECONDS:
-                return None
-            return _packages(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
-    def _shared_packages(self, key: str, *, any_age: bool) -> tuple[BasePackage, ...] | None:
-        note = self._shared.find(BASE, key) if self._shared else None
-        if note is None or not (any_age or note.age < FRESH_SECONDS):
-            return None
-        try:
-            return _packages(note.content)
-        except (ValueError, KeyError, TypeError):
-            return None
-
-    def _write(self, kind: str, key: str, document: dict[str, Any]) -> None:
-        target = self._root / kind / f"{key}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{secrets.token_hex(8)}.partial")
-        partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-        partial.replace(target)
-
-
-def _packages(document: dict[str, Any]) -> tuple[BasePackage, ...]:
+def _packages(document: Any) -> tuple[BasePackage, ...]:
     """ValueError, KeyError or TypeError where a package is none: names become apt's arguments, hashes become paths."""
     found = tuple(BasePackage.from_json(item) for item in document["packages"])
     for package in found:

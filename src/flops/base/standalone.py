@@ -27,9 +27,9 @@ from flops.base.packages import key
 from flops.errors import BaseUnavailable, BuildError, FlopsError
 from flops.http import without_credentials
 from flops.locking.compiler import uv_program
-from flops.locking.lock_store import LockStore
 from flops.oci.blobs import disk_errors, used
 from flops.platforms import Platform
+from flops.store.document_store import DocumentStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +73,7 @@ class StandalonePythons:
     def __init__(self, settings: Settings, *, upgrade: bool = False) -> None:
         self._settings = settings
         self._room = settings.cache_dir / "pythons"
-        self._store = LockStore(self._room / "offers", lifetime=LIFETIME)
+        self._store = DocumentStore(self._room / "offers", kind="offer", lifetime=LIFETIME)
         self._upgrade = upgrade
         self._guard = threading.Lock()
         self._fetching: dict[Path, threading.Lock] = {}

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from typing import TYPE_CHECKING
 
+from flops.files import replacing
 from flops.oci.blobs import disk_errors
 from flops.oci.entries import File, Link
 from flops.oci.layer import FORMAT_VERSION, LayerWriter, compressor_tag
@@ -126,16 +126,8 @@ class LayerCache:
 
     def put(self, key: str, layer: WheelLayer) -> None:
         """Remember a layer whose bytes were committed to the store."""
-        path = self._path(key)
-        temporary = path.with_name(f".{key}.{os.getpid()}-{secrets.token_hex(8)}")
-        with disk_errors(self._root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(json.dumps(layer.to_json()))
-                temporary.replace(path)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        with disk_errors(self._root), replacing(self._path(key)) as file:
+            file.write(json.dumps(layer.to_json()).encode())
 
     def _described(self, key: str) -> WheelLayer | None:
         try:

@@ -23,8 +23,9 @@ from flops.errors import (
 from flops.http import without_credentials
 from flops.locking.compiler import Compiler, name_of
 from flops.locking.index import Index, check_url
-from flops.locking.lock_store import LockStore
 from flops.locking.pylock import Lock, LockedWheel, LockTarget
+from flops.store.document_store import DocumentStore
+from flops.store.shared import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,9 +57,9 @@ class Locker:
         upgrade: bool = False,
         seconds: float = DEADLINE,
         retries: int = RETRIES,
-        store: LockStore | None = None,
+        store: DocumentStore | None = None,
     ) -> None:
-        self._store = store or LockStore(cache_dir / "locks")
+        self._store = store or DocumentStore(cache_dir / "locks", kind=LOCK)
         self._upgrade = upgrade
         self._made: set[str] = set()
         self._uv = Compiler(

@@ -45,7 +45,7 @@ _DOCUMENTS = (
     "bases/layers/*.json",
     "bases/sets/*.json",
     "locks/*.json",
-    "provides/*/??/*.json",
+    "provides/*.json",
     "records/*.json",
 )
 
@@ -55,11 +55,13 @@ _LEFT = (
     "bases/apt-*",
     "bases/sources-*",
     "bases/interpreters/.partial-*",
-    "bases/*/*.partial",
+    "bases/*/.new-*",
+    "layers/.new-*",
+    "records/.new-*",
     "pythons/.new-*",
     "wheels/??/.new-*",
     "locks/.new-*",
-    "provides/**/.new-*",
+    "provides/.new-*",
 )
 ABANDONED = 24 * 3600
 

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import uuid
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 import flops
+from flops.files import replacing
 from flops.images.compose import locked
 from flops.oci.blobs import sha256
 from flops.oci.descriptor import canonical
@@ -180,11 +180,8 @@ class Bills:
                 return kept[_DIGEST:]
 
         made = sbom(materials, platform)
-        temporary = path.with_name(f".{secrets.token_hex(8)}")
-        with contextlib.suppress(OSError):
-            self._root.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(sha256(made).encode() + made)
-            temporary.replace(path)
+        with contextlib.suppress(OSError), replacing(path) as file:
+            file.write(sha256(made).encode() + made)
         return made
 
 

@@ -16,13 +16,14 @@ from flops.images.assemble import Assembly, LayerTools
 from flops.images.layer_cache import LayerCache
 from flops.images.plan import ml_layers, runtime_layers
 from flops.locking.lock import Locker
-from flops.locking.lock_store import LockStore
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Stage, StageClock
 from flops.repair.inspection import FILES, Inspection, inspect
 from flops.repair.pythons import STANDALONE, Wish
 from flops.repair.resolve import LockRequest, Resolution, resolve
 from flops.repository.source_lines import SourceLineReporter, source_lines
+from flops.store.document_store import DocumentStore
+from flops.store.shared import LOCK
 from flops.wheels.provides import Provides
 from flops.wheels.shared_layers import SharedLayers
 from flops.wheels.wheel_cache import WheelCache
@@ -104,7 +105,7 @@ class BuildParts:
             torch_index=settings.torch_index,
             ca_bundle=settings.ca_bundle,
             upgrade=request.upgrade,
-            store=LockStore(cache / "locks", shared=shared),
+            store=DocumentStore(cache / "locks", kind=LOCK, shared=shared),
         )
         self.wheels = stack.enter_context(
             WheelCache(cache / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)

@@ -7,17 +7,14 @@ wheel, which a build needs anyway.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import re
-import secrets
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from flops.errors import WheelUnsafe
 from flops.formats.requirement import ENTRIES, TEXT_LIMIT
+from flops.store.document_store import DocumentStore
 from flops.store.shared import PROVIDES
 from flops.wheels.ranges import ByteSource, NoRanges, Ranges, content, local
 from flops.wheels.zip_directory import ZipError
@@ -82,8 +79,7 @@ class Provides:
         workers: int = WORKERS,
         shared: SharedCache | None = None,
     ) -> None:
-        self._shared = shared
-        self._root = root
+        self._documents = DocumentStore(root, kind=PROVIDES, lifetime=None, shared=shared)
         self._wheels = wheels
         self._ca_bundle = ca_bundle
         self._transport = transport
@@ -105,11 +101,11 @@ class Provides:
         """
         found: dict[str, str] = {}
         for wheel in wheels:
-            known = self._recall("python", wheel.sha256)
+            known = self._kept("python", wheel)
             if known is None and self._wheels.has(wheel):
                 with contextlib.suppress(OSError):
                     self._note_python(wheel, local(self._wheels.path(wheel)))
-                known = self._recall("python", wheel.sha256)
+                known = self._kept("python", wheel)
             if known and known[0]:
                 found[wheel.sha256] = known[0]
         return found
@@ -120,31 +116,22 @@ class Provides:
         found: dict[str, list[str]] = {}
         missing: list[LockedWheel] = []
         for sha256, wheel in {wheel.sha256: wheel for wheel in wheels}.items():
-            known = self._recall(kind, sha256)
+            known = self._kept(kind, wheel)
             if known is None:
                 missing.append(wheel)
             else:
                 found[sha256] = known
-        if missing and self._shared is not None:
-            with ThreadPoolExecutor(self._workers) as pool:
-                told = list(pool.map(lambda wheel: self._told(kind, wheel), missing))
-            found |= {wheel.sha256: names for wheel, names in zip(missing, told, strict=True) if names is not None}
-            missing = [wheel for wheel in missing if wheel.sha256 not in found]
+        with ThreadPoolExecutor(self._workers) as pool:
+            shared = list(pool.map(lambda wheel: _names(self._documents.shared([FORMAT, kind, wheel.sha256])), missing))
+        found |= {wheel.sha256: names for wheel, names in zip(missing, shared, strict=True) if names is not None}
+        missing = [wheel for wheel in missing if wheel.sha256 not in found]
         if missing:
             with Ranges(self._ca_bundle, self._transport) as client, ThreadPoolExecutor(self._workers) as pool:
                 answers = pool.map(lambda wheel: self._read(wheel, client, read), missing)
                 for wheel, names in zip(missing, answers, strict=True):
                     found[wheel.sha256] = names
-                    self._remember(kind, wheel.sha256, names)
-                    if self._shared is not None:
-                        self._shared.keep(PROVIDES, _key(kind, wheel.sha256), names)
+                    self._keep(kind, wheel, names)
         return found
-
-    def _told(self, kind: str, wheel: LockedWheel) -> list[str] | None:
-        """What another builder found in a wheel."""
-        note = self._shared.find(PROVIDES, _key(kind, wheel.sha256)) if self._shared else None
-        names = note.content if note else None
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
     def _read(self, wheel: LockedWheel, client: Ranges, read: Callable[[ByteSource], list[str]]) -> list[str]:
         try:
@@ -165,30 +152,18 @@ class Provides:
         with contextlib.suppress(ZipError, zlib.error, UnicodeError):
             if (metadata := _metadata(source)).header >= source.held:
                 python = str(_headers(source, metadata).get("Requires-Python", ""))
-                self._remember("python", wheel.sha256, [python if len(python) <= TEXT_LIMIT else ""])
+                self._keep("python", wheel, [python if len(python) <= TEXT_LIMIT else ""], shared=False)
 
-    def _path(self, kind: str, sha256: str) -> Path:
-        return self._root / kind / sha256[:2] / f"{sha256}.json"
+    def _kept(self, kind: str, wheel: LockedWheel) -> list[str] | None:
+        """What this machine found in a wheel."""
+        return _names(self._documents.local([FORMAT, kind, wheel.sha256]))
 
-    def _recall(self, kind: str, sha256: str) -> list[str] | None:
-        try:
-            document: dict[str, Any] = json.loads(self._path(kind, sha256).read_bytes())
-            return [str(name) for name in document["names"]] if document["format"] == FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _remember(self, kind: str, sha256: str, names: Sequence[str]) -> None:
-        """What can't be kept is read again next time."""
-        path = self._path(kind, sha256)
-        temporary = path.with_name(f".new-{os.getpid()}-{secrets.token_hex(4)}")
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"format": FORMAT, "names": list(names)}))
-            temporary.replace(path)
+    def _keep(self, kind: str, wheel: LockedWheel, names: Sequence[str], *, shared: bool = True) -> None:
+        self._documents.put([FORMAT, kind, wheel.sha256], list(names), shared=shared)
 
 
-def _key(kind: str, sha256: str) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, kind, sha256]).encode()).hexdigest()
+def _names(document: Any) -> list[str] | None:
+    return document if isinstance(document, list) and all(isinstance(name, str) for name in document) else None
 
 
 def _read_modules(source: ByteSource) -> list[str]:

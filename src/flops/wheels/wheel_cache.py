@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -14,12 +12,14 @@ from urllib.parse import unquote, urlsplit
 
 from flops import http
 from flops.errors import BuildError, IndexUnreachable, WheelHash
+from flops.files import replacing
 from flops.http import Retry, Transient, is_transient, retry_after
 from flops.locking.index import HINT
 from flops.oci.blobs import disk_full, used
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import httpx
 
@@ -115,20 +115,11 @@ class WheelCache:
     def _download(self, wheel: LockedWheel, path: Path, on_bytes: Callable[[int], None]) -> None:
         """One attempt: to a temporary file beside its place, which it takes when the hash is right."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        except OSError as error:
-            raise _no_room(self._root, error) from error
-        try:
-            with os.fdopen(handle, "wb", buffering=0) as file:
+            with replacing(path) as file:
                 self._stream(wheel, file.fileno(), on_bytes)
-            Path(name).replace(path)
             self.written += path.stat().st_size
         except OSError as error:
             raise _no_room(self._root, error) from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                Path(name).unlink()
 
     def _stream(self, wheel: LockedWheel, descriptor: int, on_bytes: Callable[[int], None]) -> None:
         received, told, sha256 = 0, 0, hashlib.sha256()

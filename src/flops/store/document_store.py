@@ -1,0 +1,83 @@
+"""Documents remembered by what they answer: in a directory of this machine, and in the registry where builders share one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from flops.files import replacing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flops.store.shared import SharedCache
+
+#: Raised when the shape of what is kept or the meaning of a key changes.
+FORMAT = 1
+#: Seconds that locks and package sets are reused: seven days.
+LIFETIME = 7 * 24 * 3600
+
+
+class DocumentStore:
+    """JSON documents of one kind. What can't be read counts as absent; what can't be written is not kept.
+
+    With `shared`, documents that other builders left there count too, and this builder's go there.
+    `lifetime` in seconds; None: for ever.
+    """
+
+    def __init__(
+        self, root: Path, *, kind: str, lifetime: float | None = LIFETIME, shared: SharedCache | None = None
+    ) -> None:
+        self._root = root
+        self._kind = kind
+        self._lifetime = lifetime
+        self._shared = shared
+
+    def get(self, request: Any, *, any_age: bool = False) -> Any:
+        """The content kept for this request (JSON values) on this machine, else in the registry; None where there is none."""
+        found = self.local(request, any_age=any_age)
+        return self.shared(request, any_age=any_age) if found is None else found
+
+    def local(self, request: Any, *, any_age: bool = False) -> Any:
+        """The content kept on this machine; None where there is none, or it is damaged or too old."""
+        try:
+            document = json.loads(self._path(request).read_bytes())
+            age = time.time() - document["created"]
+            if document["format"] != FORMAT or age < 0 or not (any_age or self._fresh(age)):
+                return None
+            return document["content"] if document["sha256"] == _digest(document["content"]) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def shared(self, request: Any, *, any_age: bool = False) -> Any:
+        """The content that another builder left in the registry; its maker is not vouched for, so the caller judges it."""
+        found = self._shared.find(self._kind, _key(request)) if self._shared else None
+        return found.content if found is not None and (any_age or self._fresh(found.age)) else None
+
+    def put(self, request: Any, content: Any, *, shared: bool = True) -> None:
+        """Keep JSON content; a disk that is full or read-only costs only the next lookup.
+
+        Without `shared` the content is about this machine alone.
+        """
+        if shared and self._shared is not None:
+            self._shared.keep(self._kind, _key(request), content)
+        document = {"format": FORMAT, "created": time.time(), "sha256": _digest(content), "content": content}
+        with contextlib.suppress(OSError), replacing(self._path(request)) as file:
+            file.write(json.dumps(document).encode())
+
+    def _fresh(self, age: float) -> bool:
+        return self._lifetime is None or age < self._lifetime
+
+    def _path(self, request: Any) -> Path:
+        return self._root / f"{_key(request)}.json"
+
+
+def _key(request: Any) -> str:
+    return _digest([FORMAT, request])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
