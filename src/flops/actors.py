@@ -1,4 +1,4 @@
-"""What goes into the learner and the aggregator image beside the user's own part (ARCHITECTURE.md, "Images")."""
+"""What goes into the learner and the aggregator image beside the user's own part (docs/images.md)."""
 
 from __future__ import annotations
 

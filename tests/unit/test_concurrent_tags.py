@@ -170,7 +170,7 @@ def test_who_builds_both_platforms_and_who_builds_one(client, store):
 
 @pytest.mark.parametrize("step", range(6))
 def test_where_commit_is_anothers_only_the_instant_before_the_write_is_open(client, store, step):
-    """Then the exact tag alone is moved (ARCHITECTURE.md, "Limits")."""
+    """Then the exact tag alone is moved (docs/limits.md)."""
     one, other = delivery(store, AMD64, tags=(EXACT,)), delivery(store, ARM64, tags=(EXACT,))
     _, steps = together(client.registry, pause(step), {"a": one, "b": other})
     paused = [what for name, what in steps if name == "a"][step : step + 1]

@@ -104,7 +104,7 @@ def _add(app: typer.Typer, commands: Mapping[str, str], called: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (ARCHITECTURE.md, "Command line")."""
+    """Run the command line and return its exit code (docs/http.md, "JSON of the command line")."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # a process of our own: orchestrators end one by SIGTERM, which is no other than Ctrl-C
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -27,7 +27,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from flops.formats.requirement import TEXT_LIMIT, PythonRequest, specifier_text
+from flops.formats.requirement import TEXT_LIMIT, DependencyFormat, PythonRequest, specifier_text
 from flops.formats.requirement_lines import RequirementLines
 from flops.formats.yaml_document import FORM, compose, is_not_empty, line_of, texts
 
@@ -271,3 +271,9 @@ def _note_channels(path: str, node: yaml.Node, reading: Reading) -> None:
                 f"{shown} is not read: all packages come from the package index",
                 "packages that only this channel has will not be found",
             )
+
+
+FORMAT = DependencyFormat(
+    names=("conda.yaml", "conda.yml", "environment.yaml", "environment.yml"),
+    read=lambda file, reading: read_environment(file.path, file.data, file.files, reading),
+)

@@ -20,6 +20,7 @@ from flops.formats.lockfiles import (
     package_name,
     package_version,
 )
+from flops.formats.requirement import DependencyFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,3 +107,10 @@ def _package(reader: LockReader, number: int) -> tuple[LockedPackage, str, str]:
         foreign=foreign,
     )
     return package, reader.marker(table.get("marker"), document.line("packages", number, "marker")), pythons
+
+
+FORMAT = DependencyFormat(
+    names=(FILE,),
+    read=lambda file, reading: read_pylock(file.path, file.data, file.groups, file.platforms, reading),
+    has_groups=True,
+)

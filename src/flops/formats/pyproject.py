@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from flops.errors import UsageError
 from flops.formats import toml_document
-from flops.formats.requirement import DEPTH, FILE_LIMIT, TEXT_LIMIT, depth
+from flops.formats.requirement import DEPTH, FILE_LIMIT, TEXT_LIMIT, DependencyFormat, depth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -187,3 +187,11 @@ class _Project:
             self.reading.wrong(self.document.path, line, message, "see [dependency-groups]")
         else:
             self.take(("dependency-groups", known))
+
+
+FORMAT = DependencyFormat(
+    names=(FILE,),
+    read=lambda file, reading: read_pyproject(file.path, file.data, file.groups, reading),
+    lists_dependencies=lambda file: speaks(file.data, file.groups),
+    has_groups=True,
+)

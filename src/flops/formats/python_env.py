@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from flops.formats.requirement import DependencyFormat
 from flops.formats.requirement_lines import RequirementLines
 from flops.formats.yaml_document import compose, is_not_empty, line_of, texts
 
@@ -49,3 +50,8 @@ def _read_python(path: str, node: yaml.Node, reading: Reading) -> None:
     exact = f"=={text}" if text.count(".") > 1 else f"=={text}.*"
     specifier = text if text[:1] in "<>=!~" else exact
     reading.ask_python(specifier, path=path, line=line_of(node), text=text)
+
+
+FORMAT = DependencyFormat(
+    names=(FILE,), read=lambda file, reading: read_python_env(file.path, file.data, file.files, reading)
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as Pep508
@@ -12,6 +13,11 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from flops.errors import Adjustment, Finding, NeedsBuild, RequirementForbidden, RequirementSyntax
+from flops.platforms import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
 
 #: Taken out of every learner, and why.
 REMOVED = {
@@ -277,3 +283,33 @@ class Reading:
             hint=first.hint,
             findings=findings,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyFile:
+    """One dependency file, and what its format may need beside its bytes."""
+
+    path: str
+    files: Mapping[str, bytes]
+    """The repository's dependency files and texts by path, this one among them."""
+    groups: Sequence[str] = ()
+    """Groups of pyproject.toml that are asked for."""
+    platforms: Sequence[Platform] = tuple(Platform)
+    """What a lock has to cover."""
+
+    @property
+    def data(self) -> bytes:
+        return self.files[self.path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyFormat:
+    """How files of some names are read (docs/how-to/dependency-format.md)."""
+
+    names: tuple[str, ...]
+    """At the repository's root, in the order in which they count."""
+    read: Callable[[DependencyFile, Reading], bool | None]
+    """Adds requirements and findings to the Reading; True for a lock that holds everything, None for one that is out of date."""
+    lists_dependencies: Callable[[DependencyFile], bool] = lambda _file: True
+    """Whether a file of this name is one that counts."""
+    has_groups: bool = False

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flops.formats.requirement import FILE_LIMIT, LINE_END, FileHash
+from flops.formats.requirement import FILE_LIMIT, LINE_END, DependencyFormat, FileHash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -135,3 +135,10 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         pending, start = "", 0
     if line := COMMENT.sub("", pending).strip():
         yield start, line
+
+
+FORMAT = DependencyFormat(
+    names=(FILE,),
+    read=lambda file, reading: RequirementLines(reading=reading, files=file.files).read_file(file.path, file.data),
+    lists_dependencies=lambda file: speaks(file.data),
+)

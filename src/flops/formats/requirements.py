@@ -1,6 +1,6 @@
 """What an ML repository asks for: its dependency files' bytes in, values out. Nothing is resolved, fetched or executed.
 
-The first of `FILES` that lies at the repository's root and speaks of dependencies counts; others are noted. FLOps' own form comes first,
+The first of `FILES` at the repository's root that lists dependencies is used; a note names the others. FLOps' own form comes first,
 then what is most exact: MLflow's environment, locks, requirements.txt, pyproject.toml. Codes of adjustments:
 
     REMOVED                mlflow and flops-utils
@@ -24,9 +24,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from flops.errors import Adjustment, Finding, RequirementsMissing, UsageError
-from flops.formats import bounds, pylock_file, pyproject, python_env, requirement_lines, uv_lock
-from flops.formats.conda import read_environment
-from flops.formats.requirement import PythonRequest, Reading, Requirement
+from flops.formats import bounds, conda, pylock_file, pyproject, python_env, requirement_lines, uv_lock
+from flops.formats.requirement import DependencyFile, PythonRequest, Reading, Requirement
 from flops.platforms import Platform
 
 if TYPE_CHECKING:
@@ -47,19 +46,15 @@ __all__ = [
 ]
 
 #: In the order in which they count.
-FILES = (
-    "conda.yaml",
-    "conda.yml",
-    "environment.yaml",
-    "environment.yml",
-    python_env.FILE,
-    pylock_file.FILE,
-    uv_lock.FILE,
-    requirement_lines.FILE,
-    pyproject.FILE,
+FORMATS = (
+    conda.FORMAT,
+    python_env.FORMAT,
+    pylock_file.FORMAT,
+    uv_lock.FORMAT,
+    requirement_lines.FORMAT,
+    pyproject.FORMAT,
 )
-#: Those that have groups to ask for.
-WITH_GROUPS = (pylock_file.FILE, uv_lock.FILE, pyproject.FILE)
+FILES = tuple(name for one in FORMATS for name in one.names)
 DATA_REASON = "the repository uses load_dataset, which needs it"
 
 
@@ -92,22 +87,28 @@ def read(
     `groups`: those of pyproject.toml that are wanted too. `platforms`: what a lock has to cover. RequirementsMissing; UsageError;
     RequirementForbidden, NeedsBuild and RequirementSyntax with all findings, each with its file and line.
     """
-    present = [
-        name for name in FILES if name in files and (name != pyproject.FILE or pyproject.speaks(files[name], groups))
-    ]
-    if requirement_lines.FILE in present[:-1] and not requirement_lines.speaks(files[requirement_lines.FILE]):
-        present.remove(requirement_lines.FILE)
+    found = {
+        name: (one, DependencyFile(path=name, files=files, groups=groups, platforms=platforms))
+        for one in FORMATS
+        for name in one.names
+        if name in files
+    }
+    lists = {name: one.lists_dependencies(file) for name, (one, file) in found.items()}
+    # an empty requirements.txt means that nothing is needed, unless pyproject.toml says otherwise
+    empty = requirement_lines.FILE if not lists.get(pyproject.FILE) else ""
+    present = [name for name, lists_some in lists.items() if lists_some or name == empty]
     if not present:
         raise RequirementsMissing(
             f"the repository has no dependency file ({', '.join(FILES)})",
             hint="write a requirements.txt with one NAME==VERSION a line, or a conda.yaml",
         )
     path, *others = present
-    if groups and path not in WITH_GROUPS:
+    format_, file = found[path]
+    if groups and not format_.has_groups:
         hint = f"leave --group out, or keep {path} out of the repository"
         raise UsageError(f"--group holds for {pyproject.FILE}, and {path} counts here", hint=hint)
     reading = Reading()
-    complete = _read(path, files, groups, platforms, reading)
+    complete = format_.read(file, reading)
     if complete is None:  # a stale lock
         path, complete = pyproject.FILE, False
         pyproject.read_pyproject(path, files[path], groups, reading)
@@ -121,28 +122,8 @@ def read(
         entries=tuple(reading.entries),
         adjustments=tuple(reading.adjustments),
         notes=tuple(reading.notes),
-        complete=complete,
+        complete=bool(complete),
     )
-
-
-def _read(
-    path: str, files: Mapping[str, bytes], groups: Sequence[str], platforms: Sequence[Platform], reading: Reading
-) -> bool | None:
-    """Read one file by its own format; whether it is a lock that holds everything, None where it is out of date."""
-    match path:
-        case pyproject.FILE:
-            pyproject.read_pyproject(path, files[path], groups, reading)
-        case pylock_file.FILE:
-            return pylock_file.read_pylock(path, files[path], groups, platforms, reading)
-        case uv_lock.FILE:
-            return uv_lock.read_uv_lock(path, files, groups, platforms, reading)
-        case python_env.FILE:
-            python_env.read_python_env(path, files[path], files, reading)
-        case requirement_lines.FILE:
-            requirement_lines.RequirementLines(reading=reading, files=files).read_file(path, files[path])
-        case _:
-            read_environment(path, files[path], files, reading)
-    return False
 
 
 def with_data_packages(requirements: Requirements, structure: Structure) -> Requirements:

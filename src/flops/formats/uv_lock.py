@@ -18,7 +18,7 @@ from flops.formats.lockfiles import (
     package_name,
     package_version,
 )
-from flops.formats.requirement import REMOVED, Reading
+from flops.formats.requirement import REMOVED, DependencyFormat, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -292,3 +292,10 @@ class _Graph:
                 )
             )
         return tuple(edges)
+
+
+FORMAT = DependencyFormat(
+    names=(FILE,),
+    read=lambda file, reading: read_uv_lock(file.path, file.files, file.groups, file.platforms, reading),
+    has_groups=True,
+)

@@ -1,4 +1,4 @@
-"""Layers become images: configuration, labels and annotations of both actors (ARCHITECTURE.md, "Images"). Pure."""
+"""Layers become images: configuration, labels and annotations of both actors (docs/images.md). Pure."""
 
 from __future__ import annotations
 

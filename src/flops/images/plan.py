@@ -1,6 +1,6 @@
 """Which file goes into which layer of which image: values in, values out, nothing read or written.
 
-Bottom to top (ARCHITECTURE.md, D5): base, FL runtime (wheels for every machine, then this one's own, each with their
+Bottom to top (docs/decisions.md, D5): base, FL runtime (wheels for every machine, then this one's own, each with their
 bytecode), ML packages, shims, the ML repository, the actor's own. Layers that are equal by value are made once, whatever images hold them.
 """
 
@@ -161,7 +161,7 @@ def runtime_layers(
 
 
 def ml_layers(lock: Lock, python: str) -> tuple[PlannedLayer, ...]:
-    """The user's packages, grouped by ARCHITECTURE.md, D5."""
+    """The user's packages, grouped by docs/decisions.md, D5."""
     return tuple(
         WheelsLayer(title=_title(wheels), prefix=actors.ML, python=python, wheels=tuple(wheels))
         for wheels in group(lock.wheels)

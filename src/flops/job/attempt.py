@@ -1,4 +1,4 @@
-"""The job document: what the manager asks of one attempt's builder, read and checked (ARCHITECTURE.md, "HTTP")."""
+"""The job document: what the manager asks of one attempt's builder, read and checked (docs/http.md, "HTTP")."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class AttemptClient:
         self._stopped.set()
 
     def job(self) -> Mapping[str, Any]:
-        """The job document (ARCHITECTURE.md, "HTTP")."""
+        """The job document (docs/http.md, "HTTP")."""
         answer = self._request("GET", "/job")
         try:
             document = answer.json()

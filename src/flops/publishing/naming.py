@@ -1,4 +1,4 @@
-"""Which tags a commit's images get, and whether images that stand already are what is wanted (ARCHITECTURE.md, "Images")."""
+"""Which tags a commit's images get, and whether images that stand already are what is wanted (docs/images.md)."""
 
 from __future__ import annotations
 

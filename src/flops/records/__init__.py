@@ -1,4 +1,4 @@
-"""Records that outlive the builder: what an image was made of, from what and how, kept beside its index (ARCHITECTURE.md, "Records")."""
+"""Records that outlive the builder: what an image was made of, from what and how, kept beside its index (docs/images.md, "Records")."""
 
 from __future__ import annotations
 

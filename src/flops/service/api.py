@@ -1,4 +1,4 @@
-"""The manager over HTTP: the routes of four files behind one guard, and one way to tell failures (ARCHITECTURE.md, "HTTP")."""
+"""The manager over HTTP: the routes of four files behind one guard, and one way to tell failures (docs/http.md, "HTTP")."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Project:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As the API shows it (ARCHITECTURE.md, "HTTP")."""
+        """As the API shows it (docs/http.md, "HTTP")."""
         return {
             "id": self.id,
             "state": self.state.value,

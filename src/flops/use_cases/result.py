@@ -1,4 +1,4 @@
-"""What `flops build` and `flops check` tell, in the shape that their JSON has (ARCHITECTURE.md, "Command line")."""
+"""What `flops build` and `flops check` tell, in the shape that their JSON has (docs/http.md, "JSON of the command line")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wheels become a layer: every file at its final path, spliced from its wheel and checked on the way (ARCHITECTURE.md, D5)."""
+"""Wheels become a layer: every file at its final path, spliced from its wheel and checked on the way (docs/decisions.md, D5)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ _W = TypeVar("_W", bound=Wheel)
 
 
 def group(wheels: Iterable[_W], *, most: int = MOST_LAYERS) -> tuple[tuple[_W, ...], ...]:
-    """Share out an environment's wheels over layers, independently of their order (ARCHITECTURE.md, D5).
+    """Share out an environment's wheels over layers, independently of their order (docs/decisions.md, D5).
 
     Buckets come first, then the wheels that are layers of their own, by name. A wheel of unknown size counts as small.
     """
