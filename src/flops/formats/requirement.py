@@ -308,8 +308,9 @@ class DependencyFormat:
 
     names: tuple[str, ...]
     """At the repository's root, in the order in which they count."""
-    read: Callable[[DependencyFile, Reading], bool | None]
-    """Adds requirements and findings to the Reading; True for a lock that holds everything, None for one that is out of date."""
+    read: Callable[[DependencyFile, Reading], bool | str | None]
+    """Adds requirements and findings to the Reading. Returns True for a lock that holds everything, or the name of the file
+    that is read instead of a lock that is out of date."""
     lists_dependencies: Callable[[DependencyFile], bool] = lambda _file: True
     """Whether a file of this name is one that counts."""
     has_groups: bool = False

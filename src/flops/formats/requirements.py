@@ -109,9 +109,9 @@ def read(
         raise UsageError(f"--group holds for {pyproject.FILE}, and {path} counts here", hint=hint)
     reading = Reading()
     complete = format_.read(file, reading)
-    if complete is None:  # a stale lock
-        path, complete = pyproject.FILE, False
-        pyproject.read_pyproject(path, files[path], groups, reading)
+    if isinstance(complete, str):
+        path, (format_, file) = complete, found[complete]
+        complete = format_.read(file, reading)
     reading.check(path)
     for name in others:
         if name not in reading.seen:

@@ -18,7 +18,7 @@ from flops.formats.lockfiles import (
     package_name,
     package_version,
 )
-from flops.formats.requirement import REMOVED, DependencyFormat, Reading
+from flops.formats.requirement import REMOVED, DependencyFile, DependencyFormat, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -294,8 +294,9 @@ class _Graph:
         return tuple(edges)
 
 
-FORMAT = DependencyFormat(
-    names=(FILE,),
-    read=lambda file, reading: read_uv_lock(file.path, file.files, file.groups, file.platforms, reading),
-    has_groups=True,
-)
+def _read(file: DependencyFile, reading: Reading) -> bool | str:
+    complete = read_uv_lock(file.path, file.files, file.groups, file.platforms, reading)
+    return pyproject.FILE if complete is None else complete
+
+
+FORMAT = DependencyFormat(names=(FILE,), read=_read, has_groups=True)
