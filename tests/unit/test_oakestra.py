@@ -15,10 +15,11 @@ import pytest
 from tests import fake_oakestra
 
 from flops.errors import BadSetting, DeployFailed, OrchestratorAuth, OrchestratorUnreachable
-from flops.orchestrators import BuilderPhase, Deployment
-from flops.orchestrators.oakestra import SETTINGS, OakestraOrchestrator
+from flops.orchestrators import BuilderPhase, Deployment, ManagerContext, start_orchestrator
+from flops.orchestrators.oakestra import OakestraOrchestrator
 from flops.orchestrators.oakestra_api import Addresses, OakestraApi, decode
 from flops.orchestrators.oakestra_sla import NO_CAPACITY, judge
+from flops.settings import BUILDER_SETTINGS, Settings
 
 TESTS = Path(__file__).parents[1]
 RECORDS = TESTS / "oakestra_requests"
@@ -114,7 +115,7 @@ def test_what_a_builder_gets(fake, orchestrator):
     ]
     assert (service["code"], service["cmd"], service["memory"]) == (IMAGE, ["flops", "job"], 2048)
     assert service["one_shot"] is True
-    assert not [name for name in SETTINGS if "TOKEN" in name or "CREDENTIAL" in name or "PASSWORD" in name]
+    assert not [name for name in BUILDER_SETTINGS if "TOKEN" in name or "CREDENTIAL" in name or "PASSWORD" in name]
 
 
 def test_failure_to_start(fake, orchestrator, record):
@@ -391,3 +392,17 @@ def test_the_records_can_be_replayed(fake, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 50
     fake.insert_fails = True
     assert replay.main() == 1
+
+
+def test_builders_on_nodes_can_not_sign_and_say_so(tmp_path):
+    settings = Settings(
+        oakestra_url="http://root.example:10000",
+        oakestra_password="secret",
+        builder_image="registry.example/flops/builder:1",
+        sign_key=tmp_path / "key.pem",
+    )
+    context = ManagerContext(
+        settings=settings, directory=tmp_path, url="http://m.example", registry="registry.example", mirrors=dict
+    )
+    with pytest.raises(BadSetting, match="can't sign: FLOPS_SIGN_KEY"), start_orchestrator("oakestra", context):
+        pass

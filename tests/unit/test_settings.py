@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flops.errors import BadSetting
-from flops.settings import Settings
+from flops.settings import BUILDER_SETTINGS, LOCAL_BUILDER_SETTINGS, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +84,22 @@ def test_every_variable_that_can_not_be_used_is_named(monkeypatch):
         monkeypatch.setenv("FLOPS_WORKERS", value)
         with pytest.raises(BadSetting):
             Settings.read()
+
+
+#: What the manager alone needs, or a builder gets with its job.
+OF_THE_MANAGER = {
+    *("registry", "registry_pull", "advertise", "names", "auth", "api_token", "manager", "broker", "broker_backlog"),
+    *("observer_host", "observer_port", "orchestrator", "oakestra_url", "oakestra_username", "oakestra_password"),
+    *("builder_image", "builders", "builder_memory", "project_seconds", "keep_days", "keep_projects", "allow_local"),
+    *("allow_hosts", "git_credentials", "registry_credentials", "registry_token"),
+}
+
+
+def test_every_setting_is_the_managers_or_goes_to_builders():
+    variables = {
+        field.validation_alias or f"FLOPS_{name.upper()}"
+        for name, field in Settings.model_fields.items()
+        if name not in OF_THE_MANAGER
+    }
+    assert variables == {*BUILDER_SETTINGS, *LOCAL_BUILDER_SETTINGS}
+    assert set(Settings.model_fields) >= OF_THE_MANAGER

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -101,7 +101,7 @@ RegistryOption = Annotated[
     str | None, typer.Option("--registry", metavar="URL", help="Another registry, [http://]HOST[:PORT][/PREFIX].")
 ]
 Where = Annotated[
-    Literal["local", "oakestra"] | None, typer.Option("--orchestrator", help="What runs builders [default: local].")
+    str | None, typer.Option("--orchestrator", help="What runs builders: local, oakestra [default: local].")
 ]
 Builders = Annotated[int | None, typer.Option("--builders", metavar="N", help="Builders at once [default: 2].")]
 Broker = Annotated[

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flops.compat.broker import BrokerAddress, Publisher
 from flops.errors import BadSetting, BaseUnavailable, ProjectNotFound, RegistryError
 from flops.observer.web import ObserverPages
 from flops.oci.reference import Registry
+from flops.orchestrators import ManagerContext, start_orchestrator
 from flops.registry.app import EmbeddedRegistry
 from flops.service.access import Access
 from flops.service.api import create_app
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from flops.orchestrators import Orchestrator
     from flops.settings import Settings
 
 
@@ -119,10 +117,17 @@ class Service:
             advertise=settings.advertise or self.url,
             registry_login=self._registry_login(),
         )
+        context = ManagerContext(
+            settings=settings,
+            directory=self.directory,
+            url=known.advertise,
+            registry=known.registry,
+            mirrors=partial(_debian, settings),
+        )
         registry = Registry.parse(self.registry)
         self.manager = Manager(
             store,
-            orchestrator=_orchestrator(settings, known, self.directory, parts),
+            orchestrator=parts.enter_context(start_orchestrator(settings.orchestrator, context)),
             sources=SourceLookup(
                 allow_local=known.allow_local, allow_hosts=known.allow_hosts, ca_bundle=settings.ca_bundle
             ),
@@ -216,42 +221,6 @@ class Service:
         }
         pages = ObserverPages(ManagerProjects(self.manager), login=self.access.gate.wants_token)
         return create_app(self.manager, self.access, checks=checks, pages=pages.routes())
-
-
-def _orchestrator(settings: Settings, known: ManagerSettings, directory: Path, parts: ExitStack) -> Orchestrator:
-    if settings.orchestrator == "local":
-        settings.check_cache()
-        from flops.orchestrators.local import LocalOrchestrator  # noqa: PLC0415 - only the one that is used
-
-        return LocalOrchestrator(directory / "logs", keep_days=settings.keep_days)
-    from flops.orchestrators.oakestra import OakestraOrchestrator  # noqa: PLC0415
-    from flops.orchestrators.oakestra_api import (  # noqa: PLC0415
-        Addresses,
-        OakestraApi,
-    )
-
-    wanted = {
-        "FLOPS_OAKESTRA_URL": settings.oakestra_url,
-        "FLOPS_OAKESTRA_PASSWORD": settings.oakestra_password,
-        "FLOPS_BUILDER_IMAGE": settings.builder_image,
-    }
-    missing = [name for name, value in wanted.items() if not value]
-    if missing or not settings.oakestra_url or not settings.oakestra_password or not settings.builder_image:
-        raise BadSetting(f"the orchestrator oakestra needs {', '.join(missing)}", hint="set them, or use local")
-    api = OakestraApi(
-        settings.oakestra_url,
-        username=settings.oakestra_username,
-        password=settings.oakestra_password.get_secret_value(),
-        authorities=settings.ca_bundle,
-    )
-    addresses = Addresses(
-        manager=known.advertise,
-        registry=known.registry,
-        registry_pull=known.registry_pull,
-        image=settings.builder_image,
-    )
-    parts.callback(api.close)
-    return OakestraOrchestrator(api, addresses, settings={**_debian(settings), **os.environ})
 
 
 def _debian(settings: Settings) -> dict[str, str]:

@@ -1,13 +1,25 @@
-"""What runs a builder somewhere: this machine, Oakestra. A protocol of four verbs."""
+"""What runs a builder somewhere: this machine, Oakestra. A protocol of four verbs.
+
+Each module of this room with a function `start` is an orchestrator, and FLOPS_ORCHESTRATOR names it
+(docs/how-to/orchestrator.md).
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from flops.errors import BadSetting
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from flops.settings import Settings
 
 
 class BuilderPhase(Enum):
@@ -80,3 +92,33 @@ class Orchestrator(Protocol):
 
     def orphans(self, prefix: str, known: Collection[str]) -> Mapping[str, Handle]:
         """Builders whose job begins with `prefix` and that the manager does not know (any more)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagerContext:
+    """What an orchestrator is started with."""
+
+    settings: Settings
+    directory: Path
+    """Of the manager; an orchestrator may keep files there."""
+    url: str
+    """The manager's address for builders, `http[s]://HOST[:PORT]`."""
+    registry: str
+    """Where builders push, `[http://]HOST[:PORT][/PREFIX]`."""
+    mirrors: Callable[[], Mapping[str, str]]
+    """The settings of this machine's Debian mirror, for builders that have none of their own."""
+
+
+def start_orchestrator(name: str, manager: ManagerContext) -> AbstractContextManager[Orchestrator]:
+    """The orchestrator of this name; BadSetting where there is none, or a setting of it is missing."""
+    if name not in {module.name for module in pkgutil.iter_modules(__path__)}:
+        raise _unknown(name)
+    start = getattr(importlib.import_module(f"{__name__}.{name}"), "start", None)
+    if start is None:
+        raise _unknown(name)
+    started: AbstractContextManager[Orchestrator] = start(manager)
+    return started
+
+
+def _unknown(name: str) -> BadSetting:
+    return BadSetting(f"there is no orchestrator {name!r}", hint="FLOPS_ORCHESTRATOR is local or oakestra")

@@ -23,38 +23,22 @@ from flops import programs
 from flops.errors import BadSetting, DeployFailed, DiskFull, FlopsError, OrchestratorUnreachable, ToolMissing
 from flops.orchestrators import BuilderPhase, Status
 from flops.orchestrators.processes import Process, family, memory_kills, read, scan
+from flops.settings import BUILDER_SETTINGS, LOCAL_BUILDER_SETTINGS
 from flops_wire.manager import JOB_ID, JOB_TOKEN, JOB_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from flops.orchestrators import Deployment, Handle
+    from flops.orchestrators import Deployment, Handle, ManagerContext
 
 #: A builder attempt as a program; -P: nothing is imported from where it happens to be started.
 COMMAND = (sys.executable, "-P", "-m", "flops.cli.main", "job")
-#: Settings of the manager that its builders need too. What an attempt may use beyond these, it gets with its job.
+#: What a builder gets of the manager's environment; whatever else an attempt may use comes with its job.
 SETTINGS = (
-    "FLOPS_CACHE_DIR",
-    "FLOPS_DATA_DIR",
-    "FLOPS_DEBIAN_MIRROR",
-    "FLOPS_DEBIAN_SECURITY_MIRROR",
-    "FLOPS_DEBIAN_KEYRING",
-    "FLOPS_INDEX_URL",
-    "FLOPS_TORCH_INDEX",
-    "FLOPS_CA_BUNDLE",
-    "FLOPS_ALLOW_SECRETS",
-    "FLOPS_WORKERS",
-    "FLOPS_REUSE",
-    "FLOPS_CACHE_BYTES",
-    "FLOPS_UPLOAD_CHUNK",
-    "UV_PYTHON_DOWNLOADS",
-    "UV_PYTHON_DOWNLOADS_JSON_URL",
-    "UV_PYTHON_INSTALL_MIRROR",
+    *BUILDER_SETTINGS,
+    *LOCAL_BUILDER_SETTINGS,
     # where our own modules and the user's directories are found
-    "PYTHONPATH",
-    "HOME",
-    "XDG_CACHE_HOME",
-    "XDG_DATA_HOME",
+    *("PYTHONPATH", "HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
 )
 _JOB = re.compile(r"[a-z0-9]{1,30}")
 #: Seconds that a builder has after SIGTERM, and that killed processes have to be gone; between two looks.
@@ -301,3 +285,9 @@ def _tail(path: Path) -> bytes:
 
 def _reason(code: int) -> str:
     return f"it was ended by signal {code - 128}" if code > 128 else f"it ended with exit code {code}"  # noqa: PLR2004
+
+
+@contextlib.contextmanager
+def start(manager: ManagerContext) -> Iterator[LocalOrchestrator]:
+    manager.settings.check_cache()
+    yield LocalOrchestrator(manager.directory / "logs", keep_days=manager.settings.keep_days)

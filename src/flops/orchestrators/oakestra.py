@@ -8,10 +8,12 @@ is asked for; a success may hide a failure; and what is gone is answered as a fa
 from __future__ import annotations
 
 import os
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from flops.errors import DeployFailed, OrchestratorUnreachable
+from flops.errors import BadSetting, DeployFailed, OrchestratorUnreachable
 from flops.orchestrators import BuilderPhase, Status
+from flops.orchestrators.oakestra_api import Addresses, OakestraApi
 from flops.orchestrators.oakestra_sla import (
     application_name,
     application_sla,
@@ -22,25 +24,13 @@ from flops.orchestrators.oakestra_sla import (
     service_sla,
     stem,
 )
+from flops.settings import BUILDER_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from flops.orchestrators import Deployment, Handle
-    from flops.orchestrators.oakestra_api import Addresses, OakestraApi
+    from flops.orchestrators import Deployment, Handle, ManagerContext
 
-#: Settings of the manager that make sense on any node; files and directories of this machine do not.
-SETTINGS = (
-    "FLOPS_DEBIAN_MIRROR",
-    "FLOPS_DEBIAN_SECURITY_MIRROR",
-    "FLOPS_INDEX_URL",
-    "FLOPS_TORCH_INDEX",
-    "FLOPS_ALLOW_SECRETS",
-    "FLOPS_WORKERS",
-    "UV_PYTHON_DOWNLOADS",
-    "UV_PYTHON_DOWNLOADS_JSON_URL",
-    "UV_PYTHON_INSTALL_MIRROR",
-)
 COMMAND = ("flops", "job")
 _NOT_FOUND, _CONFLICT, _TOO_MANY, _SERVER, _ABSENT = 404, 409, 429, 500, 501
 
@@ -194,7 +184,7 @@ class OakestraOrchestrator:
             application=application,
             image=self._addresses.code,
             command=self._command,
-            settings={name: self._settings[name] for name in SETTINGS if name in self._settings},
+            settings={name: self._settings[name] for name in BUILDER_SETTINGS if name in self._settings},
         )
         answer = self._api.post("/api/service/", document)
         if not answer.good or not isinstance(answer.document, dict):
@@ -246,3 +236,30 @@ def _name(service: Mapping[str, Any]) -> str:
 
 def _id(service: Mapping[str, Any]) -> str:
     return str(service.get("microserviceID"))
+
+
+@contextmanager
+def start(manager: ManagerContext) -> Iterator[OakestraOrchestrator]:
+    """BadSetting where a setting is missing, or can't be used by builders on nodes."""
+    settings = manager.settings
+    url, password, image = settings.oakestra_url, settings.oakestra_password, settings.builder_image
+    if url is None or password is None or image is None:
+        wanted = {"FLOPS_OAKESTRA_URL": url, "FLOPS_OAKESTRA_PASSWORD": password, "FLOPS_BUILDER_IMAGE": image}
+        missing = ", ".join(name for name, value in wanted.items() if not value)
+        raise BadSetting(f"the orchestrator oakestra needs {missing}", hint="set them, or use local")
+    if settings.sign_key is not None:
+        raise BadSetting(
+            "builders on Oakestra's nodes can't sign: FLOPS_SIGN_KEY names a file of this machine",
+            hint="unset it; a build on a machine that has the key signs existing images: flops build --sign",
+        )
+    addresses = Addresses(
+        manager=manager.url, registry=manager.registry, registry_pull=settings.registry_pull, image=image
+    )
+    api = OakestraApi(
+        url,
+        username=settings.oakestra_username,
+        password=password.get_secret_value(),
+        authorities=settings.ca_bundle,
+    )
+    with closing(api):
+        yield OakestraOrchestrator(api, addresses, settings={**manager.mirrors(), **os.environ})
