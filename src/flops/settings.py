@@ -157,6 +157,11 @@ class Settings(BaseSettings):
     registry_token: SecretStr | None = None
     """What the embedded registry wants from those who push."""
 
+    @property
+    def default_layout(self) -> Path:
+        """The OCI layout that images go to where no other place is named."""
+        return self.data_dir / "images"
+
     def check_cache(self) -> None:
         """BadSetting where the cache directory can't be used: better said once than by whoever meets it first."""
         try:

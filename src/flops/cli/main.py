@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 import typer
 from rich.console import Console
 
-import flops
 from flops import programs
 from flops.cli.render import error_lines, print_json
 from flops.errors import Cancelled, FlopsError, InternalError, OutputError, UsageError
+from flops.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ FOLLOWING = frozenset({"watch", "--watch", "observe"})
 
 def _version(asked: bool) -> None:
     if asked:
-        sys.stdout.write(f"flops {flops.__version__}\n")
+        sys.stdout.write(f"flops {__version__}\n")
         raise typer.Exit
 
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import flops
 from flops.oci.descriptor import canonical
 from flops.recipe import RECIPE_VERSION
 from flops.records import PROVENANCE, Part, Record, timestamp
 from flops.records.locks import stem
+from flops.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str
                 "resolvedDependencies": dependencies(materials, locks),
             },
             "runDetails": {
-                "builder": {"id": BUILDER, "version": {"flops": flops.__version__}},
+                "builder": {"id": BUILDER, "version": {"flops": __version__}},
                 "metadata": {
                     "invocationId": run.identity,
                     "startedOn": timestamp(run.begun),

@@ -21,13 +21,13 @@ from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-import flops
 from flops.files import replacing
 from flops.images.compose import locked
 from flops.oci.blobs import sha256
 from flops.oci.descriptor import canonical
 from flops.records import SBOM, Part, Record
 from flops.records.locks import stem
+from flops.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,11 +65,11 @@ def sbom(materials: Materials, platform: Platform) -> bytes:
     components = list(_components(materials, platform))
     bom = Bom(
         components=components,
-        serial_number=uuid.uuid5(_NAMESPACE, f"{platform} {lock} {flops.__version__}"),
+        serial_number=uuid.uuid5(_NAMESPACE, f"{platform} {lock} {__version__}"),
         metadata=BomMetaData(
             component=image,
             tools=ToolRepository(
-                components=[Component(name="flops", version=flops.__version__, type=ComponentType.APPLICATION)]
+                components=[Component(name="flops", version=__version__, type=ComponentType.APPLICATION)]
             ),
             properties=[Property(name="io.flops.platform", value=platform.value)],
         ),
@@ -190,7 +190,7 @@ def key(materials: Materials, platform: Platform) -> str:
     base, locks = materials.bases[platform], materials.environments(platform)
     wheels = {wheel.sha256 for lock in locks.values() for wheel in lock.wheels}
     named = {
-        "format": [FORMAT, flops.__version__],
+        "format": [FORMAT, __version__],
         "base": [base.lock, base.ml_interpreter, [package.to_json() for package in base.packages]],
         "image": materials.recipe.base,
         "licences": sorted(item for item in materials.licences.items() if item[0] in wheels),

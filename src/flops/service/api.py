@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-import flops
 from flops.errors import Finding, FlopsError, UsageError
 from flops.service.guard import Guard
 from flops.service.health import Health
@@ -25,6 +24,7 @@ from flops.service.metrics import Metrics
 from flops.service.refusals import Refused, bug, failure, status_of
 from flops.service.routes import AttemptRoutes, ProjectRoutes
 from flops.service.streams import Streams
+from flops.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -62,7 +62,7 @@ def create_app(
     access.throttle.on_failure = partial(manager.tallies.add, "logins_failed")
     app = FastAPI(
         title="FLOps image builder",
-        version=flops.__version__,
+        version=__version__,
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,

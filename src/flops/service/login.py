@@ -19,13 +19,13 @@ from starlette.requests import Request  # noqa: TC002 - FastAPI reads annotation
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-import flops
 from flops.errors import AccessDenied, FlopsError, LoginThrottled
 from flops.service import documents
 from flops.service.access import TOKEN_LIMIT, OakestraGate
 from flops.service.guard import session_of
 from flops.service.openapi import TOKEN, add_route, answers, example, lock
 from flops.service.refusals import status_of
+from flops.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -236,7 +236,7 @@ class ServiceRoutes:
         document: dict[str, Any] = {
             "status": "ok" if well else "failing",
             "checks": checks,
-            "version": flops.__version__,
+            "version": __version__,
         }
         return JSONResponse(document, HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE)
 
@@ -255,6 +255,6 @@ class ServiceRoutes:
 _HEALTH = answers(
     documents.HealthDocument,
     "Everything is well.",
-    {"status": "ok", "checks": {"database": "ok", "reconciler": "ok", "registry": "ok"}, "version": flops.__version__},
+    {"status": "ok", "checks": {"database": "ok", "reconciler": "ok", "registry": "ok"}, "version": __version__},
 ) | {503: {"model": documents.HealthDocument, "description": "Something is not; `checks` says what."}}
 _METRICS = example("text/plain", "The metrics.")

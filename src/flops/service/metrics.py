@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-import flops
+from flops.version import __version__
 from flops_wire.events import KINDS, STAGES, TERMINAL_KINDS
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class _Standing:
             counter.add_metric([], numbers.get(name, 0))
             yield counter
         version = GaugeMetricFamily("flops_build_info", "The version that runs.", labels=["version"])
-        version.add_metric([flops.__version__], 1)
+        version.add_metric([__version__], 1)
         yield version
 
 

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import flops
 from flops import actors
 from flops.base.bytecode import BytecodeTarget, write_bytecode
 from flops.base.debian.debian_base import DebianBase, Suite
@@ -30,6 +29,7 @@ from flops.oci.image import ImageConfig, compose, index
 from flops.oci.layer import LayerWriter
 from flops.progress import Reporter, Silent, Stage
 from flops.recipe import Compression
+from flops.version import __version__
 from flops.wheels.wheel_cache import WheelCache
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class BuilderImage:
     @property
     def tag(self) -> str:
         """Never given to another image: a node pulls a name once."""
-        return f"{flops.__version__}-{self.index.digest.partition(':')[2][:12]}"
+        return f"{__version__}-{self.index.digest.partition(':')[2][:12]}"
 
 
 def builder_image(
@@ -136,7 +136,7 @@ def _own_layer(base: Base, interpreter: Interpreter, blobs: BlobStore) -> Layer:
         writer = LayerWriter(blob)
         write_entries(entries, writer)
         write_bytecode(interpreter, [BytecodeTarget(writer=writer, sources=sources)])
-        layer = writer.close(comment=f"flops {flops.__version__}")
+        layer = writer.close(comment=f"flops {__version__}")
         blob.commit(layer.digest)
     return layer
 
@@ -181,7 +181,7 @@ def _image(base: Base, layers: Sequence[Layer], lock: Lock) -> Image:
 def _labels() -> dict[str, str]:
     return {
         "org.opencontainers.image.title": "FLOps image builder",
-        "org.opencontainers.image.version": flops.__version__,
+        "org.opencontainers.image.version": __version__,
         "org.opencontainers.image.created": CREATED,
     }
 
