@@ -13,6 +13,7 @@ from collections import defaultdict
 import pytest
 import trustme
 
+from flops.base import BaseContext
 from flops.base.bases import Bases
 from flops.errors import BaseUnavailable, BlockedAddress, FlopsError
 from flops.oci.blobs import BlobStore
@@ -169,7 +170,9 @@ def take(tmp_path, network):
         )
         bundle = tmp_path / "ca.pem"
         settings = Settings(cache_dir=tmp_path / "cache", ca_bundle=bundle if bundle.exists() else None)
-        with Bases(request, settings=settings, blobs=BlobStore(tmp_path / "cache"), reporter=Silent()) as bases:
+        with Bases(
+            BaseContext(settings=settings, blobs=BlobStore(tmp_path / "cache"), request=request, reporter=Silent())
+        ) as bases:
             return bases.choices()
 
     return prepare
@@ -220,7 +223,7 @@ def test_a_name_that_is_none(take, network):
 
 def test_a_server_that_is_another_one_is_not_believed(take, network, public):
     network.answers[REGISTRY] = [PUBLIC[AUTH]]
-    with pytest.raises(BaseUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(BaseUnavailable, match="the certificate of registry.example.org is for other names"):
         take(f"{REGISTRY}/base:1")
     assert public[AUTH].seen == []
 

@@ -183,6 +183,9 @@ class FakeBases:
     def bases(self, choice):
         return self.start(choice).result()
 
+    def compiler(self, choice):
+        return ""
+
     def interpreter(self, choice):
         if choice.minor in self.world.failures:
             raise self.world.failures[choice.minor]
@@ -207,7 +210,7 @@ class FakeBases:
 @pytest.fixture
 def world(monkeypatch):
     one = World()
-    monkeypatch.setattr(parts, "Bases", lambda request, *, blobs, **_: FakeBases(one, request.platforms, blobs))
+    monkeypatch.setattr(parts, "Bases", lambda context: FakeBases(one, context.request.platforms, context.blobs))
     monkeypatch.setattr(
         parts, "WheelCache", lambda root, **_: WheelCache(root, transport=httpx.MockTransport(one.answer))
     )

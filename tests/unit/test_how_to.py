@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from flops.errors import RequirementsMissing
+from flops.base import BaseContext, bases
+from flops.errors import BaseUnavailable, RequirementsMissing
 from flops.formats import requirements
+from flops.oci.blobs import BlobStore
 from flops.orchestrators import BuilderPhase, Deployment, ManagerContext, start_orchestrator
+from flops.platforms import Platform
+from flops.progress import Silent
+from flops.recipe import Recipe
+from flops.repository.source import parse_source
+from flops.request import Request
 from flops.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +112,33 @@ esac
         assert list(orchestrator.orphans("abc", known=[])) == ["abc123"]
         assert orchestrator.remove("abc123", handle)
         assert orchestrator.status("abc123", handle).phase is BuilderPhase.GONE
+
+
+def test_base(install, monkeypatch, tmp_path):
+    files = files_of("base.md")
+    module = install("src/flops/base/rootfs.py", files["src/flops/base/rootfs.py"])
+    places = {**vars(bases), "rootfs_bases": module.rootfs_bases}
+    exec(files["src/flops/base/bases.py"], places)
+    monkeypatch.setattr(bases, "KINDS", places["KINDS"])
+    (tmp_path / "root/linux-amd64/etc").mkdir(parents=True)
+    (tmp_path / "root/linux-amd64/etc/os-release").write_text("ID=example\n")
+    settings = Settings(cache_dir=tmp_path / "cache", data_dir=tmp_path)
+
+    def opened(base, platform):
+        source = parse_source("https://git.example.org/a/b")
+        asked = Request(source=source, platforms=(platform,), recipe=Recipe(base=base))
+        blobs = BlobStore(tmp_path / "cache")
+        return bases.Bases(BaseContext(settings=settings, blobs=blobs, request=asked, reporter=Silent()))
+
+    with opened(f"rootfs:{tmp_path / 'root'}", Platform.LINUX_AMD64) as found:
+        (choice,) = found.choices()
+        (base,) = found.bases(choice).values()
+        assert (choice.provider, choice.version, found.compiler(choice)) == ("rootfs", "3.11.2", None)
+        assert [layer.comment for layer in base.layers] == ["root file system"]
+    with opened(f"rootfs:{tmp_path / 'root'}", Platform.LINUX_ARM64) as found, pytest.raises(BaseUnavailable):
+        found.bases(found.choices()[0])
+    with opened(None, Platform.LINUX_AMD64) as found:
+        assert {choice.provider for choice in found.choices()} == {"debian"}
 
 
 def test_actor_role(install, capsys, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from flops import actors, programs
-from flops.base import Base, standalone, standalone_layers
+from flops.base import Base, BaseContext, standalone, standalone_layers
 from flops.base.bases import Bases
 from flops.base.bytecode import Interpreter, pyc_path
 from flops.base.standalone import PREFIX, StandalonePythons
@@ -449,9 +449,9 @@ class Notes(Silent):
         self.told.append(finding)
 
 
-def foundation(settings, reporter, platforms=BOTH):
+def bases_of(settings, reporter, platforms=BOTH):
     asked = Request(source=parse_source("https://git.example.org/a/b"), platforms=platforms, recipe=Recipe())
-    return Bases(asked, settings=settings, blobs=BlobStore(settings.cache_dir), reporter=reporter)
+    return Bases(BaseContext(settings=settings, blobs=BlobStore(settings.cache_dir), request=asked, reporter=reporter))
 
 
 def request(text, specifier):
@@ -466,7 +466,7 @@ def test_what_debian_has_is_debians_and_nobody_is_asked(downloads, cache, monkey
     monkeypatch.setattr(programs, "run", lambda *words, **more: pytest.fail("uv was asked"))
     downloads.add("3.11.9").add("3.10.14")
     reporter = Notes()
-    with foundation(downloads.settings(cache), reporter) as bases:
+    with bases_of(downloads.settings(cache), reporter) as bases:
         debians = bases.choices()
         for asked in (None, request("3.11", "==3.11.*"), request(">=3.9", ">=3.9"), request("3.11.2", "==3.11.2")):
             wish = Wish.read(asked, None)
@@ -478,7 +478,7 @@ def test_what_debian_has_is_debians_and_nobody_is_asked(downloads, cache, monkey
 
 def test_an_exact_python_is_the_standalone_one_upon_the_nearest_base(downloads, cache):
     downloads.add("3.10.14").add("3.11.9").add("3.12.4")
-    with foundation(downloads.settings(cache), Notes()) as bases:
+    with bases_of(downloads.settings(cache), Notes()) as bases:
         debians = bases.choices()
         wish = Wish.read(request("3.10.14", "==3.10.14"), None)
         own, *others = bases.choices(wish)
@@ -504,7 +504,7 @@ def test_an_exact_python_is_the_standalone_one_upon_the_nearest_base(downloads, 
 def test_where_it_cannot_be_had_debian_serves_and_one_note_says_why(downloads, cache):
     downloads.add("3.10.14", url="http://127.0.0.1:9/file.tar.gz")
     reporter = Notes()
-    with foundation(downloads.settings(cache), reporter) as bases:
+    with bases_of(downloads.settings(cache), reporter) as bases:
         asked = request("3.10.14", "==3.10.14")
         wish = Wish.read(asked, None)
         offered = bases.choices(wish)
@@ -527,7 +527,7 @@ def test_an_offer_that_then_cannot_be_fetched_is_taken_back_for_a_day(downloads,
     wish = Wish.read(request("3.10.14", "==3.10.14"), None)
     for refused in (False, True):
         reporter = Notes()
-        with foundation(settings, reporter) as bases:
+        with bases_of(settings, reporter) as bases:
             own = bases.choices(wish)[0]
             assert own.provider == ("debian" if refused else "uv")
             if not refused:

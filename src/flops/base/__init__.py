@@ -9,8 +9,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flops.base.bytecode import Interpreter
+    from flops.oci.blobs import BlobStore
     from flops.oci.layer import Layer
     from flops.platforms import Platform
+    from flops.progress import Reporter
+    from flops.recipe import Recipe
+    from flops.repair.pythons import PythonChoice
+    from flops.request import Request
+    from flops.settings import Settings
+    from flops.store.shared import SharedCache
+    from flops.wheels.shared_layers import SharedLayers
 
 #: The label of learners' and aggregators' images, none of which is a base.
 ACTOR = "io.flops.actor"
@@ -70,9 +78,31 @@ class Base:
 
 
 class BaseProvider(Protocol):
-    """Makes or finds the base of each platform; BaseUnavailable or BaseUnsuitable where it can't."""
+    """Makes or finds the base of each platform; BaseUnavailable or BaseUnsuitable where it can't (docs/how-to/base.md)."""
+
+    def choice(self, platforms: Sequence[Platform]) -> PythonChoice:
+        """The Python that this base offers; an image is pulled and looked at for it."""
 
     def prepare(self, platforms: Sequence[Platform]) -> Mapping[Platform, Base]: ...
 
     def interpreter(self) -> Interpreter | None:
         """The base's own Python, startable on this machine; None where it can't be, so that no bytecode is made."""
+
+    def compiler(self) -> str | None:
+        """Whose Python compiles bytecode (BytecodeLayer.origin): "" for one that is the same everywhere; None: no bytecode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseContext:
+    """What bases are made with."""
+
+    settings: Settings
+    blobs: BlobStore
+    request: Request
+    reporter: Reporter
+    shared: SharedCache | None = None
+    records: SharedLayers | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.request.recipe

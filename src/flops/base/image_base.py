@@ -21,6 +21,7 @@ from flops.oci.layer import LayerWriter
 from flops.platforms import Platform
 from flops.progress import Reporter, Silent, Stage
 from flops.recipe import Compression
+from flops.repair.pythons import PythonChoice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,14 +183,25 @@ class ImageBase:
         self._lock = threading.Lock()
         self._found: dict[Platform, _Found] = {}
 
+    def choice(self, platforms: Sequence[Platform]) -> PythonChoice:
+        """The image's Python; it is pulled and looked at. BaseUnavailable, BaseUnsuitable."""
+        found = [one.inspection for one in self._inspected(platforms).values()]
+        python = found[0].python
+        return PythonChoice(
+            version=python,
+            minor=".".join(python.split(".")[:2]),
+            glibc=min(one.glibc for one in found),
+            provider="base-image",
+            suite="",
+        )
+
+    def compiler(self) -> str | None:
+        interpreter = self.interpreter()
+        return interpreter.origin if interpreter else None
+
     def prepare(self, platforms: Sequence[Platform]) -> Mapping[Platform, Base]:
         """Pull and check each platform's image. BaseUnavailable, or BaseUnsuitable with what is missing."""
-        self._find(platforms)
-        found = {platform: self._found[platform] for platform in platforms}
-        versions = sorted({(one.inspection.python, str(platform)) for platform, one in found.items()})
-        if len({version for version, _ in versions}) > 1:
-            told = ", ".join(f"{version} on {platform}" for version, platform in versions)
-            raise BaseUnsuitable(f"the base image {self._reference} has different Pythons: {told}")
+        found = self._inspected(platforms)
         for platform, one in found.items():
             if not one.inspection.has_bytecode:
                 self._reporter.warning(
@@ -198,6 +210,15 @@ class ImageBase:
                     hint="processes start slower; compile it in the image with python -m compileall",
                 )
         return {platform: self._base(platform, one) for platform, one in found.items()}
+
+    def _inspected(self, platforms: Sequence[Platform]) -> dict[Platform, _Found]:
+        self._find(platforms)
+        found = {platform: self._found[platform] for platform in platforms}
+        versions = sorted({(one.inspection.python, str(platform)) for platform, one in found.items()})
+        if len({version for version, _ in versions}) > 1:
+            told = ", ".join(f"{version} on {platform}" for version, platform in versions)
+            raise BaseUnsuitable(f"the base image {self._reference} has different Pythons: {told}")
+        return found
 
     def interpreter(self) -> Interpreter | None:
         """The image's own Python, startable on this machine, confined: it is somebody else's program.

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from flops.base import Base
+    from flops.base import Base, BaseProvider
     from flops.base.standalone import StandalonePythons
     from flops.oci.blobs import BlobStore
     from flops.oci.layer import Layer
     from flops.progress import Reporter
     from flops.recipe import Compression
+    from flops.repair.pythons import PythonChoice
     from flops.wheels.shared_layers import SharedLayers
 
 #: Raised whenever other files of the same build would be taken.
@@ -167,6 +168,32 @@ class StandaloneLayers:
             for platform, layer in layers.items():
                 blobs[platform].commit(layer.digest)
         return layers
+
+
+class StandaloneBase:
+    """A BaseProvider: another base, with a standalone Python upon it for the ML environment."""
+
+    def __init__(self, choice: PythonChoice, below: BaseProvider, layers: StandaloneLayers) -> None:
+        self._choice = choice
+        self._below = below
+        self.layers = layers
+
+    def choice(self, platforms: Sequence[Platform]) -> PythonChoice:  # noqa: ARG002 - it was chosen before
+        return self._choice
+
+    def prepare(self, platforms: Sequence[Platform]) -> Mapping[Platform, Base]:
+        """The builds are fetched while the base below is being made."""
+        with ThreadPoolExecutor(1) as pool:
+            bases = pool.submit(self._below.prepare, platforms)
+            self.layers.obtain(platforms)
+            return self.layers.upon(bases.result(), self._below.interpreter)
+
+    def interpreter(self) -> Interpreter | None:
+        """The base's below, which the FL runtime keeps."""
+        return self._below.interpreter()
+
+    def compiler(self) -> str | None:
+        return self._below.compiler()
 
 
 def _paths(root: Path, minor: str) -> Iterator[str]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import packaging
 import yaml
 
-import flops
 from flops import programs
 from flops.errors import Finding, FlopsError, InternalError, RequirementSyntax
 from flops.formats import requirements
@@ -35,15 +34,17 @@ _CHILD = """\
 import json, sys
 asked = json.load(sys.stdin)
 sys.path += asked["libraries"]
-from flops.formats import rehearsal
-rehearsal.read(asked)
+from flops.formats import bounded_reading
+bounded_reading.read(asked)
 """
 
 
 def rehearse(root: Path, paths: Iterable[str], *, groups: Sequence[str], platforms: Sequence[Platform]) -> None:
     """RequirementSyntax where `requirements.read` would need more memory or time than any honest files do."""
     asked = {
-        "libraries": sorted({str(Path(str(one.__file__)).parents[1]) for one in (flops, packaging, yaml)}),
+        "libraries": sorted(
+            {str(Path(__file__).parents[2]), *(str(Path(str(it.__file__)).parents[1]) for it in (packaging, yaml))}
+        ),
         "root": str(root),
         "paths": list(paths),
         "groups": list(groups),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flops.base import BaseContext
 from flops.base.bases import Bases
 from flops.errors import InternalError
 from flops.images import runtime
@@ -89,16 +90,15 @@ class BuildParts:
         stack.enter_context(source_lines(self._work_dir / FILES))
         self.reporter = SourceLineReporter(reporter, self._work_dir / FILES)
         self.clock = StageClock(self.reporter)
-        self.bases = stack.enter_context(
-            Bases(
-                request,
-                settings=settings,
-                blobs=self.blobs,
-                reporter=self.reporter,
-                shared=shared,
-                records=shared_layers,
-            )
+        context = BaseContext(
+            settings=settings,
+            blobs=self.blobs,
+            request=request,
+            reporter=self.reporter,
+            shared=shared,
+            records=shared_layers,
         )
+        self.bases = stack.enter_context(Bases(context))
         self.locker = Locker(
             cache,
             index_url=settings.index_url,
@@ -199,8 +199,7 @@ class BuildParts:
                 platforms,
             )
             locks = dict(zip(platforms, found, strict=True))
-        interpreter = None if python.suite else self.bases.interpreter(python)
-        compiler = "" if python.suite else interpreter.origin if interpreter else None
+        compiler = self.bases.compiler(python)
         if compiler is None:
             self.reporter.warning(
                 Stage.RESOLVE,

@@ -25,6 +25,7 @@ from flops.oci.layer import FORMAT_VERSION, LayerWriter, compressor_tag
 from flops.platforms import Platform
 from flops.progress import Reporter, Silent, Stage
 from flops.recipe import Compression
+from flops.repair.pythons import PythonChoice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,6 +112,16 @@ class DebianBase:
         self._unpacking = threading.Lock()
         self._mirror: apt.DebianMirror | None = None
         self._made: dict[Platform, _Made] = {}
+
+    def choice(self, platforms: Sequence[Platform]) -> PythonChoice:  # noqa: ARG002 - the suite has one for all
+        suite = self._suite
+        return PythonChoice(
+            version=suite.python, minor=suite.minor, glibc=suite.glibc, provider="debian", suite=suite.name
+        )
+
+    def compiler(self) -> str:
+        """Debian's own Python, the same on every machine."""
+        return ""
 
     def prepare(self, platforms: Sequence[Platform]) -> Mapping[Platform, Base]:
         """Make or recall the base of each platform, in parallel; BaseUnavailable says what is missing."""
