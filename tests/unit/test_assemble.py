@@ -17,13 +17,13 @@ from flops.base.bytecode import Interpreter
 from flops.errors import BaseUnavailable, IndexUnreachable, RegistryUnreachable, WheelHash, WheelRecord
 from flops.images import assemble, bytecode_layer
 from flops.images.assemble import Assembly, LayerTools
-from flops.images.layer_cache import LayerCache
 from flops.images.plan import BytecodeLayer, FilesLayer, WheelsLayer
 from flops.locking.lock import LockedWheel
 from flops.oci.blobs import BlobStore
 from flops.oci.entries import Directory, File, Link
 from flops.progress import Silent, Stage
 from flops.recipe import Compression
+from flops.wheels.layer_cache import LayerCache
 from flops.wheels.wheel_cache import WheelCache
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -327,7 +327,7 @@ def test_a_base_that_fails_ends_the_wait_for_wheels(workshop, index):
     one = index.wheel("one")
     with Assembly(workshop()) as assembly:
         assembly.add([wheels_layer(one)])
-        base = assembly._carriers.submit(_raise, BaseUnavailable("no apt"))
+        base = assembly._offer_pool.submit(_raise, BaseUnavailable("no apt"))
         begun = time.monotonic()
         with pytest.raises(BaseUnavailable):
             assembly.wait_for_wheels(base)
@@ -375,7 +375,7 @@ def test_a_layer_that_can_not_travel_is_told_at_the_end(workshop, index):
 
 # --- layers that other builders recorded ------------------------------------------------------------------------------
 class Records:
-    """In the place of a registry's: layers by key, what was asked for, and what was kept."""
+    """Stands for a registry: layers by key, which keys were asked for, and what was kept."""
 
     def __init__(self, layers=()):
         self.layers = dict(layers)
@@ -383,7 +383,7 @@ class Records:
         self.kept = {}
         self.failure = None
 
-    def find(self, key, *, known=None):
+    def find(self, key):
         self.asked.append(key)
         if self.failure is not None:
             raise self.failure
@@ -393,9 +393,18 @@ class Records:
         self.kept[key] = layer
 
 
+class RecordedLayers(LayerCache):
+    is_shared = True
+
+    def __init__(self, root, blobs, records):
+        super().__init__(root, blobs)
+        self.shared = records.find
+        self.share = records.keep
+
+
 def with_records(workshop, place, records):
     blobs = BlobStore(place)
-    return workshop(layers=LayerCache(place / "layers", blobs, records), blobs=blobs)
+    return workshop(layers=RecordedLayers(place / "layers", blobs, records), blobs=blobs)
 
 
 def test_what_is_recorded_is_neither_fetched_nor_made(workshop, index, tmp_path):
@@ -435,7 +444,7 @@ def test_of_bytecode_that_is_made_at_once_only_the_rest_is_made(workshop, index,
     index.asked.clear()
     second = Records(first.kept)
     made, _ = run(with_records(workshop, tmp_path / "second", second), [bytecode(one), bytecode(other)])
-    assert compiled == [[bytecode(other)]]
+    assert [list(layers) for layers in compiled] == [[bytecode(other)]]
     assert made[bytecode(one)] == next(iter(first.kept.values()))
     assert list(second.kept.values()) == [made[bytecode(other)]]
 
@@ -467,7 +476,7 @@ def test_wheels_of_what_is_looked_for_are_waited_for(workshop, index, tmp_path):
     asked = threading.Event()
 
     class Slow(Records):
-        def find(self, key, *, known=None):
+        def find(self, key):
             asked.wait(0.05)
 
     shop = with_records(workshop, tmp_path / "first", Slow())

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from flops.base import BasePackage
 from flops.base.packages import PackageStore
-from flops.images.layer_cache import LayerCache
 from flops.locking.lock import LockedWheel
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import Layer
 from flops.prune.cache_bound import ABANDONED, DOCUMENTS, LEAST, LOW_WATER, MOST, CacheBound
 from flops.settings import Settings
+from flops.wheels.layer_cache import LayerCache
 from flops.wheels.wheel_cache import WheelCache
 from flops.wheels.wheel_layer import WheelLayer
 
@@ -140,17 +140,18 @@ def test_uses_are_seen(cache):
     )
     layers = LayerCache(cache.root / "layers", blobs)
     layers.put("k" * 64, layer)
-    packages = PackageStore(cache.root / "bases", blobs)
-    packages.keep_layer("b" * 64, Layer(**{name: getattr(layer, name) for name in Layer.__dataclass_fields__}))
+    packages = PackageStore(cache.root / "bases")
+    base_layers = LayerCache(cache.root / "bases" / "layers", blobs)
+    base_layers.keep("b" * 64, Layer(**{name: getattr(layer, name) for name in Layer.__dataclass_fields__}))
     wheel = cache.wheel(0, age=5000)
     deb = cache.file(f"bases/debs/{'d' * 64}.deb", age=5000)
     locked = LockedWheel(name="a", version="1", filename="a-1-py3-none-any.whl", url="", sha256=f"{0:064x}", size=BLOCK)
     package = BasePackage(name="a", version="1", architecture="all", size=BLOCK, sha256="d" * 64)
     for path, use in (
-        (blob, lambda: layers.get("k" * 64) == layer),
-        (cache.root / "layers" / f"{'k' * 64}.json", lambda: layers.get("k" * 64) == layer),
-        (blob, lambda: packages.layer("b" * 64).digest == layer.digest),
-        (cache.root / "bases" / "layers" / f"{'b' * 64}.json", lambda: packages.layer("b" * 64) is not None),
+        (blob, lambda: layers.local("k" * 64) == layer),
+        (cache.root / "layers" / f"{'k' * 64}.json", lambda: layers.local("k" * 64) == layer),
+        (blob, lambda: base_layers.find("b" * 64).digest == layer.digest),
+        (cache.root / "bases" / "layers" / f"{'b' * 64}.json", lambda: base_layers.find("b" * 64) is not None),
         (wheel, lambda: WheelCache(cache.root / "wheels").has(locked)),
         (deb, lambda: packages.missing([package]) == []),
     ):

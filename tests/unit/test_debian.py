@@ -31,7 +31,6 @@ from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings
 from flops.store.document_store import LIFETIME
 from flops.store.shared import SharedCache
-from flops.wheels.shared_layers import SharedLayers
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
@@ -480,8 +479,7 @@ def test_another_machine_takes_a_recorded_base_without_a_mirror_and_without_an_i
             client = stack.enter_context(RegistryClient(server.registry))
             shared = SharedCache(client, "flops/cache", Silent())
             stack.callback(shared.close)
-            blobs = BlobStore(tmp_path / name)
-            return shared, {"cache": name, "shared": shared, "records": SharedLayers(shared, blobs)}
+            return shared, {"cache": name, "shared": shared}
 
         with ExitStack() as stack:
             shared, options = machine("first")

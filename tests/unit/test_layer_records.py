@@ -15,14 +15,13 @@ from flops.base import BasePackage
 from flops.base.packages import PackageStore
 from flops.errors import Cancelled, RecordUnusable
 from flops.http import Retry
-from flops.images.layer_cache import LayerCache, files_key
-from flops.images.plan import FilesLayer
+from flops.images.plan import FilesLayer, cache_key
 from flops.oci.artifacts import Content
 from flops.oci.blobs import BlobStore, sha256
 from flops.oci.client import RegistryClient
 from flops.oci.descriptor import Descriptor, canonical
 from flops.oci.entries import Directory, File, Link
-from flops.oci.layer import LayerWriter
+from flops.oci.layer import Layer, LayerWriter
 from flops.oci.reference import Registry
 from flops.progress import Silent
 from flops.publishing.publish import RegistryTarget, Target
@@ -31,7 +30,7 @@ from flops.registry.app import EmbeddedRegistry
 from flops.store import shared as shared_cache
 from flops.store.document_store import LIFETIME, DocumentStore
 from flops.store.shared import BASE, LAYER, LOCK, SharedCache, media_type
-from flops.wheels.shared_layers import SharedLayers
+from flops.wheels.layer_cache import LayerCache
 from flops.wheels.wheel_layer import FileEntry, PathConflict, WheelLayer, WheelLicence
 
 KEY, OTHER = "1" * 64, "2" * 64
@@ -86,8 +85,7 @@ class Builder:
         self.target = RegistryTarget(self.client)
         self.shared = self.target.shared(self.told)
         self.blobs = BlobStore(directory)
-        self.records = SharedLayers(self.shared, self.blobs)
-        self.layers = LayerCache(directory / "layers", self.blobs, self.records)
+        self.layers = LayerCache(directory / "layers", self.blobs, self.shared)
         self.directory = directory
 
     def make(self, text="one", **more):
@@ -104,8 +102,7 @@ class Builder:
         )
 
     def keep(self, key, layer):
-        self.layers.put(key, layer)
-        self.layers.record(key, layer)
+        self.layers.keep(key, layer)
         self.shared.wait()
 
     def close(self):
@@ -156,8 +153,8 @@ def test_a_layer_is_taken_with_all_that_proofs_need_and_without_its_bytes(machin
     one, other = machine(), machine()
     layer = one.make(compression=compression)
     one.keep(KEY, layer)
-    assert other.layers.get(KEY) is None
-    assert other.layers.recorded(KEY) == layer
+    assert other.layers.local(KEY) is None
+    assert other.layers.shared(KEY) == layer
     assert not other.blobs.has(layer.digest)
     assert other.transport.count("GET", "/blobs/") == 0
     # it is mounted where images are, and read here only when somebody opens it
@@ -173,8 +170,8 @@ def test_each_key_is_asked_for_once_whether_it_is_there_or_not(machine):
     one, other = machine(), machine()
     one.keep(KEY, one.make())
     for _ in range(3):
-        assert other.layers.recorded(KEY) is not None
-        assert other.layers.recorded(OTHER) is None
+        assert other.layers.shared(KEY) is not None
+        assert other.layers.shared(OTHER) is None
     assert other.transport.count("GET", "/manifests/layer-") == 2
 
 
@@ -199,12 +196,12 @@ def test_a_record_of_what_this_machine_made_otherwise_is_ignored(machine):
     known = other.make("two")
     other.layers.put(KEY, known)
     other.blobs.path(known.digest).unlink()
-    assert other.layers.recorded(KEY) is None
+    assert other.layers.shared(KEY) is None
     assert "this machine made another layer" in other.told.warnings[0]
     # what is made anew stands in its place then
     third = machine()
     other.keep(KEY, other.make("two"))
-    assert third.layers.recorded(KEY) == known
+    assert third.layers.shared(KEY) == known
 
 
 def change(layer, **changes):
@@ -243,13 +240,13 @@ def test_a_record_that_is_none_of_ours_is_ignored_with_a_warning(machine, what):
     one, other = machine(), machine()
     layer = one.make()
     poison(one, BROKEN[what](layer), blobs=[layer])
-    assert other.layers.recorded(KEY) is None
+    assert other.layers.shared(KEY) is None
     (warning,) = other.told.warnings
     assert f"layer-{KEY[:12]}" in warning
     assert "ignored" in warning
     # and it does not end the sharing
     one.keep(OTHER, layer)
-    assert other.layers.recorded(OTHER) == layer
+    assert other.layers.shared(OTHER) == layer
 
 
 @pytest.mark.parametrize("held", [0, 2])
@@ -259,7 +256,7 @@ def test_a_record_that_does_not_hold_its_layer_alone_is_ignored(machine, held):
     layer, another = one.make(), one.make("two")
     one.keep(OTHER, layer)
     poison(one, envelope(change(layer)), blobs=[layer, another][:held])
-    assert other.layers.recorded(KEY) is None
+    assert other.layers.shared(KEY) is None
     assert "can't be read" in other.told.warnings[0]
 
 
@@ -267,7 +264,7 @@ def test_a_sound_record_passes_what_the_broken_ones_do_not(machine):
     one, other = machine(), machine()
     layer = one.make()
     poison(one, envelope(change(layer)), blobs=[layer])
-    assert other.layers.recorded(KEY).digest == layer.digest
+    assert other.layers.shared(KEY).digest == layer.digest
     assert other.told.warnings == []
 
 
@@ -302,11 +299,11 @@ def test_whatever_a_record_says_gives_a_layer_of_ours_or_none(tmp_path, field, v
 
     content = {**SOUND, field: value}
     told = []
-    found = SharedLayers(Answers(), BlobStore(tmp_path)).find(KEY)
+    found = LayerCache(tmp_path / "layers", BlobStore(tmp_path), Answers()).shared(KEY)
     assert (found is None) == bool(told)
     if found is not None:
         assert (found.digest, found.size, found.media_type) == (DIGEST, 5, TYPE)
-        assert all(isinstance(file.path, str) for file in found.files)
+        assert all(isinstance(file.path, str) for file in getattr(found, "files", ()))
 
 
 TYPE, DIGEST = "application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "a" * 64
@@ -327,15 +324,15 @@ def test_a_record_whose_layer_was_deleted_is_ignored(machine):
     one.keep(KEY, layer)
     path = f"/v2/{one.shared.repository}/blobs/{layer.digest}"
     assert httpx.delete(f"http://{one.client.registry.host}{path}").status_code == 202
-    assert other.layers.recorded(KEY) is None
-    assert "not there" in other.told.warnings[0]
+    assert other.layers.shared(KEY) is None
+    assert "is absent" in other.told.warnings[0]
 
 
 def test_a_layer_that_is_not_what_its_record_tells_ends_the_use_of_records_when_it_is_read(machine):
     one, other = machine(), machine()
     layer = one.make()
     poison(one, envelope(change(layer, diff_id="sha256:" + "0" * 64)), blobs=[layer])
-    assert other.layers.recorded(KEY) is not None
+    assert other.layers.shared(KEY) is not None
     with pytest.raises(RecordUnusable, match="does not hold the files"):
         other.blobs.open(layer.digest)
     assert not other.blobs.has(layer.digest)
@@ -351,7 +348,7 @@ def test_a_layer_that_can_not_be_what_was_told_is_not_kept(machine, what):
     else:
         layer = one.make()
         poison(one, envelope(change(layer, uncompressed_size=10)), blobs=[layer])
-    assert other.layers.recorded(KEY) is not None
+    assert other.layers.shared(KEY) is not None
     with pytest.raises(RecordUnusable):
         other.blobs.open(layer.digest)
     with pytest.raises(RecordUnusable):  # nor is it believed the next time
@@ -362,7 +359,7 @@ def test_cancelled_is_no_reason_to_begin_again(machine, monkeypatch):
     one, other = machine(), machine()
     layer = one.make()
     one.keep(KEY, layer)
-    assert other.layers.recorded(KEY) is not None
+    assert other.layers.shared(KEY) is not None
     monkeypatch.setattr("flops.oci.blobs.check_cancelled", lambda: (_ for _ in ()).throw(Cancelled("stop")))
     with pytest.raises(Cancelled):
         other.blobs.open(layer.digest)
@@ -374,8 +371,8 @@ def test_a_registry_that_refuses_costs_one_warning(machine, status):
     one = machine()
     layer = one.make()
     one.transport.status = status
-    assert one.layers.recorded(KEY) is None
-    assert one.layers.recorded(OTHER) is None
+    assert one.layers.shared(KEY) is None
+    assert one.layers.shared(OTHER) is None
     asked = len(one.transport.asked)
     one.keep(KEY, layer)
     assert DocumentStore(one.directory / "locks", shared=one.shared, kind=LOCK).get(["x"]) is None
@@ -394,7 +391,7 @@ def test_a_registry_that_only_lets_us_read_costs_one_warning(machine):
         return httpx.Response(403) if request.method in ("POST", "PUT") else real.handle_request(request)
 
     other.transport.inner = httpx.MockTransport(refuse)
-    assert other.layers.recorded(KEY) == layer
+    assert other.layers.shared(KEY) == layer
     for key in (OTHER, "3" * 64):
         other.keep(key, other.make(key[0]))
     (warning,) = other.told.warnings
@@ -463,29 +460,28 @@ def test_a_base_set_of_others_counts_as_long_and_only_where_it_is_one(machine, a
         kind=BASE,
         key=shared_cache_key(KEY),
     )
-    store = PackageStore(other.directory, other.blobs, shared=other.shared, records=other.records)
+    store = PackageStore(other.directory, shared=other.shared)
     assert (store.packages(KEY) == (PACKAGE,)) is found
     if not changes:
         assert store.packages(KEY, any_age=True) == (PACKAGE,)
 
 
-def test_layers_of_bases_are_shared_likewise(machine):
+def test_package_sets_and_layers_of_bases_are_shared_likewise(machine):
     one, other = machine(), machine()
-    store = PackageStore(one.directory, one.blobs, shared=one.shared, records=one.records)
+    store = PackageStore(one.directory, shared=one.shared)
     store.keep_packages(KEY, [PACKAGE])
-    layer = one.make()
-    store.keep_layer(OTHER, layer)
-    one.shared.wait()
-    there = PackageStore(other.directory, other.blobs, shared=other.shared, records=other.records)
+    layer = Layer(**{name: getattr(one.make(), name) for name in Layer.__dataclass_fields__})
+    one.keep(OTHER, layer)
+    there = PackageStore(other.directory, shared=other.shared)
     assert there.packages(KEY) == (PACKAGE,)
-    assert there.layer(OTHER).digest == layer.digest
+    assert other.layers.find(OTHER).digest == layer.digest
     assert not other.blobs.has(layer.digest)
 
 
 # --- keys of files ----------------------------------------------------------------------------------------------------
 def test_layers_of_our_own_files_have_a_key_by_content_and_a_repository_has_none(tmp_path):
     def key(*entries, compression=Compression.GZIP):
-        return files_key(FilesLayer(title="x", entries=entries), compression)
+        return cache_key(FilesLayer(title="x", entries=entries), compression)
 
     one = (File(path="a", data=b"1"), Link(path="b", target="a"), Directory(path="c"))
     others = [

@@ -16,7 +16,6 @@ import pytest
 
 from flops.cli.check import show
 from flops.errors import ImportMissing, RegistryUnreachable
-from flops.images.layer_cache import LayerCache, layer_key
 from flops.images.plan import ml_layers
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
@@ -30,7 +29,7 @@ from flops.settings import Settings
 from flops.store.shared import REPOSITORY, SharedCache
 from flops.use_cases.check import AskedRegistry, check
 from flops.use_cases.result import Amount
-from flops.wheels.shared_layers import SharedLayers
+from flops.wheels.layer_cache import LayerCache, layer_key
 from flops.wheels.wheel_cache import WheelCache
 from flops.wheels.wheel_layer import WheelFile
 
@@ -425,11 +424,11 @@ def test_a_rebuild_takes_only_what_is_not_here(index, settings, repository, tmp_
     numpy = next(one for one in lock.wheels if one.name == "numpy")
     key = layer_key([numpy.sha256], prefix=large.prefix, python="3.11", compression=Compression.GZIP)
     elsewhere = BlobStore(tmp_path / "elsewhere")
-    other = LayerCache(tmp_path / "elsewhere" / "layers", elsewhere)
     wheel = WheelFile(path=cache.path(numpy), sha256=numpy.sha256, filename=numpy.filename)
-    layer = other.layer_for([wheel], prefix=large.prefix, python="3.11", compression=Compression.GZIP)
     with shared_cache() as shared:
-        SharedLayers(shared, elsewhere).keep(key, layer)
+        other = LayerCache(tmp_path / "elsewhere" / "layers", elsewhere, shared)
+        layer = other.layer_for([wheel], prefix=large.prefix, python="3.11", compression=Compression.GZIP)
+        other.share(key, layer)
         shared.wait()
     with shared_cache(read_only=True) as shared:
         registry = AskedRegistry(name="127.0.0.1:1", holds=lambda *_: True, shared=shared)

@@ -17,8 +17,7 @@ from tests import hostile_program
 
 from flops import sandbox
 from flops.errors import ToolFailed, ToolTimeout
-from flops.images.bytecode_layer import key
-from flops.images.plan import BytecodeLayer
+from flops.images.plan import BytecodeLayer, cache_key
 from flops.recipe import Compression
 from flops.sandbox import Bounds
 
@@ -36,7 +35,7 @@ def test_bytecode_of_a_base_image_is_never_taken_for_debians():
     debians = BytecodeLayer(title="", prefix="opt/flops/runtime", python="3.11", python_full="3.11.2", wheels=())
     foreign = replace(debians, origin="sha256:" + 64 * "1")
     other = replace(debians, origin="sha256:" + 64 * "2")
-    assert len({key(one, Compression.GZIP) for one in (debians, foreign, other)}) == 3
+    assert len({cache_key(one, Compression.GZIP) for one in (debians, foreign, other)}) == 3
 
 
 def outside(attack, *arguments):

@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flops.errors import FlopsError, LayerConflict, WheelBomb, WheelRecord, WheelUnsafe
-from flops.images.layer_cache import LayerCache, layer_key
 from flops.oci.blobs import BlobStore
 from flops.oci.layer import LayerWriter
 from flops.recipe import Compression
 from flops.wheels.archive import WheelLimits
+from flops.wheels.layer_cache import LayerCache, layer_key
 from flops.wheels.wheel_layer import PathConflict, WheelFile, environment_conflicts, group, open_wheels, write_layer
 
 SITE = "opt/flops/ml/lib/python3.11/site-packages"
@@ -684,7 +684,7 @@ def test_a_layer_is_made_once(tmp_path):
     source.path.unlink()
     again = cache(tmp_path).layer_for([source], **OPTIONS)
     assert again == made
-    assert cache(tmp_path).get(layer_key([source.sha256], **OPTIONS)) == made
+    assert cache(tmp_path).local(layer_key([source.sha256], **OPTIONS)) == made
     assert BlobStore(tmp_path / "cache").size(made.digest) == made.size
 
 
@@ -707,7 +707,7 @@ def test_a_cached_layer_without_its_bytes_is_made_again(tmp_path):
     whole = blob.read_bytes()
     for damage in (blob.unlink, lambda: blob.write_bytes(whole[:-1])):
         damage()
-        assert cache(tmp_path).get(layer_key([source.sha256], **OPTIONS)) is None
+        assert cache(tmp_path).local(layer_key([source.sha256], **OPTIONS)) is None
         assert cache(tmp_path).layer_for([source], **OPTIONS) == made
         assert blob.read_bytes() == whole
     description = next((tmp_path / "cache/layers").iterdir())

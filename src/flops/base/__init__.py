@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flops.request import Request
     from flops.settings import Settings
     from flops.store.shared import SharedCache
-    from flops.wheels.shared_layers import SharedLayers
 
 #: The label of learners' and aggregators' images, none of which is a base.
 ACTOR = "io.flops.actor"
@@ -101,7 +100,6 @@ class BaseContext:
     request: Request
     reporter: Reporter
     shared: SharedCache | None = None
-    records: SharedLayers | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -40,7 +40,6 @@ def debian_bases(context: BaseContext, _stack: ExitStack) -> list[BaseProvider]:
             upgrade=context.request.upgrade,
             reporter=context.reporter,
             shared=context.shared,
-            records=context.records,
         )
         for name in SUITES
     ]
@@ -212,7 +211,7 @@ class Bases:
                     compression=self._context.recipe.compression,
                     reporter=self._context.reporter,
                     # a base image's own loader starts it there: what it compiles is for images on that base
-                    records=self._context.records if self._context.recipe.base is None else None,
+                    shared=self._context.shared if self._context.recipe.base is None else None,
                 )
                 self._standalone[key] = StandaloneBase(choice, below, layers)
             return self._standalone[key]

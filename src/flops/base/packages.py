@@ -1,19 +1,16 @@
-"""What the making of bases remembers: package sets for a week, .debs by their hash, layers by their key."""
+"""What the making of bases remembers: package sets for a week, .debs by their hash."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from flops.base import BasePackage
 from flops.errors import BaseUnavailable
-from flops.files import replacing
 from flops.oci.blobs import used
-from flops.oci.layer import Layer
 from flops.store.document_store import DocumentStore
 from flops.store.shared import BASE
 
@@ -21,9 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from flops.oci.blobs import BlobStore
     from flops.store.shared import SharedCache
-    from flops.wheels.shared_layers import SharedLayers
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+:~-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -32,13 +27,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class PackageStore:
     """Files under `root`. Safe between processes: each is written beside and moved into place."""
 
-    def __init__(
-        self, root: Path, blobs: BlobStore, *, shared: SharedCache | None = None, records: SharedLayers | None = None
-    ) -> None:
+    def __init__(self, root: Path, *, shared: SharedCache | None = None) -> None:
         self._root = root
-        self._blobs = blobs
         self._sets = DocumentStore(root / "sets", kind=BASE, shared=shared)
-        self._records = records
 
     def packages(self, key: str, *, any_age: bool = False) -> tuple[BasePackage, ...] | None:
         """The package set under this key, unless it is older than a week or can't be read."""
@@ -49,26 +40,6 @@ class PackageStore:
 
     def keep_packages(self, key: str, packages: Iterable[BasePackage]) -> None:
         self._sets.put(key, {"packages": [package.to_json() for package in packages]})
-
-    def layer(self, key: str) -> Layer | None:
-        """The layer under this key: its blob is here, or in the registry, whence it comes when it is opened."""
-        path = self._root / "layers" / f"{key}.json"
-        try:
-            layer = Layer.from_json(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
-            layer = None
-        if layer is not None and self._blobs.use(layer.digest, layer.size):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-            return layer
-        return self._records.find(key, known=layer) if self._records else None
-
-    def keep_layer(self, key: str, layer: Layer) -> None:
-        """Remember a layer that was made here."""
-        with replacing(self._root / "layers" / f"{key}.json") as file:
-            file.write(json.dumps(layer.to_json()).encode())
-        if self._records is not None:
-            self._records.keep(key, layer)
 
     def deb(self, package: BasePackage) -> Path:
         return self._root / "debs" / f"{package.sha256}.deb"

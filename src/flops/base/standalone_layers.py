@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flops.base.bytecode import BYTECODE_VERSION, BytecodeTarget, Interpreter, write_bytecode
-from flops.base.packages import PackageStore, key
+from flops.base.packages import key
 from flops.base.standalone import PREFIX
 from flops.errors import BaseUnavailable, BuildError
 from flops.oci.blobs import disk_errors
@@ -18,6 +18,7 @@ from flops.oci.entries import File, Link, write_entries
 from flops.oci.layer import FORMAT_VERSION, LayerWriter, compressor_tag
 from flops.platforms import Platform
 from flops.progress import Stage
+from flops.wheels.layer_cache import LayerCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from flops.progress import Reporter
     from flops.recipe import Compression
     from flops.repair.pythons import PythonChoice
-    from flops.wheels.shared_layers import SharedLayers
+    from flops.store.shared import SharedCache
 
 #: Raised whenever other files of the same build would be taken.
 CHOICE_VERSION = 1
@@ -57,13 +58,13 @@ class StandaloneLayers:
         blobs: BlobStore,
         compression: Compression,
         reporter: Reporter,
-        records: SharedLayers | None = None,
+        shared: SharedCache | None = None,
     ) -> None:
         self._version = version
         self._minor = ".".join(version.split(".")[:2])
         self._pythons = pythons
         self._room = cache_dir / "bases"
-        self._store = PackageStore(self._room, blobs, records=records)
+        self._layers = LayerCache(self._room / "layers", blobs, shared)
         self._blobs = blobs
         self._compression = compression
         self._reporter = reporter
@@ -102,7 +103,7 @@ class StandaloneLayers:
             format=FORMAT_VERSION,
             compressor=compressor_tag(self._compression),
         )
-        layer = self._store.layer(name)
+        layer = self._layers.find(name)
         if layer is None:
             root = self._pythons.fetch(self._version, platform)
             with self._blobs.writer() as blob:
@@ -110,7 +111,7 @@ class StandaloneLayers:
                 write_entries([_entry(root, path) for path in _paths(root, self._minor)], writer)
                 layer = writer.close(comment=f"Python {self._version}, standalone")
                 blob.commit(layer.digest)
-            self._store.keep_layer(name, layer)
+            self._layers.keep(name, layer)
         return layer
 
     def _bytecode(
@@ -118,7 +119,7 @@ class StandaloneLayers:
     ) -> dict[Platform, tuple[Layer]]:
         """The standard library's, where this machine can start such a Python; else a warning."""
         names = {platform: key(bytecode=BYTECODE_VERSION, layer=layer.digest) for platform, layer in files.items()}
-        found = {platform: (layer,) for platform, name in names.items() if (layer := self._store.layer(name))}
+        found = {platform: (layer,) for platform, name in names.items() if (layer := self._layers.find(name))}
         todo = [platform for platform in files if platform not in found]
         if todo:
             try:
@@ -131,7 +132,7 @@ class StandaloneLayers:
                 )
                 return found
             for platform, layer in made.items():
-                self._store.keep_layer(names[platform], layer)
+                self._layers.keep(names[platform], layer)
                 found[platform] = (layer,)
         return found
 

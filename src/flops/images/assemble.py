@@ -1,4 +1,4 @@
-"""Execute a plan: fetch the wheels that are needed, make each distinct layer once, hand it on as soon as it is there."""
+"""Execute a plan: fetch the wheels that are needed, make each distinct layer once, and offer it as soon as it is made."""
 
 from __future__ import annotations
 
@@ -10,36 +10,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from flops.images import bytecode_layer
-from flops.images.layer_cache import files_key, layer_key
-from flops.images.plan import BytecodeLayer, FilesLayer, WheelsLayer, cost
+from flops.images.plan import BytecodeLayer, FilesLayer, WheelsLayer, cache_key, cost, wheel_bytes, wheels_of
 from flops.oci.entries import write_entries
 from flops.oci.layer import LayerWriter
 from flops.progress import Stage
-from flops.wheels.wheel_layer import WheelFile, WheelLayer
+from flops.wheels.wheel_layer import WheelFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from flops.base.bytecode import Interpreter
-    from flops.images.layer_cache import LayerCache
     from flops.images.plan import PlannedLayer
     from flops.locking.lock import LockedWheel
     from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.progress import Reporter
     from flops.recipe import Compression
+    from flops.wheels.layer_cache import LayerCache
     from flops.wheels.wheel_cache import WheelCache
 
-    #: Makes layers that belong together, in their order.
-    Make = Callable[[Sequence[PlannedLayer]], list[Layer]]
-
 #: Wheels that are fetched at the same time.
-FETCHING = 8
-#: Layers that travel at the same time while others are made.
-TRAVELLING = 3
-#: Layers that are looked for among other builders' records at the same time.
-SEARCHING = 8
+FETCHES = 8
+#: Layers that are uploaded at the same time while others are made.
+OFFERS = 3
+#: Layers that are looked up in the registry at the same time.
+LOOKUPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +49,7 @@ class LayerTools:
     interpreter: Callable[[str], Interpreter]
     """The base's own Python of this full version; called where bytecode is wanted, waits for the base."""
     offer: Callable[[Layer], None]
-    """Told of each layer that is ready, from threads of its own."""
+    """Called with each layer that is ready, from several threads."""
     reporter: Reporter
     workers: int = field(default_factory=lambda: max(2, os.cpu_count() or 2))
     """Layers that are made at the same time; no byte of any layer depends on it."""
@@ -65,21 +61,21 @@ class Assembly:
     `add` may be called from several threads.
     """
 
-    def __init__(self, workshop: LayerTools) -> None:
-        self._workshop = workshop
-        self._fetchers = ThreadPoolExecutor(FETCHING, thread_name_prefix="fetch")
-        self._makers = ThreadPoolExecutor(workshop.workers, thread_name_prefix="layer")
-        # of its own: it waits for the base, and no maker shall wait with it
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="bytecode")
-        self._carriers = ThreadPoolExecutor(TRAVELLING, thread_name_prefix="offer")
-        self._searchers = ThreadPoolExecutor(SEARCHING, thread_name_prefix="search")
+    def __init__(self, tools: LayerTools) -> None:
+        self._tools = tools
+        self._fetch_pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
+        self._make_pool = ThreadPoolExecutor(tools.workers, thread_name_prefix="layer")
+        # a pool of its own, since bytecode waits for the base and must not block other layers
+        self._bytecode_pool = ThreadPoolExecutor(1, thread_name_prefix="bytecode")
+        self._offer_pool = ThreadPoolExecutor(OFFERS, thread_name_prefix="offer")
+        self._lookup_pool = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="search")
         self._wheels: dict[str, Future[Path]] = {}
         self._layers: dict[PlannedLayer, Future[Layer]] = {}
         self._offers: list[Future[None]] = []
-        self._searches: list[Future[None]] = []
-        self._adding = threading.Lock()
-        self._wanting = threading.Lock()
-        self._guard = threading.Lock()
+        self._lookups: list[Future[None]] = []
+        self._add_lock = threading.Lock()
+        self._fetch_lock = threading.Lock()
+        self._count_lock = threading.Lock()
         self._abandoned = threading.Event()
         self._bytes: dict[Stage, int] = defaultdict(int)
         self._totals: dict[Stage, int] = defaultdict(int)
@@ -91,232 +87,187 @@ class Assembly:
 
     def __exit__(self, *_: object) -> None:
         self._abandoned.set()
-        for pool in (self._searchers, self._fetchers, self._makers, self._compiler, self._carriers):
+        for pool in (self._lookup_pool, self._fetch_pool, self._make_pool, self._bytecode_pool, self._offer_pool):
             pool.shutdown(cancel_futures=True)
 
     def add(self, layers: Iterable[PlannedLayer]) -> None:
-        """Begin with these layers: those that are remembered are there at once, the others fetch and make."""
-        with self._adding:
-            fresh = [layer for layer in dict.fromkeys(layers) if layer not in self._layers]
-            missing = sorted((layer for layer in fresh if not self._recalled(layer)), key=cost, reverse=True)
-            self._layers |= {layer: Future() for layer in missing}
-            with self._guard:
-                self._totals[Stage.ASSEMBLE] += sum(map(_weight, missing))
+        """Begin with these layers: take those that this machine has, then fetch and make the others."""
+        with self._add_lock:
+            new = [layer for layer in dict.fromkeys(layers) if layer not in self._layers]
+            self._layers |= {layer: Future() for layer in new}
+            missing = sorted((layer for layer in new if not self._take_local(layer)), key=cost, reverse=True)
+            with self._count_lock:
+                self._totals[Stage.ASSEMBLE] += sum(map(wheel_bytes, missing))
             for group in _groups(missing):
-                if self._workshop.layers.records is not None:
-                    self._searches.append(self._searchers.submit(self._search, group))
+                if self._tools.layers.is_shared:
+                    self._lookups.append(self._lookup_pool.submit(self._look_up, group))
                 else:
                     self._begin(group)
 
     def offer(self, layer: Layer) -> None:
-        """A layer that was made elsewhere (the base's) may travel."""
-        self._offers.append(self._carriers.submit(self._workshop.offer, layer))
+        """Offer a layer that was made elsewhere (the base's)."""
+        self._offers.append(self._offer_pool.submit(self._tools.offer, layer))
 
     def wait_for_wheels(self, *others: Future[Any]) -> None:
-        """Until every wheel that is wanted so far is here; the first failure, of `others` too, is raised."""
-        _first_failure([*self._searches, *others], until=self._searches)
-        wheels = list(self._wheels.values())
-        _first_failure([*wheels, *others], until=wheels)
+        """Wait for every wheel that is wanted so far; raise the first failure, of `others` too."""
+        _raise_first(self._lookups, others)
+        _raise_first(list(self._wheels.values()), others)
 
     def finish(self, layers: Iterable[PlannedLayer]) -> dict[PlannedLayer, Layer]:
-        """These layers, made; the first failure is raised, but not of what was begun and is not wanted after all."""
+        """These layers, made; raises the first failure, except of layers that were added but are not among these."""
         wanted = {layer: self._layers[layer] for layer in layers}
         self._count(Stage.ASSEMBLE, 0)
-        _first_failure(self._searches)
-        wheels = {
-            wheel.sha256: self._wheels[wheel.sha256]
-            for layer in wanted
-            if isinstance(layer, WheelsLayer | BytecodeLayer)
-            for wheel in layer.wheels
-            if wheel.sha256 in self._wheels
-        }
-        _first_failure([*wheels.values(), *wanted.values()], until=list(wanted.values()))
+        _raise_first(self._lookups)
+        hashes = {wheel.sha256 for layer in wanted for wheel in wheels_of(layer)}
+        _raise_first(list(wanted.values()), [self._wheels[one] for one in hashes if one in self._wheels])
         return {layer: future.result() for layer, future in wanted.items()}
 
     def wait_for_offers(self) -> None:
-        _first_failure(self._offers)
+        _raise_first(self._offers)
 
-    # --- pieces -------------------------------------------------------------------------------------------------------
-    def _recalled(self, layer: PlannedLayer) -> bool:
+    # --- finding layers -----------------------------------------------------------------------------------------------
+    def _take_local(self, layer: PlannedLayer) -> bool:
         key = self._key(layer)
-        known = self._workshop.layers.get(key) if key else None
-        if known is None:
-            return False
-        self._layers[layer] = Future()
-        self._give(layer, known)
-        return True
+        known = self._tools.layers.local(key) if key else None
+        if known is not None:
+            self._reuse(layer, known)
+        return known is not None
 
-    def _give(self, layer: PlannedLayer, known: Layer) -> None:
-        with self._guard:
+    def _look_up(self, group: Sequence[PlannedLayer]) -> None:
+        """Take what other builders recorded; the rest of the group is made."""
+        missing = []
+        for layer in group:
+            key = self._key(layer)
+            known = self._tools.layers.shared(key) if key else None
+            if known is None:
+                missing.append(layer)
+            else:
+                self._reuse(layer, known)
+                self._count(Stage.ASSEMBLE, wheel_bytes(layer))
+        if missing:
+            self._begin(missing)
+
+    def _reuse(self, layer: PlannedLayer, known: Layer) -> None:
+        with self._count_lock:
             self.reused += known.size
         self.offer(known)
         self._layers[layer].set_result(known)
 
-    def _found(self, layer: PlannedLayer, known: Layer) -> None:
-        """Counted as to be made, and need not be."""
-        self._give(layer, known)
-        self._count(Stage.ASSEMBLE, _weight(layer))
-
-    def _search(self, group: Sequence[PlannedLayer]) -> None:
-        """Take what other builders recorded; the rest of the group is made."""
-        left = []
-        for layer in group:
-            key = self._key(layer)
-            known = self._workshop.layers.recorded(key) if key else None
-            if known is None:
-                left.append(layer)
-            else:
-                self._found(layer, known)
-        if left:
-            self._begin(left)
-
-    def _begin(self, group: Sequence[PlannedLayer]) -> None:
-        """Fetch, then make, layers that are made together."""
-        wheels = {wheel: None for layer in group for wheel in getattr(layer, "wheels", ())}
-        if isinstance(group[0], BytecodeLayer):
-            self._when_fetched(tuple(wheels), group, self._make_bytecode, self._compiler)
-        else:
-            self._when_fetched(tuple(wheels), group, self._make, self._makers)
-
     def _key(self, layer: PlannedLayer) -> str | None:
-        compression = self._workshop.compression
-        match layer:
-            case WheelsLayer():
-                hashes = [wheel.sha256 for wheel in layer.wheels]
-                return layer_key(hashes, prefix=layer.prefix, python=layer.python, compression=compression)
-            case BytecodeLayer():
-                return bytecode_layer.key(layer, compression)
-            case FilesLayer():
-                return files_key(layer, compression)
-            case _:
-                return None
+        return cache_key(layer, self._tools.compression)
 
-    def _when_fetched(
-        self, wheels: Sequence[LockedWheel], layers: Sequence[PlannedLayer], make: Make, pool: ThreadPoolExecutor
-    ) -> None:
-        """Make layers in `pool` once their wheels are here; no maker waits for a wheel."""
-        futures = [self._layers[layer] for layer in layers]
-        with self._wanting:
-            sources = [self._fetch(wheel) for wheel in wheels]
-        left = len(sources)
+    # --- fetching wheels ----------------------------------------------------------------------------------------------
+    def _begin(self, layers: Sequence[PlannedLayer]) -> None:
+        """Make layers together once their wheels are here; no thread that makes layers waits for a wheel."""
+        pool = self._bytecode_pool if isinstance(layers[0], BytecodeLayer) else self._make_pool
+        with self._fetch_lock:
+            wheels = [
+                self._fetch(wheel) for wheel in dict.fromkeys(wheel for one in layers for wheel in wheels_of(one))
+            ]
+        left = len(wheels)
 
-        def fetched(source: Future[Path]) -> None:
+        def fetched(wheel: Future[Path]) -> None:
             nonlocal left
-            if source.cancelled() or source.exception() is not None:
-                return  # told through the wheel's own future
-            with self._guard:
+            if wheel.cancelled() or wheel.exception() is not None:
+                return  # raised by the waiting methods, which look at the wheel's own future
+            with self._count_lock:
                 left -= 1
                 ready = left == 0
             if ready:
-                pool.submit(self._work, layers, futures, make)
+                pool.submit(self._make, layers)
 
-        if not sources:
-            pool.submit(self._work, layers, futures, make)
-        for source in sources:
-            source.add_done_callback(fetched)
-
-    def _work(self, layers: Sequence[PlannedLayer], futures: Sequence[Future[Layer]], make: Make) -> None:
-        try:
-            made = make(layers)
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            for future in futures:
-                future.set_exception(error)
-            return
-        for future, planned, layer in zip(futures, layers, made, strict=True):
-            self._offers.append(self._carriers.submit(self._carry, layer, self._key(planned)))
-            self._count(Stage.ASSEMBLE, _weight(planned))
-            future.set_result(layer)
-
-    def _carry(self, layer: Layer, key: str | None) -> None:
-        """A layer that was made here travels, and is then recorded for others."""
-        self._workshop.offer(layer)
-        if key is not None:
-            self._workshop.layers.record(key, layer)
+        if not wheels:
+            pool.submit(self._make, layers)
+        for wheel in wheels:
+            wheel.add_done_callback(fetched)
 
     def _fetch(self, wheel: LockedWheel) -> Future[Path]:
         if wheel.sha256 not in self._wheels:
             self._totals[Stage.FETCH] += wheel.size or 0
-            self._wheels[wheel.sha256] = self._fetchers.submit(self._fetch_now, wheel)
+            self._wheels[wheel.sha256] = self._fetch_pool.submit(self._fetch_now, wheel)
         return self._wheels[wheel.sha256]
 
     def _fetch_now(self, wheel: LockedWheel) -> Path:
-        if self._workshop.wheels.has(wheel):
+        if self._tools.wheels.has(wheel):
             self._count(Stage.FETCH, wheel.size or 0)
-            return self._workshop.wheels.path(wheel)
+            return self._tools.wheels.path(wheel)
 
         def count(number: int) -> None:
             if self._abandoned.is_set() and number > 0:
                 raise CancelledError  # nobody waits for this wheel any more
-            with self._guard:
+            with self._count_lock:
                 self.downloaded += number
             self._count(Stage.FETCH, number)
 
-        return self._workshop.wheels.fetch(wheel, on_bytes=count)
+        return self._tools.wheels.fetch(wheel, on_bytes=count)
 
-    def _make(self, layers: Sequence[PlannedLayer]) -> list[Layer]:
-        (layer,) = layers
-        match layer:
-            case WheelsLayer():
-                made: Layer = self._workshop.layers.layer_for(
-                    [
-                        WheelFile(
-                            path=self._wheels[wheel.sha256].result(), sha256=wheel.sha256, filename=wheel.filename
-                        )
-                        for wheel in layer.wheels
-                    ],
-                    prefix=layer.prefix,
-                    python=layer.python,
-                    compression=self._workshop.compression,
-                )
-            case FilesLayer():
-                made = self._make_files(layer)
-                key = self._key(layer)
-                if key is not None:
-                    self._workshop.layers.put(key, WheelLayer(**made.to_json()))
-            case _:
+    # --- making layers ------------------------------------------------------------------------------------------------
+    def _make(self, layers: Sequence[PlannedLayer]) -> None:
+        try:
+            made = self._made(layers)
+        except BaseException as error:  # noqa: BLE001 - raised where the layer is waited for
+            for planned in layers:
+                self._layers[planned].set_exception(error)
+            return
+        for planned, layer in zip(layers, made, strict=True):
+            self._offers.append(self._offer_pool.submit(self._offer_and_share, layer, self._key(planned)))
+            self._count(Stage.ASSEMBLE, wheel_bytes(planned))
+            self._layers[planned].set_result(layer)
+
+    def _offer_and_share(self, layer: Layer, key: str | None) -> None:
+        self._tools.offer(layer)
+        if key is not None:
+            self._tools.layers.share(key, layer)
+
+    def _made(self, layers: Sequence[PlannedLayer]) -> list[Layer]:
+        match layers[0]:
+            case WheelsLayer() as layer:
+                files, compression = self._wheel_files(layer), self._tools.compression
+                layers_of = self._tools.layers
+                return [layers_of.layer_for(files, prefix=layer.prefix, python=layer.python, compression=compression)]
+            case FilesLayer() as layer:
+                made = [self._make_files(layer)]
+            case BytecodeLayer():
+                made = self._make_bytecode([layer for layer in layers if isinstance(layer, BytecodeLayer)])
+            case layer:
                 raise TypeError(f"a {type(layer).__name__} is not made here")
-        return [made]
+        for planned, one in zip(layers, made, strict=True):
+            if key := self._key(planned):
+                self._tools.layers.put(key, one)
+        return made
+
+    def _wheel_files(self, layer: PlannedLayer) -> list[WheelFile]:
+        return [
+            WheelFile(path=self._wheels[wheel.sha256].result(), sha256=wheel.sha256, filename=wheel.filename)
+            for wheel in wheels_of(layer)
+        ]
 
     def _make_files(self, layer: FilesLayer) -> Layer:
-        with self._workshop.blobs.writer() as blob:
-            writer = LayerWriter(blob, compression=self._workshop.compression)
+        with self._tools.blobs.writer() as blob:
+            writer = LayerWriter(blob, compression=self._tools.compression)
             write_entries(layer.entries, writer)
             made = writer.close(comment=layer.title)
             blob.commit(made.digest)
         return made
 
-    def _make_bytecode(self, layers: Sequence[PlannedLayer]) -> list[Layer]:
-        wanted = [layer for layer in layers if isinstance(layer, BytecodeLayer)]
-        paths = {wheel.sha256: self._wheels[wheel.sha256].result() for layer in wanted for wheel in layer.wheels}
-        made = bytecode_layer.make(
-            wanted,
-            paths,
-            interpreter=self._workshop.interpreter(wanted[0].python_full),
-            blobs=self._workshop.blobs,
-            compression=self._workshop.compression,
-            workers=self._workshop.workers,
+    def _make_bytecode(self, layers: Sequence[BytecodeLayer]) -> list[Layer]:
+        return bytecode_layer.make(
+            {layer: self._wheel_files(layer) for layer in layers},
+            interpreter=self._tools.interpreter(layers[0].python_full),
+            blobs=self._tools.blobs,
+            compression=self._tools.compression,
+            workers=self._tools.workers,
         )
-        found: list[Layer] = []
-        for layer in wanted:
-            one = WheelLayer(**made[layer].to_json())
-            self._workshop.layers.put(bytecode_layer.key(layer, self._workshop.compression), one)
-            found.append(one)
-        return found
 
     def _count(self, stage: Stage, number: int) -> None:
-        with self._guard:
+        with self._count_lock:
             self._bytes[stage] += number
             done, total = self._bytes[stage], self._totals[stage]
-        self._workshop.reporter.progress(stage, done=done, total=max(done, total))
-
-
-def _weight(layer: PlannedLayer) -> int:
-    """Bytes of the wheels that a layer is made of: what progress counts."""
-    return sum(wheel.size or 0 for wheel in getattr(layer, "wheels", ()))
+        self._tools.reporter.progress(stage, done=done, total=max(done, total))
 
 
 def _groups(layers: Iterable[PlannedLayer]) -> list[list[PlannedLayer]]:
-    """What is made at once: bytecode of one interpreter, so that sources that layers share are compiled once; else each alone."""
+    """Layers that are made together: bytecode of one interpreter, since sources that layers share are compiled once."""
     bytecode: dict[str, list[PlannedLayer]] = defaultdict(list)
     others: list[list[PlannedLayer]] = []
     for layer in layers:
@@ -327,11 +278,12 @@ def _groups(layers: Iterable[PlannedLayer]) -> list[list[PlannedLayer]]:
     return [*bytecode.values(), *others]
 
 
-def _first_failure(futures: Sequence[Future[Any]], *, until: Sequence[Future[Any]] | None = None) -> None:
-    """Wait for `until` (or for all), or for the first failure among `futures`, which is raised."""
-    left = set(until if until is not None else futures)
+def _raise_first(wanted: Sequence[Future[Any]], others: Sequence[Future[Any]] = ()) -> None:
+    """Wait for all that is wanted, or for the first failure among both, which is raised."""
+    futures = [*wanted, *others]
+    left = set(wanted)
     while left:
-        wait(futures, timeout=0.05 if until is not None else None, return_when=FIRST_EXCEPTION)
+        wait(futures, timeout=0.05 if others else None, return_when=FIRST_EXCEPTION)
         for future in futures:
             if future.done() and not future.cancelled() and (error := future.exception()) is not None:
                 raise error

@@ -6,12 +6,18 @@ bytecode), ML packages, shims, the ML repository, the actor's own. Layers that a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flops import actors
 from flops.actors import Actor
+from flops.base.bytecode import BYTECODE_VERSION
 from flops.errors import BuildError
+from flops.oci.entries import File, Link
+from flops.oci.layer import FORMAT_VERSION, compressor_tag
+from flops.wheels.layer_cache import layer_key
 from flops.wheels.wheel_layer import group
 
 if TYPE_CHECKING:
@@ -20,7 +26,10 @@ if TYPE_CHECKING:
     from flops.locking.lock import Lock, LockedWheel
     from flops.oci.entries import Entry
     from flops.platforms import Platform
+    from flops.recipe import Compression
 
+#: Raised whenever bytecode of other sources of a wheel would be in a layer.
+SOURCES_VERSION = 2
 #: Container runtimes cap an image at 127 layers; this leaves room for those who build upon ours.
 MOST_LAYERS = 100
 
@@ -173,13 +182,53 @@ def _title(wheels: Sequence[LockedWheel]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
 
 
+def wheels_of(layer: PlannedLayer) -> tuple[LockedWheel, ...]:
+    """The wheels that a layer is made of."""
+    return layer.wheels if isinstance(layer, WheelsLayer | BytecodeLayer) else ()
+
+
+def wheel_bytes(layer: PlannedLayer) -> int:
+    """Bytes of these wheels: what progress counts."""
+    return sum(wheel.size or 0 for wheel in wheels_of(layer))
+
+
 def cost(layer: PlannedLayer) -> int:
-    """How long a layer takes to make, in no unit."""
+    """How long a layer takes to make, in no unit; bytecode is begun first, as compiling takes longest."""
+    return wheel_bytes(layer) * (4 if isinstance(layer, BytecodeLayer) else 1)
+
+
+def cache_key(layer: PlannedLayer, compression: Compression) -> str | None:
+    """What a layer's bytes depend on, as 64 hexadecimal digits; None for a layer that is never remembered."""
     match layer:
         case WheelsLayer():
-            return sum(wheel.size or 0 for wheel in layer.wheels)
+            hashes = [wheel.sha256 for wheel in layer.wheels]
+            return layer_key(hashes, prefix=layer.prefix, python=layer.python, compression=compression)
         case BytecodeLayer():
-            # compiling is the longest single piece of work: as soon as its wheels are there
-            return 4 * sum(wheel.size or 0 for wheel in layer.wheels)
+            value: dict[str, object] = {
+                "bytecode": [BYTECODE_VERSION, SOURCES_VERSION],
+                "wheels": sorted(wheel.sha256 for wheel in layer.wheels),
+                "prefix": layer.prefix,
+                "python": [layer.python_full, layer.origin],
+            }
+        case FilesLayer():
+            entries = [_content(entry) for entry in sorted(layer.entries, key=lambda entry: entry.path)]
+            if None in entries:  # a repository's files are of no use to another commit
+                return None
+            value = {"files": entries}
         case _:
-            return 0
+            return None
+    value |= {"format": FORMAT_VERSION, "compressor": compressor_tag(compression)}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _content(entry: Entry) -> list[object] | None:
+    """An entry as a key has it; None for a file of this machine."""
+    match entry:
+        case File(data=bytes() as data):
+            return [entry.path, hashlib.sha256(data).hexdigest(), entry.executable, entry.owner]
+        case File():
+            return None
+        case Link():
+            return [entry.path, "->", entry.target]
+        case _:
+            return [entry.path, "/", entry.owner, entry.mode]

@@ -20,7 +20,6 @@ from flops.base.debian.debian_base import DebianBase, Suite
 from flops.images import runtime
 from flops.images.assemble import Assembly, LayerTools
 from flops.images.compose import UNPACKED
-from flops.images.layer_cache import LayerCache
 from flops.images.plan import runtime_layers
 from flops.locking.lock import Locker
 from flops.oci.blobs import BlobStore
@@ -30,6 +29,7 @@ from flops.oci.layer import LayerWriter
 from flops.progress import Reporter, Silent, Stage
 from flops.recipe import Compression
 from flops.version import __version__
+from flops.wheels.layer_cache import LayerCache
 from flops.wheels.wheel_cache import WheelCache
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def builder_image(
     )
     locker = Locker(settings.cache_dir, index_url=settings.index_url, ca_bundle=settings.ca_bundle, upgrade=upgrade)
     wheels = WheelCache(settings.cache_dir / "wheels", index_url=settings.index_url, ca_bundle=settings.ca_bundle)
-    workshop = LayerTools(
+    tools = LayerTools(
         wheels=wheels,
         layers=LayerCache(settings.cache_dir / "layers", blobs),
         blobs=blobs,
@@ -96,7 +96,7 @@ def builder_image(
         offer=lambda _layer: None,
         reporter=reporter,
     )
-    with wheels, ThreadPoolExecutor(1) as pool, Assembly(workshop) as assembly:
+    with wheels, ThreadPoolExecutor(1) as pool, Assembly(tools) as assembly:
         preparing = pool.submit(base.prepare, platforms)
         with reporter.stage(Stage.RESOLVE, "the builder's packages"):
             locks = _locks(locker, suite, platforms)

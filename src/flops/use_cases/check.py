@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from flops.errors import FlopsError
 from flops.images import runtime
-from flops.images.layer_cache import layer_key
-from flops.images.plan import WheelsLayer, ml_layers, runtime_layers
+from flops.images.plan import WheelsLayer, cache_key, ml_layers, runtime_layers
 from flops.progress import Reporter, Silent, Stage
 from flops.use_cases.parts import BuildParts
 from flops.use_cases.result import Amount, Preflight, PythonUsed, Rebuild, Report
@@ -106,12 +105,13 @@ class Estimate:
         push: list[int] = []
         keep: list[int] = []
         registry = self.registry
-        keys = {layer: self._key(layer) for layer in layers}
+        compression = self.parts.request.recipe.compression
+        keys = {layer: key for layer in layers if (key := cache_key(layer, compression))}
         here = {layer: self.parts.layers.known(key) for layer, key in keys.items()}
         lacking = [layer for layer, known in here.items() if known is None]
         with ThreadPoolExecutor(ASKING) as pool:
             recorded = dict(
-                zip(lacking, pool.map(lambda layer: self.parts.layers.recorded(keys[layer]), lacking), strict=True)
+                zip(lacking, pool.map(lambda layer: self.parts.layers.shared(keys[layer]), lacking), strict=True)
             )
         for layer, known in here.items():
             if there := recorded.get(layer):
@@ -132,12 +132,6 @@ class Estimate:
             keep=Amount.of(keep),
             registry=registry.name if registry else None,
             runtime=with_runtime,
-        )
-
-    def _key(self, layer: WheelsLayer) -> str:
-        hashes = [wheel.sha256 for wheel in layer.wheels]
-        return layer_key(
-            hashes, prefix=layer.prefix, python=layer.python, compression=self.parts.request.recipe.compression
         )
 
 

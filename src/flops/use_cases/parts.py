@@ -14,7 +14,6 @@ from flops.base.bases import Bases
 from flops.errors import InternalError
 from flops.images import runtime
 from flops.images.assemble import Assembly, LayerTools
-from flops.images.layer_cache import LayerCache
 from flops.images.plan import ml_layers, runtime_layers
 from flops.locking.lock import Locker
 from flops.oci.blobs import BlobStore
@@ -25,8 +24,8 @@ from flops.repair.resolve import LockRequest, Resolution, resolve
 from flops.repository.source_lines import SourceLineReporter, source_lines
 from flops.store.document_store import DocumentStore
 from flops.store.shared import LOCK
+from flops.wheels.layer_cache import LayerCache
 from flops.wheels.provides import Provides
-from flops.wheels.shared_layers import SharedLayers
 from flops.wheels.wheel_cache import WheelCache
 
 if TYPE_CHECKING:
@@ -82,8 +81,7 @@ class BuildParts:
         self.settings = settings
         cache = settings.cache_dir
         self.blobs = BlobStore(cache)
-        shared_layers = SharedLayers(shared, self.blobs) if shared else None
-        self.layers = LayerCache(cache / "layers", self.blobs, shared_layers)
+        self.layers = LayerCache(cache / "layers", self.blobs, shared)
         self._work_dir = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-", ignore_cleanup_errors=True))
         )
@@ -96,7 +94,6 @@ class BuildParts:
             request=request,
             reporter=self.reporter,
             shared=shared,
-            records=shared_layers,
         )
         self.bases = stack.enter_context(Bases(context))
         self.locker = Locker(

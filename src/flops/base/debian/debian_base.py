@@ -26,6 +26,7 @@ from flops.platforms import Platform
 from flops.progress import Reporter, Silent, Stage
 from flops.recipe import Compression
 from flops.repair.pythons import PythonChoice
+from flops.wheels.layer_cache import LayerCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from flops.oci.layer import Layer
     from flops.settings import Settings
     from flops.store.shared import SharedCache
-    from flops.wheels.shared_layers import SharedLayers
 
 #: Suites with a Python that Flower runs on.
 SUITES = ("bookworm", "trixie")
@@ -97,12 +97,12 @@ class DebianBase:
         upgrade: bool = False,
         reporter: Reporter | None = None,
         shared: SharedCache | None = None,
-        records: SharedLayers | None = None,
     ) -> None:
         self._suite = suite
         self._room = cache_dir / "bases"
         self._blobs = blobs
-        self._store = PackageStore(self._room, blobs, shared=shared, records=records)
+        self._store = PackageStore(self._room, shared=shared)
+        self._layers = LayerCache(self._room / "layers", blobs, shared)
         self._settings = settings
         self._compression = compression
         self._upgrade = upgrade
@@ -154,7 +154,7 @@ class DebianBase:
         if host is None or host in platforms:
             return []
         sets = [self._store.packages(self._set_key(platform)) for platform in platforms]
-        known = [one is not None and self._store.layer(self._bytecode_key(one)) is not None for one in sets]
+        known = [one is not None and self._layers.find(self._bytecode_key(one)) is not None for one in sets]
         return [] if all(known) and not self._upgrade else [host]
 
     def _base(self, platform: Platform, bytecode: Layer) -> Base:
@@ -190,11 +190,11 @@ class DebianBase:
         layer = self._recall(packages)
         if layer is None:
             layer = self._compose(packages)
-            self._store.keep_layer(self._layer_key(packages), layer)
+            self._layers.keep(self._layer_key(packages), layer)
         return _Made(packages=packages, layer=layer)
 
     def _recall(self, packages: Sequence[BasePackage]) -> Layer | None:
-        return self._store.layer(self._layer_key(packages))
+        return self._layers.find(self._layer_key(packages))
 
     def _fetch(self, platform: Platform, known: tuple[BasePackage, ...] | None) -> tuple[BasePackage, ...]:
         """Resolve (unless the set is known) and download; an old set helps where the mirror does not answer."""
@@ -270,12 +270,12 @@ class DebianBase:
     def _bytecode(self, platforms: Sequence[Platform]) -> dict[Platform, Layer]:
         """The standard library's bytecode for each platform; what they share is compiled once."""
         keys = {platform: self._bytecode_key(self._made[platform].packages) for platform in platforms}
-        found = {platform: self._store.layer(keys[platform]) for platform in platforms}
+        found = {platform: self._layers.find(keys[platform]) for platform in platforms}
         todo = [platform for platform in platforms if found[platform] is None]
         if todo:
             made = self._compile(todo)
             for platform, layer in made.items():
-                self._store.keep_layer(keys[platform], layer)
+                self._layers.keep(keys[platform], layer)
             found |= made
         return {platform: layer for platform, layer in found.items() if layer is not None}
 
