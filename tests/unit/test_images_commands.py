@@ -115,7 +115,7 @@ def test_records_are_what_they_are_called(made, capsys, world):
     assert names == {wheel.name for wheel in world.locks[AMD64].wheels}
 
 
-def test_a_wheels_licence_is_in_the_bill(made, capsys, world, settings):
+def test_a_wheels_licence_is_in_the_sbom(made, capsys, world, settings):
     metadata = b"Metadata-Version: 2.4\nName: free\nVersion: 1.0\nLicense-Expression: MIT OR Apache-2.0\n"
     wheels = [world.wheel("numpy"), world.wheel("free", {"free-1.0.dist-info/METADATA": metadata})]
     world.locks = {platform: world.lock(platform, wheels) for platform in world.locks}
@@ -236,8 +236,8 @@ def test_a_layouts_index_that_gains_a_platform_keeps_what_is_known_of_the_other(
         records = shown(capsys, "show", reference, "--directory", place)["records"]
         assert len(records[LOCKS]) == 6
         assert {one["title"] for one in records[SBOM]} == {"sbom-linux-amd64.cdx.json", "sbom-linux-arm64.cdx.json"}
-        bills = shown(capsys, "show", reference, "--directory", place, "--sbom")
-        assert len(bills) == 2
+        sboms = shown(capsys, "show", reference, "--directory", place, "--sbom")
+        assert len(sboms) == 2
 
 
 def test_an_archive_holds_the_records_that_have_no_time(world, settings, repository, tmp_path):

@@ -1,4 +1,4 @@
-"""Records beside an image: locks, bill of materials, provenance, history; and how they get into registries."""
+"""Records beside an image: locks, SBOM, provenance, history; and how they get into registries."""
 
 import hashlib
 import itertools
@@ -28,13 +28,14 @@ from flops.platforms import Platform
 from flops.progress import Silent, Stage
 from flops.recipe import Flavor, Recipe
 from flops.records import LOCKS, PLATFORMS, PROVENANCE, SBOM, TITLE, Materials
-from flops.records.attach import attach, carried
+from flops.records.attach import attach, record_documents
 from flops.records.history import MOST_EVENTS, History, build_record
 from flops.records.locks import locks_record, pylock
 from flops.records.provenance import Run, provenance_record
-from flops.records.sbom import Bills, sbom
+from flops.records.sbom import sbom, sbom_record
 from flops.registry.app import EmbeddedRegistry
 from flops.repair.doctor import PythonChoice
+from flops.store.document_store import DocumentStore
 from flops.wheels.archive import licence
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
@@ -159,10 +160,14 @@ def test_each_environment_and_base_is_a_document():
     assert json.loads(record.parts[2].data)["packages"][0]["name"] == "libc6"
 
 
-# --- bill of materials ---
-def test_a_bill_is_valid_and_names_everything(tmp_path):
+# --- SBOM ---
+def sboms(path):
+    return DocumentStore(path, kind="sbom", lifetime=None)
+
+
+def test_an_sbom_is_valid_and_names_everything(tmp_path):
     made = materials(AMD64, ARM64)
-    for part in Bills(tmp_path).record(made).parts:
+    for part in sbom_record(made, sboms(tmp_path)).parts:
         assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(part.data.decode()) is None
         document = json.loads(part.data)
         found = {component["bom-ref"]: component for component in document["components"]}
@@ -181,7 +186,7 @@ def test_a_bill_is_valid_and_names_everything(tmp_path):
         assert found["ml/numpy@1.26.4"]["licenses"] == [{"license": {"name": "NOASSERTION"}}]
 
 
-def test_a_bill_depends_on_what_was_resolved_alone():
+def test_an_sbom_depends_on_what_was_resolved_alone():
     made = materials(AMD64)
     other = materials(AMD64, identity=Identity(**{**vars(made.identity), "commit": "1" * 40}))
     assert sbom(made, AMD64) == sbom(other, AMD64)
@@ -198,20 +203,20 @@ def test_a_base_image_is_one_component():
     assert found["base/image"]["hashes"][0]["content"] == "cd" * 32
 
 
-def test_a_bill_is_kept_by_what_it_names(tmp_path, monkeypatch):
+def test_an_sbom_is_kept_by_what_it_names(tmp_path, monkeypatch):
     made = materials(AMD64, ARM64)
-    first = Bills(tmp_path).record(made)
+    first = sbom_record(made, sboms(tmp_path))
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     with monkeypatch.context() as patch:
         patch.setattr("flops.records.sbom.sbom", None)
-        assert Bills(tmp_path).record(made) == first
+        assert sbom_record(made, sboms(tmp_path)) == first
     files[0].write_bytes(files[0].read_bytes().replace(b"numpy", b"nunpy"))
-    assert Bills(tmp_path).record(made) == first
+    assert sbom_record(made, sboms(tmp_path)) == first
     licences = {**made.licences, wheel("protobuf", "3.20.3").sha256: "BSD-3-Clause"}
-    assert Bills(tmp_path).record(materials(AMD64, ARM64, licences=licences)) != first
+    assert sbom_record(materials(AMD64, ARM64, licences=licences), sboms(tmp_path)) != first
     (tmp_path / "none").write_bytes(b"")
-    assert Bills(tmp_path / "none").record(made) == first
+    assert sbom_record(made, sboms(tmp_path / "none")) == first
 
 
 # --- licences ---
@@ -355,15 +360,18 @@ def test_records_are_referrers_and_go_on_with_other_platforms(tmp_path):
             subject = Descriptor(
                 media_type=INDEX, digest=client.get_manifest("acme/learner", "1").digest, size=len(document)
             )
-            before = carried(client, "acme/learner", subjects[-1].digest, [AMD64]) if subjects else {}
-            for record in (locks_record(materials(platform)), Bills(tmp_path / "bills").record(materials(platform))):
+            before = record_documents(client, "acme/learner", subjects[-1].digest, [AMD64]) if subjects else {}
+            for record in (
+                locks_record(materials(platform)),
+                sbom_record(materials(platform), sboms(tmp_path / "bills")),
+            ):
                 attach(
                     client,
                     "acme/learner",
                     subject,
                     record,
                     created="2026-01-02T03:04:05Z",
-                    carried=before.get(record.artifact_type, ()),
+                    earlier=before.get(record.artifact_type, ()),
                 )
             subjects.append(subject)
         assert len(client.referrers("acme/learner", subjects[1].digest)) == 2
@@ -377,7 +385,7 @@ def test_records_are_referrers_and_go_on_with_other_platforms(tmp_path):
 
 
 def test_documents_that_the_registry_has_are_not_uploaded_again(tmp_path):
-    record = Bills(tmp_path / "bills").record(materials(AMD64))
+    record = sbom_record(materials(AMD64), sboms(tmp_path / "bills"))
     size = len(record.parts[0].data)
     uploaded = []
     with EmbeddedRegistry(tmp_path / "registry") as server:

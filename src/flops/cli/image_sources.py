@@ -17,7 +17,7 @@ from flops.oci.reference import Reference, Registry, repository_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flops.prune.listing import ImageSource
+    from flops.records.attach import ImageSource
     from flops.settings import Settings
 
 RegistryOption = Annotated[

@@ -17,8 +17,8 @@ from flops.errors import BadImage, ImageNotFound, UsageError
 from flops.oci.image import parse_config, parse_index, parse_manifest
 from flops.oci.signature import signature_tag
 from flops.platforms import Platform
-from flops.prune.listing import listed, read
 from flops.records import LOCKS, PROVENANCE, SBOM, TITLE
+from flops.records.attach import read_document, record_documents
 from flops.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from flops.oci.descriptor import Descriptor
     from flops.oci.image import ParsedManifest
-    from flops.prune.listing import ImageSource
     from flops.records import Part
+    from flops.records.attach import ImageSource
 
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="REF", help="HOST/NAME:TAG in a registry, NAME:TAG in a layout.")
@@ -35,7 +35,7 @@ ReferenceArgument = Annotated[
 #: Characters of a layer's title that are shown.
 TITLE_LENGTH = 100
 Locks = Annotated[bool, typer.Option("--locks", help="Print the locks (pylock.toml) and the base's packages.")]
-Sbom = Annotated[bool, typer.Option("--sbom", help="Print the bill of materials (CycloneDX).")]
+Sbom = Annotated[bool, typer.Option("--sbom", help="Print the SBOM (CycloneDX).")]
 Provenance = Annotated[bool, typer.Option("--provenance", help="Print the provenance (in-toto, SLSA).")]
 OnlyPlatform = Annotated[str | None, typer.Option("--platform", metavar="P", help="Of this platform alone.")]
 
@@ -99,13 +99,13 @@ def _look(stock: ImageSource, repository: str, selector: str, reference: str) ->
         digest=found.digest,
         annotations=index.annotations,
         images=images,
-        records=listed(stock, repository, found.digest),
+        records=record_documents(stock, repository, found.digest),
         signed=stock.get_manifest(repository, signature_tag(found.digest)) is not None,
     )
 
 
 def _blob(stock: ImageSource, repository: str, blob: Descriptor) -> bytes:
-    return read(stock, repository, blob).data
+    return read_document(stock, repository, blob).data
 
 
 def _parts(stock: ImageSource, repository: str, shown: _Shown, kind: str, only: Platform | None) -> Iterator[Part]:
@@ -115,7 +115,7 @@ def _parts(stock: ImageSource, repository: str, shown: _Shown, kind: str, only: 
             f"{shown.reference} has no such record", hint="it was built without, or its registry kept none"
         )
     for blob in blobs:
-        part = read(stock, repository, blob)
+        part = read_document(stock, repository, blob)
         if only is None or only in part.platforms:
             yield part
 

@@ -5,45 +5,28 @@ from __future__ import annotations
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from flops.actors import Actor
 from flops.base import ACTOR
-from flops.errors import BadImage, ImageNotFound, RegistryDigest, UnknownPlatform
+from flops.errors import BadImage, ImageNotFound
 from flops.images.compose import RECIPE, REVISION
 from flops.oci.artifacts import parse_artifact
-from flops.oci.blobs import named_digests, sha256
+from flops.oci.blobs import named_digests
 from flops.oci.image import parse_index, parse_manifest
 from flops.oci.reference import repository_name
-from flops.platforms import Platform
 from flops.prune.inventory import COMPANION, CREATED, NOTE, Foreign, Inventory, Shared, StoredImage, StoredIndex
-from flops.records import KINDS, PLATFORMS, TITLE, Part, read_timestamp
+from flops.records import read_timestamp
 from flops.store.shared import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from flops.oci.descriptor import Descriptor
     from flops.oci.manifests import Manifest
-    from flops.oci.reference import Registry
-
+    from flops.records.attach import ImageSource
 
 #: Requests at the same time.
 WORKERS = 8
-
-
-class ImageSource(Protocol):
-    """A place that can be looked through: a registry (RegistryClient), or a layout."""
-
-    @property
-    def registry(self) -> Registry: ...
-
-    def catalog(self) -> tuple[str, ...]: ...
-    def tags(self, repository: str) -> tuple[str, ...]: ...
-    def get_manifest(self, repository: str, reference: str) -> Manifest | None: ...
-    def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]: ...
-    def fetch_blob(self, repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None: ...
-    def delete_manifest(self, repository: str, digest: str) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,53 +171,3 @@ def _shared(named: _Named) -> list[Shared]:
 
 def _below(name: str, prefix: str) -> bool:
     return not prefix or name.startswith(f"{prefix}/")
-
-
-#: Bytes of one document.
-MOST = 64 * 1024 * 1024
-
-
-def listed(stock: ImageSource, repository: str, index: str) -> dict[str, tuple[Descriptor, ...]]:
-    """The documents of an index's records by the type of their artifact; of several of a type all, each once."""
-    found: dict[str, dict[str, Descriptor]] = {}
-    for referrer in stock.referrers(repository, index):
-        if referrer.artifact_type not in KINDS:
-            continue
-        manifest = stock.get_manifest(repository, referrer.digest)
-        for blob in parse_artifact(manifest.document).blobs if manifest is not None else ():
-            found.setdefault(referrer.artifact_type, {})[blob.digest] = blob
-    return {kind: tuple(found[kind].values()) for kind in KINDS if kind in found}
-
-
-def read(stock: ImageSource, repository: str, blob: Descriptor) -> Part:
-    """One document, checked; BadImage, RegistryDigest."""
-    if blob.size > MOST:
-        raise BadImage(f"the record {blob.digest} has {blob.size} bytes, and {MOST} are read at most")
-    pieces: list[bytes] = []
-
-    def write(parts: Iterator[bytes]) -> None:
-        pieces.clear()
-        for part in parts:
-            pieces.append(part)
-            if sum(map(len, pieces)) > blob.size:
-                raise RegistryDigest(f"{blob.digest} is longer than its manifest says")
-
-    stock.fetch_blob(repository, blob.digest, write)
-    data = b"".join(pieces)
-    if sha256(data) != blob.digest:
-        raise RegistryDigest(f"{blob.digest} is not what its manifest says")
-    return Part(
-        title=blob.annotations.get(TITLE, blob.digest),
-        media_type=blob.media_type,
-        data=data,
-        platforms=tuple(platforms(blob)),
-    )
-
-
-def platforms(blob: Descriptor) -> Iterator[Platform]:
-    """Those that a document speaks of, as its annotation says."""
-    for name in filter(None, blob.annotations.get(PLATFORMS, "").split(",")):
-        try:
-            yield Platform.parse(name)
-        except UnknownPlatform:
-            continue

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from flops.progress import Reporter
     from flops.prune.inventory import Shared
-    from flops.prune.listing import ImageSource
     from flops.prune.retention import Pruning, Removal
+    from flops.records.attach import ImageSource
     from flops.registry.storage import RegistryStore
 
 

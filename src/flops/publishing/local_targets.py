@@ -12,7 +12,7 @@ from flops.oci.layout import Layout, LayoutSource, write_archive
 from flops.platforms import Platform
 from flops.publishing.delivery import Existing, Published, summary_of, with_others
 from flops.records import TIMELESS
-from flops.records.attach import carried, referrer
+from flops.records.attach import record_documents, referrer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -94,7 +94,7 @@ class LayoutTarget:
     ) -> Mapping[str, tuple[Descriptor, ...]]:
         """What records say of the platforms that stand already."""
         others = [platform for platform in before.manifests if platform not in built] if before else []
-        return carried(LayoutSource(layout), "", before.digest, others) if before and others else {}
+        return record_documents(LayoutSource(layout), "", before.digest, others) if before and others else {}
 
     def _take(self, layer: Layer, blobs: BlobStore, source: BlobStore) -> None:
         if blobs.size(layer.digest) == layer.size:
@@ -254,7 +254,7 @@ def _referrers(
     try:
         wanted = [one for one in attachments.make(subjects) if not timeless or one.artifact_type in TIMELESS]
         return [
-            referrer(one, whole.descriptor, created=attachments.created, carried=kept.get(one.artifact_type, ()))
+            referrer(one, whole.descriptor, created=attachments.created, earlier=kept.get(one.artifact_type, ()))
             for one in wanted
         ]
     except Exception as error:  # noqa: BLE001 - a record that can't be written costs no image

@@ -294,7 +294,7 @@ class RegistryTarget:
 
     def _attach(self, delivery: Delivery, wholes: Mapping[Actor, ImageIndex], stands: Mapping[Actor, Stand]) -> int:
         """Records and signatures, while the images travel; bytes uploaded."""
-        from flops.records.attach import RecordPlace, attach_all  # noqa: PLC0415 - a check needs none
+        from flops.records.attach import RecordedIndex, attach_all  # noqa: PLC0415 - a check needs none
 
         if delivery.attachments is None:
             return 0
@@ -302,7 +302,7 @@ class RegistryTarget:
         for actor, whole in wholes.items():
             images = {image.platform: image.digest for image in whole.images}
             before = stands[actor].before
-            place = RecordPlace(
+            place = RecordedIndex(
                 repository=self._registry.repository(delivery.repository, actor.value),
                 index=whole.descriptor,
                 images=images,

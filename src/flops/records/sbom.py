@@ -1,16 +1,13 @@
-"""A bill of materials for each platform (CycloneDX 1.6, JSON): both environments' wheels, and the base. Pure.
+"""A software bill of materials (SBOM) for each platform, CycloneDX 1.6 as JSON: both environments' wheels, and the base.
 
 It names what an image is made of and nothing of the commit, so images of the same locks share one document.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -21,9 +18,7 @@ from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from flops.files import replacing
 from flops.images.compose import locked
-from flops.oci.blobs import sha256
 from flops.oci.descriptor import canonical
 from flops.records import SBOM, Part, Record
 from flops.records.locks import stem
@@ -31,7 +26,6 @@ from flops.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from cyclonedx.model.license import License
 
@@ -39,26 +33,20 @@ if TYPE_CHECKING:
     from flops.locking.pylock import LockedWheel
     from flops.platforms import Platform
     from flops.records import Materials
+    from flops.store.document_store import DocumentStore
 
 
-def deb_url(package: BasePackage, suite: str) -> PackageURL:
-    qualifiers = {"arch": package.architecture, "distro": suite}
-    return PackageURL("deb", "debian", package.name, package.version, qualifiers)
-
-
-def wheel_url(wheel: LockedWheel) -> PackageURL:
-    return PackageURL("pypi", None, wheel.name, wheel.version)
-
-
-#: Where a component lies in the image.
+#: Raised when the same materials would have another SBOM.
+FORMAT = 1
+#: A component's property: the part of the image that holds it.
 PART = "io.flops.part"
-#: What is not known; Debian's copyright files stand in the image under /usr/share/doc.
+#: Stands for an unknown licence; Debian's copyright files are in the image under /usr/share/doc.
 NOASSERTION = "NOASSERTION"
 _NAMESPACE = uuid.UUID("6d4f8a5e-32f5-5b6c-9d55-3f1f0a1f9a10")
 
 
 def sbom(materials: Materials, platform: Platform) -> bytes:
-    """The same materials give the same bytes: there is no time in it, and its serial number is made of the locks."""
+    """One platform's SBOM. The same materials give the same bytes: it holds no time, and its serial number digests the locks."""
     digests = [lock.digest for lock in materials.environments(platform).values()]
     lock = locked([materials.bases[platform].lock, *digests])
     image = Component(name="actor image", version=lock, type=ComponentType.CONTAINER, bom_ref=f"image/{platform}")
@@ -77,7 +65,7 @@ def sbom(materials: Materials, platform: Platform) -> bytes:
     bom.register_dependency(image, components)
     document = json.loads(JsonV1Dot6(bom).output_as_string())
     del document["metadata"]["timestamp"]
-    # what needs what is not known here, and an entry without needs would say that there are none
+    # dependencies between packages are unknown here, and empty entries would say that there are none
     del document["dependencies"]
     return canonical(document)
 
@@ -110,12 +98,13 @@ def _components(materials: Materials, platform: Platform) -> Iterator[Component]
 
 
 def _package(package: BasePackage, suite: str) -> Component:
+    qualifiers = {"arch": package.architecture, "distro": suite}
     return Component(
         name=package.name,
         version=package.version,
         type=ComponentType.LIBRARY,
         bom_ref=f"base/{package.name}@{package.version}",
-        purl=deb_url(package, suite),
+        purl=PackageURL("deb", "debian", package.name, package.version, qualifiers),
         hashes=[_sha256(package.sha256)],
         licenses=[_licence("")],
         properties=[Property(name=PART, value="base")],
@@ -128,7 +117,7 @@ def _wheel(wheel: LockedWheel, part: str, licence: str) -> Component:
         version=wheel.version,
         type=ComponentType.LIBRARY,
         bom_ref=f"{part}/{wheel.name}@{wheel.version}",
-        purl=wheel_url(wheel),
+        purl=PackageURL("pypi", None, wheel.name, wheel.version),
         hashes=[_sha256(wheel.sha256)],
         licenses=[_licence(licence)],
         properties=[Property(name=PART, value=part)],
@@ -136,7 +125,7 @@ def _wheel(wheel: LockedWheel, part: str, licence: str) -> Component:
 
 
 def _licence(text: str) -> License:
-    """By SPDX's list or as an expression where it is one, else by its name."""
+    """By its SPDX identifier or expression where it has one, else by its name."""
     return LicenseFactory().make_from_string(text) if text else DisjunctiveLicense(name=NOASSERTION)
 
 
@@ -144,52 +133,37 @@ def _sha256(digits: str) -> HashType:
     return HashType(alg=HashAlgorithm.SHA_256, content=digits)
 
 
-#: Raised when the same materials would have another bill.
-FORMAT = 1
-_DIGEST = 71
-"""Characters of a digest, `sha256:` and 64 digits, which a kept bill begins with."""
+def sbom_record(materials: Materials, store: DocumentStore) -> Record:
+    """One document for each platform; those that `store` remembers are not made again."""
+    return Record(
+        artifact_type=SBOM,
+        parts=tuple(
+            Part(
+                title=f"sbom-{stem(platform)}.cdx.json",
+                media_type=SBOM,
+                data=_remembered(materials, platform, store),
+                platforms=(platform,),
+            )
+            for platform in materials.platforms
+        ),
+    )
 
 
-class Bills:
-    """A directory of bills; what can't be read is written anew, what can't be kept costs only the next build's time."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def record(self, materials: Materials) -> Record:
-        """One document for each platform."""
-        return Record(
-            artifact_type=SBOM,
-            parts=tuple(
-                Part(
-                    title=f"sbom-{stem(platform)}.cdx.json",
-                    media_type=SBOM,
-                    data=self._bill(materials, platform),
-                    platforms=(platform,),
-                )
-                for platform in materials.platforms
-            ),
-        )
-
-    def _bill(self, materials: Materials, platform: Platform) -> bytes:
-        path = self._root / f"{key(materials, platform)}.json"
-        with contextlib.suppress(OSError):
-            kept = path.read_bytes()
-            if sha256(kept[_DIGEST:]).encode() == kept[:_DIGEST]:
-                os.utime(path)
-                return kept[_DIGEST:]
-
-        made = sbom(materials, platform)
-        with contextlib.suppress(OSError), replacing(path) as file:
-            file.write(sha256(made).encode() + made)
-        return made
+def _remembered(materials: Materials, platform: Platform, store: DocumentStore) -> bytes:
+    request = _request(materials, platform)
+    known = store.get(request)
+    if known is not None:
+        return canonical(known)
+    made = sbom(materials, platform)
+    store.put(request, json.loads(made))
+    return made
 
 
-def key(materials: Materials, platform: Platform) -> str:
-    """64 hexadecimal digits over all that a bill names."""
+def _request(materials: Materials, platform: Platform) -> dict[str, Any]:
+    """All that an SBOM names, as the key that it is remembered under."""
     base, locks = materials.bases[platform], materials.environments(platform)
     wheels = {wheel.sha256 for lock in locks.values() for wheel in lock.wheels}
-    named = {
+    return {
         "format": [FORMAT, __version__],
         "base": [base.lock, base.ml_interpreter, [package.to_json() for package in base.packages]],
         "image": materials.recipe.base,
@@ -197,4 +171,3 @@ def key(materials: Materials, platform: Platform) -> str:
         "locks": {name: lock.digest for name, lock in locks.items()},
         "python": [materials.python.suite, materials.python.version],
     }
-    return hashlib.sha256(canonical(named)).hexdigest()

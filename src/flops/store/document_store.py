@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ class DocumentStore:
         """The content kept on this machine; None where there is none, or it is damaged or too old."""
         try:
             document = json.loads(self._path(request).read_bytes())
+            with contextlib.suppress(OSError):
+                os.utime(self._path(request))  # the cache's bound keeps what is used
             age = time.time() - document["created"]
             if document["format"] != FORMAT or age < 0 or not (any_age or self._fresh(age)):
                 return None

@@ -25,9 +25,9 @@ from flops.publishing import naming
 from flops.publishing.delivery import Delivery
 from flops.publishing.naming import sign_standing, signing_key
 from flops.records import Materials
-from flops.records.attach import Recording
+from flops.records.attach import build_attachments
 from flops.records.history import History
-from flops.records.sbom import Bills
+from flops.store.document_store import DocumentStore
 from flops.use_cases.parts import BuildParts
 from flops.use_cases.result import PythonUsed, Result, actor_images, existing_images, kept_bytes
 from flops.wheels.wheel_layer import WheelLayer
@@ -161,15 +161,16 @@ def _made(
                 before_tags=before_tags,
                 on_bytes=lambda done, total: job.parts.reporter.progress(Stage.PUSH, done=done, total=total),
                 warn=lambda message: job.parts.reporter.warning(Stage.PUSH, message, hint="build that platform again"),
-                attachments=Recording(
-                    materials=job.materials(inspection, inputs, images),
-                    bills=Bills(job.parts.settings.cache_dir / "records"),
-                    history=history,
+                attachments=build_attachments(
+                    history,
+                    job.materials(inspection, inputs, images),
+                    DocumentStore(job.parts.settings.cache_dir / "records", kind="sbom", lifetime=None),
                     seconds=job.parts.clock.seconds,
                     moved={"downloaded": assembly.downloaded},
                     adjustments=job.adjustments(inspection, inputs),
                     findings=job.findings(inspection, inputs),
-                ).attachments(key),
+                    key=key,
+                ),
             )
         )
         moved = job.moved(assembly, target)
