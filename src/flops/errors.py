@@ -570,6 +570,12 @@ class TooMany(OrchestratorError):
     code = "TOO_MANY"
 
 
+class AttemptLimit(TooMany):
+    """A builder reported more events, or more bytes of them, than one attempt may."""
+
+    code = "ATTEMPT_LIMIT"
+
+
 class CredentialUnknown(OrchestratorError):
     """A name that no setting of the operator knows, or a credential for another host."""
 

@@ -11,6 +11,7 @@ from tests.orchestrators import COMMIT, ScriptedSources, World, failed, result_o
 
 from flops.errors import (
     AccessDenied,
+    AttemptLimit,
     AttemptOver,
     BadRef,
     BadUrl,
@@ -346,18 +347,71 @@ def test_data_may_have_as_many_levels_as_every_answer_can_hold(world):
 
 
 def test_events_have_limits(world):
-    world.restart(events=10)
     project = building(world)
     with pytest.raises(UsageError):
         world.post(project, *(event("clone", "started", "x") for _ in range(201)))
-    world.post(project, *(event("clone", "warning", "x") for _ in range(50)))
-    assert len(world.manager.events(project.id)) == 10
-    assert world.manager.statistics()["events_dropped"] > 40
+    with pytest.raises(UsageError):
+        world.post(project, event("fetch", "progress", "", data={"x": "y" * 1100}))
+
+
+def warnings(count, characters=1):
+    return [event("clone", "warning", "x" * characters) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "batch"),
+    [
+        ({"events": 100}, warnings(40)),
+        ({"event_bytes": 400_000}, warnings(25, 7000)),
+        ({"events": 100}, [tagging()] * 40),
+    ],
+)
+def test_an_attempt_that_reports_without_end_is_ended_with_a_clear_error(world, limits, batch):
+    world.restart(**limits)
+    project = building(world)
+    sent = []
+
+    def report():
+        while len(sent) < 1000:
+            new = [{**one, "id": event("clone", "warning", "")["id"]} for one in batch]
+            world.post(project, *new)
+            sent.extend(new)
+
+    with pytest.raises(AttemptLimit) as caught:
+        report()
+    done = world.now(project)
+    assert (done.state, done.error["code"]) == (State.FAILED, "ATTEMPT_LIMIT")
+    assert "attempt 1 reported more than" in caught.value.message == done.error["message"]
+    told = [one for one in world.manager.events(project.id) if one["stage"] == batch[0]["stage"]]
+    assert [one["id"] for one in told][: len(sent)] == [one["id"] for one in sent], "what came before stays"
+    assert sum(len(json.dumps(one)) for one in told) < 400_000 + 25 * 8000
+    with pytest.raises(AttemptOver):
+        world.post(project, *warnings(1))
+    world.settle()
+    assert world.orchestrator.builders == {}
+
+
+def test_the_outcome_of_an_attempt_at_its_limit_is_taken(world):
+    world.restart(events=10)
+    project = building(world)
+    world.post(project, *warnings(8))
+    for number in range(30):  # of FLOps' components, which are nobody's attempt
+        world.manager.note(project.id, f"{number}")
     world.post(project, tagging())
-    assert world.now(project).tagging
     world.succeed(project)
     assert world.now(project).state is State.IMAGES_READY
     assert ("push", "succeeded") in world.kinds(project)
+
+
+def test_messages_of_flops_components_have_a_bound_of_their_own(world):
+    world.restart(notes=20)
+    project = building(world)
+    world.post(project, *warnings(50))
+    for number in range(100):
+        world.manager.note(project.id, f"{number}")
+    kept = [one for one in world.manager.events(project.id) if one["code"] == "MESSAGE"]
+    assert 15 <= len(kept) <= 20
+    assert world.manager.statistics()["notes_dropped"] == 100 - len(kept)
 
 
 def test_success_ends_the_project_and_its_attempt(world):
@@ -515,7 +569,6 @@ def test_counts_are_whole(world):
     assert counts["builders"]["deploying"] == 1
     assert set(world.manager.statistics()) >= {
         "events",
-        "events_dropped",
         "outbox",
         "subscriptions",
         "reconciled_seconds_ago",

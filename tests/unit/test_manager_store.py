@@ -89,7 +89,7 @@ def test_events_are_stored_once_in_order_and_per_project(store):
         assert [each["sequence"] for each in tables.events(a_project(1).id, after=0, limit=9)] == [1, 2]
         assert [each["message"] for each in tables.events(a_project(1).id, after=1, limit=9)] == ["b"]
         assert tables.events(a_project(1).id, after=2**80, limit=9) == []
-        assert tables.event_count(a_project(1).id) == 2
+        assert tables.events_beside(a_project(1).id) == 2
         assert tables.has_events(a_project(1).id, [one["id"]])
         assert not tables.has_events(a_project(1).id, [one["id"], "other"])
 

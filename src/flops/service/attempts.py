@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flops.errors import AccessDenied, AttemptOver, ImagesUnproven
+from flops.errors import AccessDenied, AttemptLimit, AttemptOver, ImagesUnproven
 from flops.service import jobs
 from flops.service.decision import contradiction
 from flops.service.incoming import is_tagging, judge_events
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flops.service.project import Attempt, Project
 
 
-NAMES = ("events", "events_dropped", "notes", "notes_dropped", "mirror_dropped", "logins_failed")
+NAMES = ("events", "notes", "notes_dropped", "mirror_dropped", "logins_failed")
 
 
 class Tallies:
@@ -73,7 +73,7 @@ class Attempts:
 
         `admitted` by `admit`, whose token stays good: what may have changed since, its end, is looked at with the commit.
         The answer to the event TAGGING is the leave to move tags. A success is believed once the registry was asked, which
-        the reconciler does. AttemptOver, UsageError, ImagesUnproven; DiskFull.
+        the reconciler does. AttemptOver, UsageError, ImagesUnproven, AttemptLimit; DiskFull.
         """
         project, attempt = admitted.project, admitted.number
         judged = judge_events(events, project=project, attempt=attempt)
@@ -113,23 +113,32 @@ class Attempts:
                 return False, None
             raise _over(number, attempt)
         project = entry.runs(project)
-        room = self._settings.events - entry.tables.event_count(number)
+        if (error := self._above(project, current, events)) is not None:
+            entry.fail(project, error, stage=entry.stage(project))
+            return True, error
         for one in events:
             if one["kind"] in TERMINAL_KINDS:
                 self._tallies.add("events")
                 return True, self._finish(entry, project, current, one)
-            granted = is_tagging(one) and not project.tagging
             if is_tagging(one):
                 current = replace(current, move=one["data"])
                 entry.tables.save_attempt(current)
-            if granted:
                 project = entry.put(replace(project, tagging=True))
-            elif room <= 0:
-                self._tallies.add("events_dropped")
-                continue
-            room -= entry.tell(project, one, attempt=attempt)
+            entry.tell(project, one, attempt=attempt)
             self._tallies.add("events")
         return False, None
+
+    def _above(self, project: Project, attempt: Attempt, events: list[dict[str, Any]]) -> FlopsError | None:
+        """Its outcome is always taken, and so is its question for leave until it has that."""
+        free = [one for one in events if one["kind"] in TERMINAL_KINDS or (is_tagging(one) and not project.tagging)]
+        more = len(events) - len(free)
+        most, most_bytes = self._settings.events, self._settings.event_bytes
+        if not more or (attempt.events + more <= most and attempt.bytes < most_bytes):
+            return None
+        return AttemptLimit(
+            f"attempt {attempt.number} reported more than {most} events or {most_bytes} bytes of them",
+            hint="a build reports some hundred; look at the last ones for what is repeated",
+        )
 
     @staticmethod
     def _finish(entry: LedgerEntry, project: Project, attempt: Attempt, one: dict[str, Any]) -> FlopsError | None:

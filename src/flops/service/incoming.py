@@ -20,6 +20,8 @@ _NAME_LIMIT = 100
 #: Bytes of the data of an outcome, a result or an error with all its findings, and of any other event.
 OUTCOME_LIMIT = 2 * 1024 * 1024
 DATA_LIMIT = 128 * 1024
+#: Progress is not stored, so it counts for no attempt, and every viewer gets it.
+PROGRESS_LIMIT = 1024
 #: Levels of an event's data: an answer that is written from within more calls than the request was read in must hold it too.
 DEPTH_LIMIT = 50
 #: What only the manager itself says.
@@ -74,7 +76,7 @@ def _wrong_data(kind: str, data: object) -> str:
         size = len(json.dumps(data, ensure_ascii=False).encode())
     except (ValueError, RecursionError):
         return "has data that can't be written as text"
-    limit = OUTCOME_LIMIT if kind in TERMINAL_KINDS else DATA_LIMIT
+    limit = OUTCOME_LIMIT if kind in TERMINAL_KINDS else PROGRESS_LIMIT if kind == "progress" else DATA_LIMIT
     if size > limit:
         return f"has more than {limit} bytes of data"
     if kind == "succeeded" and not _is_result(data.get("result")):

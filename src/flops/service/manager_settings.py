@@ -77,7 +77,11 @@ class ManagerSettings:
     projects: int = 1000
     """That have not ended; a further one is refused."""
     events: int = 20_000
-    """Of one project; what comes beyond is left out, save its outcome and the leave to tag."""
+    """Of one attempt that are stored; one more ends it. A thousand or two are many."""
+    event_bytes: int = 32 * 1024**2
+    """Of all these, likewise."""
+    notes: int = 2000
+    """Of one project, messages of FLOps' components; what comes beyond is left out."""
     allow_local: bool = False
     allow_hosts: tuple[str, ...] = ()
     base_images: BaseImages = field(default_factory=BaseImages)

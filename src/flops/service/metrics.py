@@ -24,7 +24,6 @@ _STAGE_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 _PROJECT_SECONDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 _REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _TALLIES = {
-    "events_dropped": "Events beyond what one project may have.",
     "notes": "Messages that came by FLOps' own port.",
     "notes_dropped": "Messages among them that no project is known for.",
     "logins_failed": "Wrong tokens at the manager, its attempts and its embedded registry.",

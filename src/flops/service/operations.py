@@ -219,7 +219,7 @@ class Manager:
             return
         with self._ledger.entry() as entry:
             project = entry.tables.project(id)
-            if project is None or entry.tables.event_count(id) >= self.settings.events:
+            if project is None or entry.tables.events_beside(id) >= self.settings.notes:
                 self.tallies.add("notes_dropped")
                 return
             entry.tell(project, event(entry.stage(project), "warning", message, code=MESSAGE))

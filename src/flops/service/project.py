@@ -188,6 +188,9 @@ class Attempt:
     """What it got leave to name, as it reported (`flops_wire.events`); None before that."""
     claim: Mapping[str, Any] | None = None
     """Its event of success, until the registry has been asked."""
+    events: int = 0
+    """That are stored, counted where they are stored; likewise their bytes."""
+    bytes: int = 0
 
 
 def move(project: Project, **changes: Any) -> Project:

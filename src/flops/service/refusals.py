@@ -27,6 +27,7 @@ _STATUS: tuple[tuple[type[FlopsError], HTTPStatus], ...] = (
     (errors.AttemptOver, HTTPStatus.GONE),
     (errors.LoginThrottled, HTTPStatus.TOO_MANY_REQUESTS),
     (errors.AccessDenied, HTTPStatus.UNAUTHORIZED),
+    (errors.AttemptLimit, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (errors.TooMany, HTTPStatus.TOO_MANY_REQUESTS),
     (errors.CredentialUnknown, HTTPStatus.UNPROCESSABLE_ENTITY),
     (errors.OrchestratorUnreachable, HTTPStatus.SERVICE_UNAVAILABLE),

@@ -74,6 +74,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE outbox ADD COLUMN terminal INTEGER NOT NULL DEFAULT 1",
     ),
     ("ALTER TABLE attempts ADD COLUMN claim TEXT",),
+    (  # how many events of it are stored, and their bytes
+        "ALTER TABLE attempts ADD COLUMN events INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE attempts ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0",
+    ),
     (  # of the page: logged out before they ended by themselves
         "CREATE TABLE ended_sessions (number TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID",
     ),

@@ -21,7 +21,20 @@ COLUMNS = (
 CHANGING = (
     "state", "builder", "revision", "result", "error", "started", "ended", "leader", "attempt", "tagging", "shared_key",
 )  # fmt: skip
-ATTEMPT_COLUMNS = ("project", "number", "job", "tokens", "handle", "created", "closed", "logs", "move", "claim")
+ATTEMPT_COLUMNS = (
+    "project",
+    "number",
+    "job",
+    "tokens",
+    "handle",
+    "created",
+    "closed",
+    "logs",
+    "move",
+    "claim",
+    "events",
+    "bytes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +117,8 @@ def attempt_row(attempt: Attempt) -> dict[str, Any]:
         "logs": attempt.logs,
         "move": _dump(attempt.move),
         "claim": _dump(attempt.claim),
+        "events": attempt.events,
+        "bytes": attempt.bytes,
     }
 
 
@@ -120,6 +135,8 @@ def to_attempt(row: tuple[Any, ...]) -> Attempt:
         logs=found["logs"],
         move=json.loads(found["move"]) if found["move"] else None,
         claim=json.loads(found["claim"]) if found["claim"] else None,
+        events=found["events"],
+        bytes=found["bytes"],
     )
 
 
@@ -282,13 +299,17 @@ class Tables:
     # --- events ---
     def add_event(self, project: str, event: Mapping[str, Any]) -> int | None:
         """Store an event; its sequence, or None where one with its id is stored already."""
+        body = json.dumps(event, separators=(",", ":"))
         found = self._connection.execute(
-            "INSERT OR IGNORE INTO events (project, id, body) VALUES (?, ?, ?)",
-            (project, event["id"], json.dumps(event, separators=(",", ":"))),
+            "INSERT OR IGNORE INTO events (project, id, body) VALUES (?, ?, ?)", (project, event["id"], body)
         )
         if not found.rowcount:
             return None
         self._connection.execute("UPDATE projects SET events = events + 1 WHERE id = ?", (project,))
+        self._connection.execute(
+            "UPDATE attempts SET events = events + 1, bytes = bytes + ? WHERE project = ? AND number = ?",
+            (len(body), project, event.get("attempt")),
+        )
         return found.lastrowid
 
     def has_events(self, project: str, ids: Iterable[str]) -> bool:
@@ -298,8 +319,13 @@ class Tables:
             for one in ids
         )
 
-    def event_count(self, project: str) -> int:
-        row = self._connection.execute("SELECT events FROM projects WHERE id = ?", (project,)).fetchone()
+    def events_beside(self, project: str) -> int:
+        """How many are stored that are of no attempt."""
+        row = self._connection.execute(
+            "SELECT events - (SELECT coalesce(sum(events), 0) FROM attempts WHERE project = projects.id) "
+            "FROM projects WHERE id = ?",
+            (project,),
+        ).fetchone()
         return int(row[0]) if row else 0
 
     def events(self, project: str, *, after: int, limit: int) -> list[dict[str, Any]]:
