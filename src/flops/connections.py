@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from flops.throttle import Seldom
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, MutableMapping
@@ -52,8 +54,7 @@ class Room:
         self._strangers: dict[Guest, None] = {}
         self._by_address: dict[str, dict[Guest, None]] = {}
         self._known: dict[Guest, None] = {}
-        self._clock = clock
-        self._ended, self._told = 0, float("-inf")
+        self._seldom = Seldom(clock)
 
     @classmethod
     def of(cls, share: float) -> Room:
@@ -110,10 +111,8 @@ class Room:
     def _end(self, guest: Guest) -> None:
         self.leave(guest)
         guest.end()
-        self._ended += 1
-        if self._clock() - self._told >= 60:  # noqa: PLR2004 - a line a minute
-            _log.warning("connections ended for lack of room: %d, the last from %s", self._ended, guest.address)
-            self._ended, self._told = 0, self._clock()
+        if count := self._seldom.count():
+            _log.warning("connections ended for lack of room: %d, the last from %s", count, guest.address)
 
 
 def _longest(among: dict[Guest, None]) -> Guest:

@@ -61,6 +61,22 @@ class Throttle:
             _remember(self._right, (address, _digest(token)), None)
 
 
+class Seldom:
+    """Lets a line through once a minute, with how often there would have been one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count, self._since = 0, float("-inf")
+
+    def count(self) -> int:
+        """One more: 0, or how many since the last line."""
+        self._count += 1
+        if self._clock() - self._since < 60:  # noqa: PLR2004
+            return 0
+        count, self._count, self._since = self._count, 0, self._clock()
+        return count
+
+
 def _remember(kept: OrderedDict[Any, Any], key: object, value: object) -> None:
     kept[key] = value
     kept.move_to_end(key)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 import time
 
 import pytest
@@ -167,16 +168,47 @@ def test_many_at_once_are_all_heard_and_too_many_are_refused(monkeypatch):
     assert sorted(texts[20:]) == sorted(f"later {number}" for number in range(15))
 
 
-def test_a_message_for_nobody_is_kept(caplog):
+@pytest.mark.parametrize(
+    ("limits", "size", "heard"), [({"BYTES": 200_000}, 50_000, {3, 4, 5}), ({"QUEUE": 20}, 1, {20, 21})]
+)
+def test_all_messages_together_have_a_bound(monkeypatch, caplog, limits, size, heard):
+    """Nobody enters them, since the database hangs: what is beyond is dropped, in one line, and later ones are heard again."""
+    for name, value in limits.items():
+        monkeypatch.setattr(inbox_module, name, value)
+    notes, hang = Notes(BUILDING), threading.Event()
+    note, most = notes.note, []
+
+    def slow(id, text):  # noqa: A002
+        hang.wait(30)
+        note(id, text)
+
+    notes.note = slow
+
     async def work():
-        async with listening(Notes()) as (inbox, port):
+        async with listening(notes) as (inbox, port):
+            for _ in range(20):
+                await asyncio.gather(*(send(port, b"z" * size) for _ in range(5)))
+                most.append(inbox._held)
+            hang.set()
+            await inbox._queue.join()
+            assert inbox._held == 0
+            await send(port, b"later")
+
+    run(work())
+    assert max(most) <= 200_000 + MESSAGE_LIMIT
+    assert [len(text) for _, text in notes.noted].count(size) in heard
+    assert notes.noted[-1][1] == "later"
+    assert caplog.text.count("messages dropped") == 1
+
+
+def test_a_message_for_nobody_stands_in_the_log(caplog):
+    async def work():
+        async with listening(Notes()) as (_, port):
             await send(port, b"hello?")
-            return inbox
 
     with caplog.at_level(logging.INFO, "flops.service.inbox"):
-        inbox = run(work())
-    assert [(stray.peer, stray.text) for stray in inbox.strays] == [("127.0.0.1", "hello?")]
-    assert "hello?" in caplog.text
+        run(work())
+    assert "a message from 127.0.0.1 for no project: hello?" in caplog.text
 
 
 def test_a_full_database_loses_a_message_and_not_the_inbox(caplog):
