@@ -358,6 +358,7 @@ def test_an_image_is_named_as_an_engine_takes_it():
         (b"<html>", None),
         (b'"word"', None),
         (b"\xff", None),
+        (b"[" * 100_000, None),
     ],
 )
 def test_documents_come_once_and_twice_encoded(body, value):

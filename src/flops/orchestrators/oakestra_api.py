@@ -183,7 +183,7 @@ def decode(body: bytes) -> Any:
     try:
         document = json.loads(body)
         return json.loads(document) if isinstance(document, str) else document
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
