@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 #: Bottom to top: a room, or a file beside the rooms, imports only what stands before it.
 ROOMS = [
     *("version", "errors", "platforms", "recipe", "lifeline_child", "lifeline", "programs", "progress", "settings"),
-    *("files", "addresses", "sandbox", "http", "connections", "throttle"),
+    *("files", "addresses", "sandbox", "http", "throttle", "connections"),
     *("oci", "registry", "store", "repository", "request", "contract", "locking", "formats", "wheels", "repair"),
     *("base", "actors", "images", "records", "publishing", "prune", "use_cases"),
     *("job", "compat", "observer", "orchestrators", "service", "cli"),
