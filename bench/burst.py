@@ -95,7 +95,7 @@ class Images:
     def __init__(self) -> None:
         self._asked: set[str] = set()
 
-    def standing(
+    def existing(
         self,
         place: ImagePlace,
         commit: str,

@@ -171,7 +171,7 @@ class ScriptedImages:
         self.results[project.repository, result["commit"], project.recipe] = result
         return result
 
-    def standing(self, place, commit, recipe, platforms, credential=None):
+    def existing(self, place, commit, recipe, platforms, credential=None):
         self.asked += 1
         if self.failures:
             raise self.failures.pop(0)

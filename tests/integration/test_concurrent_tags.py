@@ -11,7 +11,7 @@ from tests.unit.test_publish import AMD64, ARM64, delivery, store
 
 from flops.oci.blobs import BlobStore
 from flops.oci.client import RegistryClient
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 
 pytestmark = pytest.mark.integration
 __all__ = ["server", "store"]

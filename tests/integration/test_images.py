@@ -22,7 +22,7 @@ from flops.oci.reference import Registry
 from flops.oci.signature import SigningKey, signature_tag
 from flops.platforms import Platform
 from flops.publishing.delivery import Delivery
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.records import BUILD, Part, Record
 from flops.records.attach import Attachments
 

@@ -9,7 +9,7 @@ from tests.unit.test_build import AMD64, ARM64, Told, repository, request, setti
 from flops.actors import Actor
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_index, parse_manifest
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.records import KINDS
 from flops.registry.app import EmbeddedRegistry
 from flops.use_cases.build import build

@@ -28,7 +28,7 @@ from flops.oci.layout import Layout
 from flops.platforms import Platform
 from flops.progress import Silent, Stage
 from flops.publishing.local_targets import LayoutTarget
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Compression, Flavor, Recipe
 from flops.registry.app import EmbeddedRegistry
 from flops.repair.accelerator import Chosen

@@ -34,7 +34,7 @@ from flops.platforms import Platform
 from flops.progress import Stage
 from flops.publishing.delivery import Summary
 from flops.publishing.local_targets import ArchiveTarget, LayoutTarget
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Accelerator, Compression, Flavor, Policy
 from flops.settings import Settings
 from flops.use_cases.result import ActorImage, Amount, Preflight, PythonUsed, Rebuild, Report, Result

@@ -18,7 +18,7 @@ from flops.images.compose import index_annotations
 from flops.oci.artifacts import parse_artifact
 from flops.oci.client import RegistryClient
 from flops.oci.image import parse_index
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Recipe
 from flops.records import LOCKS, PLATFORMS, Part, Record
 from flops.records.attach import Attachments

@@ -24,7 +24,7 @@ from flops.oci.layout import Layout
 from flops.oci.signature import signature_tag
 from flops.prune.removal import remove_superseded
 from flops.publishing.local_targets import ArchiveTarget, LayoutTarget
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.records import BUILD, LOCKS, PROVENANCE, SBOM
 from flops.registry.app import EmbeddedRegistry
 from flops.registry.storage import RegistryStore

@@ -24,7 +24,8 @@ from flops.oci.entries import Directory, File, Link
 from flops.oci.layer import Layer, LayerWriter
 from flops.oci.reference import Registry
 from flops.progress import Silent
-from flops.publishing.publish import RegistryTarget, Target
+from flops.publishing.delivery import Target
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Compression
 from flops.registry.app import EmbeddedRegistry
 from flops.store import shared as shared_cache

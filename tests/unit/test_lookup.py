@@ -18,7 +18,7 @@ from flops.oci.reference import Registry
 from flops.platforms import Platform
 from flops.publishing import naming
 from flops.publishing.delivery import Delivery
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Compression, Recipe
 from flops.registry.app import EmbeddedRegistry
 from flops.request import Request
@@ -144,9 +144,9 @@ def test_images_that_stand_are_told_as_a_build_would(registry, tmp_path):
     recipe = Recipe()
     place = SourceLookup().judge(URL)
     lookup = ImageLookup(registry=registry, pull_name=Registry.parse("registry.test/pull"))
-    assert lookup.standing(place, COMMIT, recipe, (AMD64,)) is None
+    assert lookup.existing(place, COMMIT, recipe, (AMD64,)) is None
     publish(registry, BlobStore(tmp_path), recipe, AMD64, ARM64)
-    result = lookup.standing(place, COMMIT, recipe, (ARM64,))
+    result = lookup.existing(place, COMMIT, recipe, (ARM64,))
     assert json.loads(json.dumps(result)) == result
     assert (result["repository"], result["commit"], result["recipe"]) == (URL, COMMIT, recipe.digest)
     assert (result["registry"], result["python"], result["adjustments"]) == ("registry.test/pull", None, [])
@@ -164,15 +164,15 @@ def test_everything_must_match(registry, tmp_path):
     place = SourceLookup().judge(URL)
     lookup = ImageLookup(registry=registry)
     publish(registry, BlobStore(tmp_path), recipe, AMD64)
-    assert lookup.standing(place, COMMIT, recipe, (AMD64,)) is not None
-    assert lookup.standing(place, COMMIT, recipe, (AMD64, ARM64)) is None
-    assert lookup.standing(place, "f" * 40, recipe, (AMD64,)) is None
-    assert lookup.standing(place, COMMIT, Recipe(compression=Compression.ZSTD), (AMD64,)) is None
+    assert lookup.existing(place, COMMIT, recipe, (AMD64,)) is not None
+    assert lookup.existing(place, COMMIT, recipe, (AMD64, ARM64)) is None
+    assert lookup.existing(place, "f" * 40, recipe, (AMD64,)) is None
+    assert lookup.existing(place, COMMIT, Recipe(compression=Compression.ZSTD), (AMD64,)) is None
     assert (
-        lookup.standing(SourceLookup().judge("https://mirror.example.com/acme/digits"), COMMIT, recipe, (AMD64,))
+        lookup.existing(SourceLookup().judge("https://mirror.example.com/acme/digits"), COMMIT, recipe, (AMD64,))
         is None
     )
-    assert lookup.standing(SourceLookup().judge(URL, subdir="a"), COMMIT, recipe, (AMD64,)) is None
+    assert lookup.existing(SourceLookup().judge(URL, subdir="a"), COMMIT, recipe, (AMD64,)) is None
 
 
 def commits(registry):
@@ -211,7 +211,7 @@ def test_commit_of_another_recipe_stays_without_force(registry, tmp_path):
 
 def test_one_actor_alone_is_no_proof(registry, tmp_path):
     publish(registry, BlobStore(tmp_path), Recipe(), AMD64, actors=(Actor.LEARNER,))
-    assert ImageLookup(registry=registry).standing(SourceLookup().judge(URL), COMMIT, Recipe(), (AMD64,)) is None
+    assert ImageLookup(registry=registry).existing(SourceLookup().judge(URL), COMMIT, Recipe(), (AMD64,)) is None
 
 
 def test_images_of_a_directory_stand_under_its_own_name(registry, tmp_path):
@@ -221,12 +221,12 @@ def test_images_of_a_directory_stand_under_its_own_name(registry, tmp_path):
     lookup = ImageLookup(registry=registry)
     for source, repository in ((URL, "local/my-model/a"), ("local/My Model", "acme/digits"), ("local/x", "local/x/a")):
         publish(registry, BlobStore(tmp_path / "b"), Recipe(), AMD64, source=source, repository=repository)
-        assert lookup.standing(place, COMMIT, Recipe(), (AMD64,)) is None
+        assert lookup.existing(place, COMMIT, Recipe(), (AMD64,)) is None
         assert not lookup.move_commit(place, COMMIT, Recipe(), (AMD64,))
     publish(
         registry, BlobStore(tmp_path / "b"), Recipe(), AMD64, source="local/My Model", repository="local/my-model/a"
     )
-    result = lookup.standing(place, COMMIT, Recipe(), (AMD64,))
+    result = lookup.existing(place, COMMIT, Recipe(), (AMD64,))
     assert (result["repository"], result["commit"]) == ("local/My Model", COMMIT)
 
 

@@ -884,7 +884,7 @@ class PromisedImages(ScriptedImages):
         super().__init__()
         self.world = world
 
-    def standing(self, place, commit, recipe, platforms, credential=None):
+    def existing(self, place, commit, recipe, platforms, credential=None):
         tagged = [one for one in self.world.manager.projects(limit=9).projects if one.tagging]
         return result_of(tagged[0]) if tagged else None
 
@@ -1079,10 +1079,10 @@ def test_a_registry_that_hangs_delays_neither_builders_nor_other_projects(tmp_pa
         return [tagging(world.images.add(project)), succeeded(project)]
 
     class Hanging(ScriptedImages):
-        def standing(self, place, commit, recipe, platforms, credential=None):
+        def existing(self, place, commit, recipe, platforms, credential=None):
             if posted and "digits" in place.text:
                 hang.wait(60)
-            return super().standing(place, commit, recipe, platforms, credential)
+            return super().existing(place, commit, recipe, platforms, credential)
 
     posted = set()
     world = World(

@@ -27,7 +27,7 @@ from flops.progress import Silent
 from flops.publishing import naming
 from flops.publishing.delivery import Delivery
 from flops.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Compression, Recipe
 from flops.registry.app import EmbeddedRegistry
 from flops.use_cases.build import BackgroundCall
@@ -424,7 +424,7 @@ def test_what_matches_stands(target, store):
     published = target().publish(delivery(store, AMD64, ARM64))
     for platforms in ((AMD64,), (ARM64,), (AMD64, ARM64)):
         one = Wanted(platforms=platforms)
-        found = naming.standing(one, one, target())
+        found = naming.matching_images(one, one, target())
         assert {actor: one.digest for actor, one in found.items()} == {
             actor: one.digest for actor, one in published.items()
         }
@@ -442,7 +442,7 @@ def test_what_matches_stands(target, store):
 def test_what_does_not_match_does_not_stand(target, store, changed):
     target().publish(delivery(store, AMD64))
     one = Wanted(**changed)
-    assert naming.standing(one, one, target()) == {}
+    assert naming.matching_images(one, one, target()) == {}
 
 
 def test_one_actors_new_image_beside_the_others_old_one_does_not_stand(target, store):
@@ -452,15 +452,15 @@ def test_one_actors_new_image_beside_the_others_old_one_does_not_stand(target, s
     target().publish(delivery(store, AMD64, ARM64))
     locked = {AMD64: "sha256:" + "7" * 64}
     later = target().publish(delivery(store, AMD64, tags=("later",), locks=locked))
-    target().name(REPOSITORY, Actor.LEARNER, later[Actor.LEARNER].digest, exact)
-    assert naming.standing(one, one, target()) == {}
-    assert naming.standing(both, both, target()) == {}
+    target().tag(REPOSITORY, Actor.LEARNER, later[Actor.LEARNER].digest, exact)
+    assert naming.matching_images(one, one, target()) == {}
+    assert naming.matching_images(both, both, target()) == {}
     gained = target().publish(
         delivery(store, AMD64, ARM64, tags=("gained",), locks=LOCKS | {ARM64: "sha256:" + "8" * 64})
     )
-    target().name(REPOSITORY, Actor.LEARNER, gained[Actor.LEARNER].digest, exact)
-    assert naming.standing(one, one, target())
-    assert naming.standing(both, both, target()) == {}
+    target().tag(REPOSITORY, Actor.LEARNER, gained[Actor.LEARNER].digest, exact)
+    assert naming.matching_images(one, one, target())
+    assert naming.matching_images(both, both, target()) == {}
 
 
 def test_another_recipe_does_not_move_the_commits_tag_without_force(target, store):
@@ -485,7 +485,7 @@ def tagged(place, tag):
 
 
 def moved(place, one):
-    return naming.move_commit(one, one, place, naming.standing(one, one, place))
+    return naming.move_commit(one, one, place, naming.matching_images(one, one, place))
 
 
 @pytest.mark.parametrize("before", ["nothing", "one platform", "one actor"])
@@ -496,9 +496,9 @@ def test_commit_is_moved_to_what_stands_where_its_builder_was_ended_before(targe
     exact = delivery(store, AMD64, ARM64, tags=naming.tags(one, COMMIT)[1:])
     published = target().publish(exact)
     if before == "one actor":
-        target().name(REPOSITORY, Actor.LEARNER, published[Actor.LEARNER].digest, COMMIT)
+        target().tag(REPOSITORY, Actor.LEARNER, published[Actor.LEARNER].digest, COMMIT)
     place = target()
-    move = naming.move(one, COMMIT, naming.standing(one, one, place)).to_json()
+    move = naming.move(one, COMMIT, naming.matching_images(one, one, place)).to_json()
     assert moved(place, one)
     digests = {actor: whole.digest for actor, whole in published.items()}
     assert tagged(place, COMMIT) == digests
@@ -526,7 +526,7 @@ def test_commit_is_never_moved_half(target, store):
     recipe = Recipe(compression=Compression.ZSTD)
     one = Wanted(recipe=recipe)
     theirs = target().publish(delivery(store, AMD64, tags=("other",)))
-    target().name(REPOSITORY, Actor.AGGREGATOR, theirs[Actor.AGGREGATOR].digest, COMMIT)
+    target().tag(REPOSITORY, Actor.AGGREGATOR, theirs[Actor.AGGREGATOR].digest, COMMIT)
     exact = naming.tags(one, COMMIT)[1]
     target().publish(delivery(store, AMD64, recipe=recipe, tags=(exact,)))
     assert not moved(target(), one)
@@ -536,8 +536,8 @@ def test_commit_is_never_moved_half(target, store):
     exact = naming.tags(one, COMMIT)[1]
     first = target().publish(delivery(store, AMD64))
     second = target().publish(delivery(store, AMD64, ARM64, tags=("later",)))
-    target().name(REPOSITORY, Actor.LEARNER, second[Actor.LEARNER].digest, exact)
-    assert naming.standing(one, one, target())
+    target().tag(REPOSITORY, Actor.LEARNER, second[Actor.LEARNER].digest, exact)
+    assert naming.matching_images(one, one, target())
     assert not moved(target(), one)
     assert tagged(target(), COMMIT) == {actor: whole.digest for actor, whole in first.items()}
 
@@ -557,16 +557,16 @@ def test_a_platform_that_is_named_while_commit_is_moved_is_not_lost(client, stor
     exact = naming.tags(one, COMMIT)[1]
     RegistryTarget(client).publish(delivery(store, AMD64, tags=(exact,)))
     place, came = RegistryTarget(client), []
-    name = place.name
+    tag = place.tag
 
     def meanwhile(*words):
         if not came:
             came.append(words)
             with RegistryClient(client.registry) as other:
                 RegistryTarget(other).publish(delivery(store, ARM64))
-        name(*words)
+        tag(*words)
 
-    place.name = meanwhile
+    place.tag = meanwhile
     assert moved(place, one)
     for actor in Actor:
         assert set(place.existing(REPOSITORY, actor, COMMIT).manifests) == {AMD64, ARM64}

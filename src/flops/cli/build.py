@@ -16,8 +16,9 @@ from flops.errors import UsageError
 from flops.oci.engine import find_engine
 from flops.oci.reference import Registry
 from flops.progress import Reporter
+from flops.publishing.delivery import Target
 from flops.publishing.local_targets import ArchiveTarget, EngineTarget, LayoutTarget
-from flops.publishing.publish import RegistryTarget, Target
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Accelerator, Compression, Policy
 from flops.settings import Settings
 from flops.use_cases.build import build

@@ -22,7 +22,7 @@ from flops.errors import EngineMissing
 from flops.oci.client import RegistryClient
 from flops.oci.engine import find_engine
 from flops.platforms import Platform
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.settings import Settings
 from flops.use_cases.build import build
 

@@ -21,7 +21,7 @@ from flops.errors import EngineMissing, UsageError
 from flops.oci.client import RegistryClient
 from flops.oci.engine import PROCESSES, Engine, Limits, find_engine
 from flops.platforms import Platform
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Accelerator, Compression, Policy
 from flops.registry.app import EmbeddedRegistry
 from flops.settings import Settings

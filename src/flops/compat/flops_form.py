@@ -31,7 +31,7 @@ from flops.oci.credentials import FixedCredentials
 from flops.oci.reference import Registry
 from flops.platforms import Platform
 from flops.progress import Silent, Stage
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Flavor, Recipe
 from flops.repository.source import parse_source
 from flops.request import Request

@@ -149,7 +149,7 @@ def _patiently(attempt: AttemptClient, events: Events, build: Callable[[], dict[
 def _build(job: Job, settings: Settings, reporter: Reporter, events: Events) -> dict[str, Any]:
     from flops.http import Retry  # noqa: PLC0415
     from flops.oci.client import RegistryClient  # noqa: PLC0415
-    from flops.publishing.publish import RegistryTarget  # noqa: PLC0415
+    from flops.publishing.registry_target import RegistryTarget  # noqa: PLC0415
     from flops.use_cases.build import build  # noqa: PLC0415
 
     request = job.request()

@@ -1,21 +1,27 @@
-"""Images on their way to a place, and as they stand there. Values."""
+"""Images to be published, images that are published already, and what a target for them can do.
+
+A build knows only the protocol: it offers each layer as soon as it is made, and publishes both actors' images at the end.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flops.images.compose import LOCK, UNPACKED
 from flops.oci.image import ImageIndex, index, index_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flops.actors import Actor
     from flops.oci.image import Descriptor, Image, ParsedManifest
+    from flops.oci.layer import Layer
     from flops.oci.layout import BlobStore
     from flops.platforms import Platform
+    from flops.progress import Reporter
     from flops.records.attach import Attachments
+    from flops.store.shared import SharedCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +51,15 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Existing:
-    """What a registry holds under a tag."""
+class ExistingImage:
+    """An index under a tag, with its platforms."""
 
     annotations: Mapping[str, str]
     digest: str
     manifests: Mapping[Platform, Descriptor]
     summaries: Mapping[Platform, Summary]
     lost: tuple[Platform, ...] = ()
-    """Named by the index, and not there."""
+    """Platforms that the index names and whose manifests are absent."""
 
     @property
     def locks(self) -> dict[Platform, str]:
@@ -62,29 +68,29 @@ class Existing:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One actor's image, in its place."""
+    """One actor's image in its target."""
 
     reference: str
     digest: str
-    """Of the index under the tag: with platforms that were there before."""
+    """Of the index under the tag, which may have platforms of earlier builds too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
-    """One actor's image that is about to get names, by digests."""
+class NamedImage:
+    """One actor's image that is about to be tagged."""
 
     digest: str
     """Of the index."""
     platforms: Mapping[Platform, str]
-    """Those that were asked for."""
+    """Digests of the requested platforms."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
-    """What is about to happen to names: whoever gives leave can tell afterwards whether it did."""
+class TagMove:
+    """The tags that are about to move, and the images that they will name."""
 
     tags: tuple[str, ...]
-    images: Mapping[Actor, Named]
+    images: Mapping[Actor, NamedImage]
 
     def to_json(self) -> dict[str, Any]:
         """As the event TAGGING has it (`flops_wire.events`)."""
@@ -100,38 +106,79 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """Both actors' images, whole, and the names that they get."""
+    """Both actors' finished images, and the tags that they get."""
 
     repository: str
     """Image path without the actor: `acme/digits`."""
     images: Mapping[Actor, tuple[Image, ...]]
     annotations: Callable[[Actor, Mapping[Platform, str]], Mapping[str, str]]
-    """Of an actor's index; given each platform's lock, those of platforms too that stand already."""
+    """Of an actor's index, given the lock of each of its platforms."""
     locks: Mapping[Platform, str]
     """Of the platforms that were built."""
     tags: tuple[str, ...]
-    """The first one is named in results."""
+    """Results name the first one; the last one is exact."""
     store: BlobStore
     """Holds the layers."""
-    before_tags: Callable[[Move], None] = lambda _move: None
-    """Called when all but the tags is in place."""
+    before_tags: Callable[[TagMove], None] = lambda _move: None
+    """Called once, when all but the tags is in place."""
     on_bytes: Callable[[int, int], None] = lambda _done, _total: None
-    """Bytes that are in place, and of how many."""
+    """Called with the number of bytes that are in place, and the total."""
     warn: Callable[[str], None] = lambda _message: None
-    """Told what is amiss with what stands."""
+    """Called with what is wrong with the published images."""
     attachments: Attachments | None = None
-    """Records and signatures, where the place can keep them."""
+    """Records and signatures, where the target can keep them."""
 
-    def move(self, wholes: Mapping[Actor, ImageIndex]) -> Move:
+    def move(self, wholes: Mapping[Actor, ImageIndex]) -> TagMove:
         built = {actor: {image.platform: image.digest for image in images} for actor, images in self.images.items()}
-        images = {actor: Named(digest=whole.digest, platforms=built[actor]) for actor, whole in wholes.items()}
-        return Move(tags=self.tags, images=images)
+        images = {actor: NamedImage(digest=whole.digest, platforms=built[actor]) for actor, whole in wholes.items()}
+        return TagMove(tags=self.tags, images=images)
 
 
-def with_others(delivery: Delivery, actor: Actor, before: Existing | None, *, late: bool = False) -> ImageIndex:
-    """The platforms that were built, and the others that the index under the recipe's tag already has.
+class Target(Protocol):
+    """Takes finished images. `uploaded` and `reused` count bytes, for the report."""
 
-    `late`: another image of a platform that was built came after ours, and stays.
+    @property
+    def registry(self) -> str | None:
+        """Its name in results; None for a target that is not a registry."""
+
+    @property
+    def uploaded(self) -> int: ...
+
+    @property
+    def reused(self) -> int: ...
+
+    def check(self) -> None:
+        """Fail before any work is done if the target can't be used."""
+
+    def check_push(self, repository: str) -> None:
+        """Fail if images of this name can't be put there."""
+
+    def reference(self, repository: str, actor: Actor, tag: str) -> str:
+        """The name of an image there."""
+
+    def existing(self, repository: str, actor: Actor, tag: str) -> ExistingImage | None:
+        """The image of this name, where such a target keeps images."""
+
+    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
+        """Take a layer that is made, before its image is whole. Called from several threads."""
+
+    def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
+        """Put both images in place; tags move last."""
+
+    def tag(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
+        """Give an index that is there another tag."""
+
+    def shared(self, reporter: Reporter) -> SharedCache | None:
+        """What builders share there; None for a target that is not a registry."""
+
+    def next_steps(self, references: Sequence[str]) -> list[str]:
+        """How a person goes on from here, in lines."""
+
+
+def merged_index(delivery: Delivery, actor: Actor, before: ExistingImage | None, *, late: bool = False) -> ImageIndex:
+    """An index of the platforms that were built, and of the others that the published index has.
+
+    `late`: a published image of a platform that was built is newer than ours, and is kept.
     """
     there = before.manifests if before else {}
     images = [
@@ -151,7 +198,7 @@ def with_others(delivery: Delivery, actor: Actor, before: Existing | None, *, la
 
 
 def summary_of(digest: str, manifest: ParsedManifest) -> Summary:
-    """A manifest that was read, as results show it."""
+    """A manifest as results show it."""
     unpacked = manifest.annotations.get(UNPACKED, "")[:20]
     return Summary(
         digest=digest,

@@ -1,4 +1,4 @@
-"""Places for images on this machine: an OCI layout, an archive of one, a container engine's own storage."""
+"""Targets on this machine: an OCI layout, an archive of one, a container engine's own storage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flops.errors import BadImage, OutputError, UnknownPlatform
 from flops.oci.image import ImageIndex, index, parse_index, parse_manifest
 from flops.oci.layout import Layout, LayoutSource, write_archive
 from flops.platforms import Platform
-from flops.publishing.delivery import Existing, Published, summary_of, with_others
+from flops.publishing.delivery import ExistingImage, Published, merged_index, summary_of
 from flops.records import TIMELESS
 from flops.records.attach import record_documents, referrer
 
@@ -26,26 +26,48 @@ if TYPE_CHECKING:
     from flops.publishing.delivery import Delivery, Summary
 
 
-class LayoutTarget:
-    """An OCI image layout in a directory, read by skopeo, podman, buildah and others."""
+class LocalTarget:
+    """What the targets on this machine have in common."""
 
     registry = None
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self) -> None:
         self.uploaded = self.reused = 0
 
     def check(self) -> None:
-        _writable_directory(self.root)
+        """An engine answered when it was found; the others look at their directory."""
 
     def check_push(self, repository: str) -> None:
-        """Any name can be written here."""
+        """Any name can be used."""
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"{repository}/{actor.value}:{tag}"
 
-    def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """What has this name, where every blob of it is there."""
+    def existing(self, repository: str, actor: Actor, tag: str) -> ExistingImage | None:
+        """Only a layout has images to look at: archives are written anew, and engines load again."""
+
+    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
+        """Layers are written with whole images only."""
+
+    def tag(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
+        """Only a layout has images that could get another tag."""
+
+    def shared(self, reporter: Reporter) -> None:
+        """Builders share nothing through this machine."""
+
+
+class LayoutTarget(LocalTarget):
+    """An OCI image layout in a directory, read by skopeo, podman, buildah and others."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def check(self) -> None:
+        _writable_directory(self.root)
+
+    def existing(self, repository: str, actor: Actor, tag: str) -> ExistingImage | None:
+        """The image of this name, if every blob of it is there."""
         layout = Layout(self.root)
         found = layout.read(self.reference(repository, actor, tag))
         try:
@@ -56,7 +78,7 @@ class LayoutTarget:
             return None  # written anew
         if found is None or whole is None:
             return None
-        return Existing(annotations=whole.annotations, digest=found.digest, manifests=entries, summaries=summaries)
+        return ExistingImage(annotations=whole.annotations, digest=found.digest, manifests=entries, summaries=summaries)
 
     def _summary(self, blobs: BlobStore, entry: Descriptor) -> Summary:
         manifest = parse_manifest(blobs.read(entry.digest))
@@ -65,9 +87,6 @@ class LayoutTarget:
                 raise BadImage(f"the blob {blob.digest} is not there, or not whole")
         return summary_of(entry.digest, manifest)
 
-    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
-        """Nothing travels to a directory before the images are whole."""
-
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         layout = Layout(self.root)
         with layout.writing():
@@ -75,7 +94,7 @@ class LayoutTarget:
 
     def _publish(self, delivery: Delivery, layout: Layout) -> Mapping[Actor, Published]:
         found = {actor: self.existing(delivery.repository, actor, delivery.tags[-1]) for actor in delivery.images}
-        wholes = {actor: with_others(delivery, actor, before) for actor, before in found.items()}
+        wholes = {actor: merged_index(delivery, actor, before) for actor, before in found.items()}
         for layer in {layer.digest: layer for whole in wholes.values() for layer in whole.layers}.values():
             self._take(layer, layout.blobs, delivery.store)
         delivery.before_tags(delivery.move(wholes))
@@ -90,9 +109,9 @@ class LayoutTarget:
         return published
 
     def _earlier(
-        self, layout: Layout, before: Existing | None, built: Collection[Platform]
+        self, layout: Layout, before: ExistingImage | None, built: Collection[Platform]
     ) -> Mapping[str, tuple[Descriptor, ...]]:
-        """What records say of the platforms that stand already."""
+        """Record documents about the platforms that the layout has already."""
         others = [platform for platform in before.manifests if platform not in built] if before else []
         return record_documents(LayoutSource(layout), "", before.digest, others) if before and others else {}
 
@@ -107,44 +126,27 @@ class LayoutTarget:
             raise _not_writable(self.root, error) from error
         self.uploaded += layer.size
 
-    def name(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
+    def tag(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
         layout = Layout(self.root)
         whole = ImageIndex(document=layout.blobs.read(digest), images=())
         layout.write(self.reference(repository, actor, tag), whole, layout.blobs)
-
-    def shared(self, reporter: Reporter) -> None:
-        """There is nobody to share with."""
 
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in the OCI layout {self.root}. Copy them where they are needed:"]
         return lines + [f"  skopeo copy --all oci:{self.root}:{name} docker://REGISTRY/{name}" for name in references]
 
 
-class ArchiveTarget:
+class ArchiveTarget(LocalTarget):
     """One tar file of an OCI image layout."""
 
-    registry = None
-
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
-        self.uploaded = self.reused = 0
 
     def check(self) -> None:
         _writable_directory(self.path.absolute().parent)
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a directory", hint="name a file that ends in .tar")
-
-    def check_push(self, repository: str) -> None:
-        """Any name can be written here."""
-
-    def reference(self, repository: str, actor: Actor, tag: str) -> str:
-        return f"{repository}/{actor.value}:{tag}"
-
-    def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """A file is written anew."""
-
-    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
-        """A file is written at the end."""
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         named: dict[str, ImageIndex] = {}
@@ -165,12 +167,6 @@ class ArchiveTarget:
         self.uploaded = self.path.stat().st_size
         return published
 
-    def name(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
-        """Nothing stands there that could get one."""
-
-    def shared(self, reporter: Reporter) -> None:
-        """There is nobody to share with."""
-
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in the archive {self.path}. Copy them where they are needed:"]
         return lines + [
@@ -178,29 +174,15 @@ class ArchiveTarget:
         ]
 
 
-class EngineTarget:
+class EngineTarget(LocalTarget):
     """podman's or docker's own storage: this machine's platform only."""
 
-    registry = None
-
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self.engine = engine
-        self.uploaded = self.reused = 0
-
-    def check(self) -> None:
-        """The engine answered when it was found."""
-
-    def check_push(self, repository: str) -> None:
-        """Any name can be written here."""
 
     def reference(self, repository: str, actor: Actor, tag: str) -> str:
         return f"localhost/{repository}/{actor.value}:{tag}"
-
-    def existing(self, repository: str, actor: Actor, tag: str) -> Existing | None:
-        """Loading again is what was asked for."""
-
-    def offer(self, repository: str, layer: Layer, store: BlobStore) -> None:
-        """An engine takes whole images."""
 
     def publish(self, delivery: Delivery) -> Mapping[Actor, Published]:
         host = {
@@ -226,12 +208,6 @@ class EngineTarget:
             published[actor] = Published(reference=reference, digest=own[0].digest)
         return published
 
-    def name(self, repository: str, actor: Actor, digest: str, tag: str) -> None:
-        """Nothing stands there that could get one."""
-
-    def shared(self, reporter: Reporter) -> None:
-        """There is nobody to share with."""
-
     def next_steps(self, references: Sequence[str]) -> list[str]:
         lines = ["", f"The images are in {self.engine.program}. Look at one:"]
         return lines + [f"  {self.engine.program} run --rm {name} --help" for name in references]
@@ -245,7 +221,7 @@ def _referrers(
     timeless: bool = False,
     earlier: Mapping[str, tuple[Descriptor, ...]] | None = None,
 ) -> list[Referrer]:
-    """An image's records; with `timeless` those alone that the same materials make the same bytes of."""
+    """An image's records; with `timeless`, only those that are the same for the same materials."""
     kept = earlier or {}
     attachments = delivery.attachments
     if attachments is None:

@@ -30,7 +30,7 @@ class Sources(Protocol):
 
 
 class Images(Protocol):
-    def standing(
+    def existing(
         self,
         place: ImagePlace,
         commit: str,
@@ -99,7 +99,7 @@ class StandingImages:
     def _ask(self, project: Project, place: ImagePlace) -> dict[str, Any] | None:
         if project.commit is None:
             return None
-        return self._images.standing(place, project.commit, *self._wanted(project))
+        return self._images.existing(place, project.commit, *self._wanted(project))
 
     def _move_commit(self, project: Project, place: ImagePlace, *, force: bool) -> None:
         """A builder that was killed may have moved the exact tags alone."""

@@ -23,7 +23,7 @@ from flops.progress import Reporter, Silent, Stage
 from flops.prune.cache_bound import CacheBound
 from flops.publishing import naming
 from flops.publishing.delivery import Delivery
-from flops.publishing.naming import sign_standing, signing_key
+from flops.publishing.registry_target import RegistryTarget, signing_key
 from flops.records import Materials
 from flops.records.attach import build_attachments
 from flops.records.history import History
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from flops.oci.image import Image
     from flops.oci.signature import SigningKey
     from flops.platforms import Platform
-    from flops.publishing.delivery import Existing, Move
-    from flops.publishing.publish import Target
+    from flops.publishing.delivery import ExistingImage, TagMove, Target
     from flops.repair.inspection import Inspection
     from flops.request import Request
     from flops.settings import Settings
@@ -77,7 +76,7 @@ def build(
     *,
     settings: Settings,
     reporter: Reporter | None = None,
-    before_tags: Callable[[Move], None] = lambda _move: None,
+    before_tags: Callable[[TagMove], None] = lambda _move: None,
 ) -> Result:
     """Build both actors' images and put them in place; names move last, after `before_tags`.
 
@@ -96,7 +95,7 @@ def _build(
     target: Target,
     settings: Settings,
     reporter: Reporter,
-    before_tags: Callable[[Move], None],
+    before_tags: Callable[[TagMove], None],
     *,
     reuse: bool,
 ) -> Result:
@@ -116,18 +115,19 @@ def _build(
         bound = CacheBound(settings)
         bound.watch(parts.blobs, parts.wheels)
         stack.enter_context(bound.held())
-        allowed = BackgroundCall(lambda: target.check_push(inspection.checkout.repository))
-        standing = {} if request.force or request.upgrade else naming.standing(request, inspection.checkout, target)
-        if standing:
-            if key is not None:
-                sign_standing(target, inspection.checkout.repository, standing, key)
-            before_tags(naming.move(request, inspection.checkout.commit, standing))
+        checkout = inspection.checkout
+        allowed = BackgroundCall(lambda: target.check_push(checkout.repository))
+        existing = {} if request.force or request.upgrade else naming.matching_images(request, checkout, target)
+        if existing:
+            if key is not None and isinstance(target, RegistryTarget):
+                target.sign(checkout.repository, existing, key)
+            before_tags(naming.move(request, checkout.commit, existing))
             try:
-                naming.move_commit(request, inspection.checkout, target, standing)
+                naming.move_commit(request, checkout, target, existing)
             except (RegistryError, OutputError, DiskFull) as error:
-                commit = inspection.checkout.commit[:12]
-                reporter.warning(Stage.PUSH, f"the tag {commit}... can't be moved to the images that stand: {error}")
-            return job.reused(inspection, standing, target)
+                tag = f"{checkout.commit[:12]}..."
+                reporter.warning(Stage.PUSH, f"the tag {tag} can't be moved to the existing images: {error}")
+            return job.reused(inspection, existing, target)
         allowed.result()
         assembly = stack.enter_context(Assembly(parts.layer_tools(target, inspection)))
         return _made(job, inspection, target, assembly, history=history, key=key, before_tags=before_tags)
@@ -141,7 +141,7 @@ def _made(
     *,
     history: History,
     key: SigningKey | None,
-    before_tags: Callable[[Move], None],
+    before_tags: Callable[[TagMove], None],
 ) -> Result:
     """From the locks to the tags."""
     inputs = job.parts.inputs(inspection, assembly)
@@ -223,11 +223,11 @@ class _Job:
             for platform, locks in parts.items()
         }
 
-    def reused(self, inspection: Inspection, standing: Mapping[Actor, Existing], target: Target) -> Result:
-        """What there is to tell where matching images stand already."""
+    def reused(self, inspection: Inspection, existing: Mapping[Actor, ExistingImage], target: Target) -> Result:
+        """The result where matching images are published already."""
         tag = naming.tags(self.parts.request, inspection.checkout.commit)[1]
         images = existing_images(
-            standing,
+            existing,
             self.parts.request.platforms,
             lambda actor: target.reference(inspection.checkout.repository, actor, tag),
         )

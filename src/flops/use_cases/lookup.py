@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flops.oci.client import RegistryClient
 from flops.oci.credentials import Credential, FixedCredentials
 from flops.publishing import naming
-from flops.publishing.publish import RegistryTarget
+from flops.publishing.registry_target import RegistryTarget
 from flops.repository.checkout import resolve_commit
 from flops.repository.git import GitCredential
 from flops.repository.revision import check_ref
@@ -99,7 +99,7 @@ class SourceLookup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Standing:
+class _Subject:
     """What `naming` compares of a checkout, without one."""
 
     source: str
@@ -107,7 +107,7 @@ class _Standing:
     repository: str
 
     @classmethod
-    def of(cls, place: ImagePlace, commit: str) -> _Standing:
+    def of(cls, place: ImagePlace, commit: str) -> _Subject:
         return cls(source=place.image_source, commit=commit, repository=place.repository)
 
 
@@ -121,7 +121,7 @@ class ImageLookup:
     login: Mapping[str, str] | None = field(default=None, repr=False)
     """host, username and password, where the registry wants them of everybody."""
 
-    def standing(
+    def existing(
         self,
         place: ImagePlace,
         commit: str,
@@ -132,11 +132,11 @@ class ImageLookup:
         """What `flops build --json` would print for images that are there: both actors', with this source, commit, recipe
         and all platforms under COMMIT-RECIPE12; else None. RegistryError and its kinds.
         """
-        subject = _Standing.of(place, commit)
+        subject = _Subject.of(place, commit)
         request = Request(source=place.source, platforms=platforms, recipe=recipe)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)
-            found = naming.standing(request, subject, target)
+            found = naming.matching_images(request, subject, target)
             if not found:
                 return None
             tag = naming.tags(request, commit)[1]
@@ -153,15 +153,15 @@ class ImageLookup:
         *,
         force: bool = False,
     ) -> bool:
-        """Move COMMIT to images that stand, where their builder was ended before it did; whether it was to be moved.
+        """Move COMMIT to published images whose builder ended before it did so; True if it had to be moved.
 
         With `force`, also from another recipe's images. RegistryError and its kinds.
         """
-        subject = _Standing.of(place, commit)
+        subject = _Subject.of(place, commit)
         request = Request(source=place.source, platforms=platforms, recipe=recipe, force=force)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)
-            return naming.move_commit(request, subject, target, naming.standing(request, subject, target))
+            return naming.move_commit(request, subject, target, naming.matching_images(request, subject, target))
 
     def ping(self) -> None:
         """See that the registry answers; RegistryError and its kinds."""

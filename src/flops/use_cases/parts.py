@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flops.errors import Finding
     from flops.locking.lock import Lock
     from flops.platforms import Platform
-    from flops.publishing.publish import Target
+    from flops.publishing.delivery import Target
     from flops.repair.doctor import FoundLocks, PythonChoice
     from flops.request import Request
     from flops.settings import Settings

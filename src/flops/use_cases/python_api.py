@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flops.progress import Reporter
-    from flops.publishing.publish import Target
+    from flops.publishing.delivery import Target
     from flops.use_cases.result import Report, Result
 
 
@@ -129,7 +129,7 @@ def make_request(
 
 def choose_target(settings: Settings, *, registry: str | Registry | None, output: Path | None, load: bool) -> Target:
     """Where images go: the named place, else FLOPS_REGISTRY, else the OCI layout in the data directory."""
-    from flops.publishing.publish import RegistryTarget  # noqa: PLC0415 - as above
+    from flops.publishing.registry_target import RegistryTarget  # noqa: PLC0415 - as above
 
     if sum((registry is not None, output is not None, load)) > 1:
         raise UsageError("--registry, --output and --load exclude each other", hint="call once for each place")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flops.locking.lock import Lock
     from flops.oci.image import Image
     from flops.platforms import Platform
-    from flops.publishing.delivery import Existing, Published, Summary
+    from flops.publishing.delivery import ExistingImage, Published, Summary
     from flops.repair.accelerator import Carried
     from flops.repair.doctor import PythonChoice
 
@@ -163,16 +163,16 @@ def actor_images(
 
 
 def existing_images(
-    standing: Mapping[Actor, Existing], platforms: Sequence[Platform], reference: Callable[[Actor], str]
+    existing: Mapping[Actor, ExistingImage], platforms: Sequence[Platform], reference: Callable[[Actor], str]
 ) -> dict[Actor, ActorImage]:
-    """What stands in a place already, as results show it: the platforms that were asked for."""
+    """Published images as results show them: the platforms that were asked for."""
     return {
         actor: ActorImage(
             reference=reference(actor),
             digest=found.digest,
             platforms={platform: found.summaries[platform] for platform in platforms},
         )
-        for actor, found in standing.items()
+        for actor, found in existing.items()
     }
 
 
@@ -203,7 +203,7 @@ class Result:
     def of_existing(
         cls, images: Mapping[Actor, ActorImage], source: str, commit: str, recipe: str, registry: str | None
     ) -> Result:
-        """Of images that stand already, for somebody who has looked at nothing else."""
+        """Of published images, for a caller that looked at nothing else."""
         return cls(
             repository=source,
             commit=commit,
