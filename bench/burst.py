@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from flops.orchestrators import Deployment, Handle
     from flops.platforms import Platform
     from flops.recipe import Recipe
-    from flops.use_cases.lookup import ImagePlace
+    from flops.use_cases.lookup import ProjectSource
 
 MEMORY = 200
 """Megabytes (PSS) of the manager."""
@@ -85,7 +85,7 @@ class Announced:
 
 
 class Commits(SourceLookup):
-    def commit(self, place: ImagePlace, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:  # noqa: ARG002
+    def commit(self, place: ProjectSource, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:  # noqa: ARG002
         return COMMIT
 
 
@@ -97,7 +97,7 @@ class Images:
 
     def existing(
         self,
-        place: ImagePlace,
+        place: ProjectSource,
         commit: str,
         recipe: Recipe,
         platforms: tuple[Platform, ...],

@@ -285,7 +285,7 @@ def test_whatever_a_record_says_gives_a_layer_of_ours_or_none(tmp_path, field, v
     """The registry is replaced by what it would have answered: no value of any field ends a build."""
 
     class Answers:
-        answers = True
+        available = True
 
         def find(self, kind, key):
             return shared_cache.SharedDocument(
@@ -379,7 +379,7 @@ def test_a_registry_that_refuses_costs_one_warning(machine, status):
     assert DocumentStore(one.directory / "locks", shared=one.shared, kind=LOCK).get(["x"]) is None
     assert len(one.transport.asked) == asked, "nothing is asked of it any more"
     (warning,) = one.told.warnings
-    assert "can't be asked" in warning
+    assert "can't be read" in warning
 
 
 def test_a_registry_that_only_lets_us_read_costs_one_warning(machine):
@@ -396,7 +396,7 @@ def test_a_registry_that_only_lets_us_read_costs_one_warning(machine):
     for key in (OTHER, "3" * 64):
         other.keep(key, other.make(key[0]))
     (warning,) = other.told.warnings
-    assert "can't be told" in warning
+    assert "can't be written" in warning
     real.close()
 
 

@@ -1,1 +1,1 @@
-"""Layers planned, made and remembered, and composed into images."""
+"""Layers are planned and made, and composed into images."""

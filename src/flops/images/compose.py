@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 RECIPE = "io.flops.recipe"
 SOURCE = "org.opencontainers.image.source"
 REVISION = "org.opencontainers.image.revision"
-#: A manifest's annotation: bytes of its layers, unpacked.
+#: Annotation of a manifest: bytes of its layers, unpacked.
 UNPACKED = "io.flops.unpacked"
-#: Digest of what was resolved: packages and wheels.
+#: Digest of the resolved packages and wheels.
 LOCK = "io.flops.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What labels and annotations say of a commit's images."""
+    """What the labels and annotations of a commit's images say."""
 
     source: str
     commit: str
@@ -63,15 +63,14 @@ class Identity:
 
 
 def locked(parts: Sequence[str]) -> str:
-    """One digest over the digests of everything that was resolved."""
+    """One digest over the digests of locks and bases."""
     return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def compose_image(
     identity: Identity, actor: Actor, *, platform: Platform, base: Base, lock: str, layers: Sequence[Layer]
 ) -> Image:
-    """One actor's image for one platform; `lock` digests what was resolved for it."""
-    labels = identity.labels(actor, lock)
+    """One actor's image for one platform; `lock` digests its base and locks."""
     config = ImageConfig(
         platform=platform,
         created=identity.time,
@@ -79,12 +78,17 @@ def compose_image(
         entrypoint=(f"/{actors.RUNTIME}/bin/python", "main.py"),
         working_directory=f"/{actors.ACTOR}",
         user=f"{actors.USER}:{actors.USER}",
-        labels=labels,
+        labels=identity.labels(actor, lock),
     )
+    return annotated_image(config, layers)
+
+
+def annotated_image(config: ImageConfig, layers: Sequence[Layer]) -> Image:
+    """An image whose manifest is annotated with the labels of its config, and with its unpacked size."""
     unpacked = sum(layer.uncompressed_size for layer in layers)
-    return compose(config, layers, {**labels, UNPACKED: str(unpacked)})
+    return compose(config, layers, {**config.labels, UNPACKED: str(unpacked)})
 
 
 def index_annotations(identity: Identity, actor: Actor, locks: Mapping[Platform, str]) -> dict[str, str]:
-    """Of the index over platforms; its lock digests those of all its platforms, in whatever order they came."""
+    """Annotations of the index over platforms; its lock digests those of all its platforms, in any order."""
     return identity.labels(actor, locked([f"{platform} {digest}" for platform, digest in sorted(locks.items())]))

@@ -1,7 +1,7 @@
-"""Which file goes into which layer of which image: values in, values out, nothing read or written.
+"""The layers of every image, planned: values in, values out, nothing is read or written.
 
-Bottom to top (docs/decisions.md, D5): base, FL runtime (wheels for every machine, then this one's own, each with their
-bytecode), ML packages, shims, the ML repository, the actor's own. Layers that are equal by value are made once, whatever images hold them.
+Bottom to top (docs/decisions.md, D5): base, FL runtime (wheels for every platform, then those for one, each with their
+bytecode), ML packages, shims, the ML repository, the actor's own files. Layers that are equal by value are made once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 #: Raised whenever bytecode of other sources of a wheel would be in a layer.
 SOURCES_VERSION = 2
-#: Container runtimes cap an image at 127 layers; this leaves room for those who build upon ours.
+#: Container runtimes allow 127 layers; the rest is left to images that are built upon ours.
 MOST_LAYERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseLayer:
-    """A finished layer of the base, by its place in it."""
+    """A finished layer of the base, by its position in the base."""
 
     platform: Platform
     number: int
@@ -61,9 +61,9 @@ class BytecodeLayer:
     prefix: str
     python: str
     python_full: str
-    """Of the interpreter that compiles, `3.11.2`."""
+    """The full version of the interpreter that compiles, `3.11.2`."""
     origin: str = ""
-    """Whose interpreter that is: empty for Debian's, else the base image's digest."""
+    """Where that interpreter comes from: empty for Debian, else the base image's digest."""
     wheels: tuple[LockedWheel, ...]
 
 
@@ -86,7 +86,7 @@ class ImagePlan:
 
     @property
     def layers(self) -> tuple[PlannedLayer, ...]:
-        """Each distinct layer that is to be made, those that take longest first (most bytes of wheels)."""
+        """Each distinct layer that has to be made, the slowest ones first."""
         distinct = {layer: None for layers in self.images.values() for layer in layers}
         made = [layer for layer in distinct if not isinstance(layer, BaseLayer)]
         return tuple(sorted(made, key=cost, reverse=True))
@@ -107,9 +107,9 @@ def plan(
 ) -> ImagePlan:
     """Lay out both actors' images for every platform of `ml`; BuildError above 100 layers.
 
-    `interpreter` is the base's Python (`/usr/bin/python3.11`), `python` its minor version; without `bytecode` the FL
-    runtime's sources are compiled at every start. `ml_interpreter` and its minor version `ml_python`: the ML environment's,
-    where it has its own.
+    `interpreter` is the base's Python (`/usr/bin/python3.11`) and `python` its minor version; without `bytecode` the FL
+    runtime's sources are compiled at every start. `ml_interpreter` and `ml_python` are the same for the ML environment,
+    if it has a Python of its own.
     """
     shims = FilesLayer(
         title="FLOps shims",
@@ -131,7 +131,7 @@ def plan(
     most = max(map(len, images.values()))
     if most > MOST_LAYERS:
         raise BuildError(
-            f"the image would have {most} layers, and {MOST_LAYERS} are the most that runtimes take well",
+            f"the image would have {most} layers, and at most {MOST_LAYERS} are allowed",
             hint="use a base image with fewer layers (--base-image)",
         )
     return ImagePlan(images=images)
@@ -146,7 +146,7 @@ def runtime_layers(
     prefix: str = actors.RUNTIME,
     title: str = "FL runtime",
 ) -> tuple[PlannedLayer, ...]:
-    """An environment of ours: wheels that fit every machine (layers that all platforms share), then the machine's own; bytecode of each."""
+    """The layers of an environment of ours: wheels for every platform, then those for one; each with its bytecode."""
     parts = {
         f"{title}, every machine": [wheel for wheel in lock.wheels if wheel.filename.endswith("-any.whl")],
         f"{title}, {lock.platform}": [wheel for wheel in lock.wheels if not wheel.filename.endswith("-any.whl")],
@@ -170,7 +170,7 @@ def runtime_layers(
 
 
 def ml_layers(lock: Lock, python: str) -> tuple[PlannedLayer, ...]:
-    """The user's packages, grouped by docs/decisions.md, D5."""
+    """The user's packages, shared out over layers (docs/decisions.md, D5)."""
     return tuple(
         WheelsLayer(title=_title(wheels), prefix=actors.ML, python=python, wheels=tuple(wheels))
         for wheels in group(lock.wheels)

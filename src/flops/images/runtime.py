@@ -1,4 +1,4 @@
-"""The FL runtime's wheels: pinned by a committed list of versions and hashes, located on the index by uv."""
+"""The FL runtime's wheels: pinned by a committed list of versions and hashes, found on the index by uv."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flops.locking.lock import Lock, Locker
     from flops.platforms import Platform
 
-#: Python minor versions that a list exists for.
+#: Python minor versions that have a list.
 MINORS = ("3.11", "3.13")
 _PIN = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)", re.MULTILINE)
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
@@ -26,7 +26,7 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """A list of versions and hashes, read."""
+    """A list of versions and hashes."""
 
     versions: Mapping[str, str]
     """By normalised name."""
@@ -58,12 +58,12 @@ def read_pins(name: str) -> Pins:
 
 
 def lock(locker: Locker, *, platform: Platform, python: str, glibc: tuple[int, int]) -> Lock:
-    """The runtime's wheels for one platform and full Python version; WheelHash where the index offers other files."""
+    """The FL runtime's lock for one platform and full Python version; errors as `lock_pins`."""
     return lock_pins(locker, pins(".".join(python.split(".")[:2])), platform=platform, python=python, glibc=glibc)
 
 
 def lock_pins(locker: Locker, wanted: Pins, *, platform: Platform, python: str, glibc: tuple[int, int]) -> Lock:
-    """Where exactly these wheels lie; WheelHash where the index offers other files."""
+    """The lock of pinned wheels; WheelHash where the index offers other files."""
     found = locker.lock(wanted.lines, platform=platform, python=python, glibc=glibc, dependencies=False)
     for wheel in found.wheels:
         if wheel.sha256 not in wanted.hashes:
@@ -75,6 +75,6 @@ def lock_pins(locker: Locker, wanted: Pins, *, platform: Platform, python: str, 
 
 
 def known_lock(locker: Locker, *, platform: Platform, python: str, glibc: tuple[int, int]) -> Lock | None:
-    """The runtime's lock where it is stored, without asking the index; None otherwise."""
+    """The FL runtime's lock if it is stored, without asking the index."""
     lines = pins(".".join(python.split(".")[:2])).lines
     return locker.stored(lines, platform=platform, python=python, glibc=glibc, dependencies=False)

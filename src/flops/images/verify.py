@@ -1,4 +1,4 @@
-"""Proofs about what was composed, before it is pushed: packages that overwrite each other's files."""
+"""Checks an image before it is pushed: which packages overwrite each other's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NAMED = 5
 
 
-def packages(
+def check_packages(
     plan: ImagePlan, made: Mapping[PlannedLayer, Layer], *, imports: Sequence[ImportedModule], reporter: Reporter
 ) -> None:
     """LayerConflict where a module that the repository imports is overwritten by another package; else a warning.
@@ -31,7 +31,7 @@ def packages(
     Real packages collide on files that nobody imports, such as `tests/__init__.py`: then the last by name wins.
     """
     modules = {item.name for item in imports if item.reached}
-    seen: set[PathConflict] = set()
+    found: set[PathConflict] = set()
     for layers in plan.images.values():
         planned = [layer for layer in layers if isinstance(layer, WheelsLayer) and layer.prefix == ML]
         prefix = f"{site_packages(ML, planned[0].python)}/" if planned else ""
@@ -45,8 +45,8 @@ def packages(
                 "with different content, and the repository imports that module",
                 hint="remove one of the two packages from the requirements",
             )
-        seen.update(conflicts)
-    _warn(seen, reporter)
+        found.update(conflicts)
+    _warn(found, reporter)
 
 
 def _module(path: str, prefix: str) -> str | None:

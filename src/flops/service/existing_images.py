@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from flops.recipe import Recipe
     from flops.service.manager_settings import ManagerSettings
     from flops.service.project import Attempt, Project
-    from flops.use_cases.lookup import ImagePlace
+    from flops.use_cases.lookup import ProjectSource
 
 
 class Sources(Protocol):
-    def judge(self, text: str, *, ref: str | None = None, subdir: str = "") -> ImagePlace:
+    def judge(self, text: str, *, ref: str | None = None, subdir: str = "") -> ProjectSource:
         """No network. BadUrl, BlockedAddress, CredentialInUrl, BadRef."""
 
-    def commit(self, place: ImagePlace, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:
+    def commit(self, place: ProjectSource, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:
         """The full hash; None for a directory. SourceError and its kinds."""
 
 
 class Images(Protocol):
     def existing(
         self,
-        place: ImagePlace,
+        place: ProjectSource,
         commit: str,
         recipe: Recipe,
         platforms: tuple[Platform, ...],
@@ -42,7 +42,7 @@ class Images(Protocol):
 
     def move_commit(
         self,
-        place: ImagePlace,
+        place: ProjectSource,
         commit: str,
         recipe: Recipe,
         platforms: tuple[Platform, ...],
@@ -63,7 +63,7 @@ class StandingImages:
         self._images = images
         self._settings = settings
 
-    def found(self, project: Project, place: ImagePlace) -> dict[str, Any] | None:
+    def found(self, project: Project, place: ProjectSource) -> dict[str, Any] | None:
         """Images that a build would take. A registry that does not answer is no reason not to build: the builder will find out."""
         try:
             result = self._ask(project, place)
@@ -74,15 +74,15 @@ class StandingImages:
             self._move_commit(project, place, force=False)
         return result
 
-    def proof(self, project: Project, place: ImagePlace, attempt: Attempt) -> dict[str, Any] | None:
-        """What this attempt asked to name, where all of it stands under both exact tags; RegistryError and its kinds.
+    def proof(self, project: Project, place: ProjectSource, attempt: Attempt) -> dict[str, Any] | None:
+        """What this attempt asked to tag, if all of it is there under both exact tags; RegistryError and its kinds.
 
         After a builder was lost, COMMIT may have to follow.
         """
         move = attempt.move
         if move is None:
             return None
-        if project.commit is None:  # a directory's, which its builder names
+        if project.commit is None:  # a directory's, which its builder reports
             suffix = f"-{recipe_of(project.sla).short}"
             commits = [tag.removesuffix(suffix) for tag in move["tags"] if tag.endswith(suffix)]
             project = replace(project, commit=commits[0] if commits else None)
@@ -96,12 +96,12 @@ class StandingImages:
             self._move_commit(project, place, force=project.force)
         return result
 
-    def _ask(self, project: Project, place: ImagePlace) -> dict[str, Any] | None:
+    def _ask(self, project: Project, place: ProjectSource) -> dict[str, Any] | None:
         if project.commit is None:
             return None
         return self._images.existing(place, project.commit, *self._wanted(project))
 
-    def _move_commit(self, project: Project, place: ImagePlace, *, force: bool) -> None:
+    def _move_commit(self, project: Project, place: ProjectSource, *, force: bool) -> None:
         """A builder that was killed may have moved the exact tags alone."""
         try:
             if self._images.move_commit(place, project.commit or "", *self._wanted(project), force=force):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from flops.service.project import Attempt
     from flops.service.sla import Sla
     from flops.service.store import Store
-    from flops.use_cases.lookup import ImagePlace
+    from flops.use_cases.lookup import ProjectSource
 
 _log = logging.getLogger("flops.service")
 KEY_LIMIT = 255
@@ -258,7 +258,7 @@ class Manager:
 
     # --- inside ---
     def _accepted(self, document: object, force: bool) -> Project:
-        def judge(sla: Sla) -> ImagePlace:
+        def judge(sla: Sla) -> ProjectSource:
             return self._sources.judge(sla.url, ref=sla.ref, subdir=sla.subdir)
 
         settings = self.settings

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flops.service.ledger import Ledger, LedgerEntry
     from flops.service.manager_settings import ManagerSettings
     from flops.service.project import Attempt, Project
-    from flops.use_cases.lookup import ImagePlace
+    from flops.use_cases.lookup import ProjectSource
 
 _log = logging.getLogger("flops.service")
 #: Characters of what a builder printed that are kept.
@@ -196,7 +196,7 @@ class Steps:
         return len(orphans)
 
     # --- inside ---
-    def _with_commit(self, project: Project, place: ImagePlace) -> Project:
+    def _with_commit(self, project: Project, place: ProjectSource) -> Project:
         if project.commit is not None or place.local:
             return project
         commit = self._sources.commit(place, project.ref, jobs.git_login(project, self._settings))

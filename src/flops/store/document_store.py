@@ -1,4 +1,4 @@
-"""Documents remembered by what they answer: in a directory of this machine, and in the registry where builders share one."""
+"""JSON documents remembered by their request: in a directory of this machine, and in the registry where builders share one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from flops.store.shared import SharedCache
 
-#: Raised when the shape of what is kept or the meaning of a key changes.
+#: Raised when the shape of the files or the meaning of a key changes.
 FORMAT = 1
 #: Seconds that locks and package sets are reused: seven days.
 LIFETIME = 7 * 24 * 3600
 
 
 class DocumentStore:
-    """JSON documents of one kind. What can't be read counts as absent; what can't be written is not kept.
+    """JSON documents of one kind. A file that can't be read counts as absent; one that can't be written is skipped.
 
-    With `shared`, documents that other builders left there count too, and this builder's go there.
-    `lifetime` in seconds; None: for ever.
+    With `shared`, documents of other builders are found too, and this builder's are uploaded. `lifetime` is in seconds;
+    None keeps documents for ever.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class DocumentStore:
         self._shared = shared
 
     def get(self, request: Any, *, any_age: bool = False) -> Any:
-        """The content kept for this request (JSON values) on this machine, else in the registry; None where there is none."""
+        """The content for this request (JSON values), from this machine or else the registry; None if there is none."""
         found = self.local(request, any_age=any_age)
         return self.shared(request, any_age=any_age) if found is None else found
 
     def local(self, request: Any, *, any_age: bool = False) -> Any:
-        """The content kept on this machine; None where there is none, or it is damaged or too old."""
+        """The content from this machine; None if it is absent, damaged or too old."""
         try:
             document = json.loads(self._path(request).read_bytes())
             with contextlib.suppress(OSError):
@@ -56,17 +56,14 @@ class DocumentStore:
             return None
 
     def shared(self, request: Any, *, any_age: bool = False) -> Any:
-        """The content that another builder left in the registry; its maker is not vouched for, so the caller judges it."""
+        """The content that another builder uploaded; the caller has to check it, since anyone may have made it."""
         found = self._shared.find(self._kind, _key(request)) if self._shared else None
         return found.content if found is not None and (any_age or self._fresh(found.age)) else None
 
     def put(self, request: Any, content: Any, *, shared: bool = True) -> None:
-        """Keep JSON content; a disk that is full or read-only costs only the next lookup.
-
-        Without `shared` the content is about this machine alone.
-        """
+        """Remember JSON content, without `shared` only on this machine. A full or read-only disk is no failure."""
         if shared and self._shared is not None:
-            self._shared.keep(self._kind, _key(request), content)
+            self._shared.put(self._kind, _key(request), content)
         document = {"format": FORMAT, "created": time.time(), "sha256": _digest(content), "content": content}
         with contextlib.suppress(OSError), replacing(self._path(request)) as file:
             file.write(json.dumps(document).encode())

@@ -194,7 +194,7 @@ class _Job:
             made = assembly.finish(layout.layers)
         with self.parts.clock.stage(Stage.VERIFY, "files of all packages"):
             if self.parts.request.verify:
-                verify.packages(layout, made, imports=inspection.structure.imports, reporter=self.parts.reporter)
+                verify.check_packages(layout, made, imports=inspection.structure.imports, reporter=self.parts.reporter)
         identity, locks = _identity(self.parts.request, inspection), self.locks(inputs)
         images: dict[Actor, tuple[Image, ...]] = {}
         for actor in Actor:

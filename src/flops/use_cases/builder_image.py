@@ -1,8 +1,8 @@
-"""The builder image: this very program with all that a job needs, for orchestrators of containers; made by our own layers.
+"""The builder image: this program with all that a job needs, for orchestrators that run containers.
 
-Debian packages (git, apt, ssh, bubblewrap), Python with uv and what this distribution depends on, by a committed list of
-hashes, and this distribution as it is installed here. `flops job` is what it runs; `python3 main.py ...`, FLOps' own form,
-works in its working directory. It runs as any user, on a read-only root with a tmpfs on /tmp that may hold programs.
+It holds Debian packages (git, apt, ssh, bubblewrap), Python with the dependencies of this distribution by a committed list
+of hashes, and this distribution as it is installed here. It runs `flops job`; `python3 main.py ...`, FLOps' own form, works
+in its working directory. It runs as any user, on a read-only root with a tmpfs on /tmp that allows execution.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flops.base.bytecode import BytecodeTarget, write_bytecode
 from flops.base.debian.debian_base import DebianBase, Suite
 from flops.images import runtime
 from flops.images.assemble import Assembly, LayerTools
-from flops.images.compose import UNPACKED
+from flops.images.compose import LOCK, annotated_image
 from flops.images.plan import runtime_layers
 from flops.locking.lock import Locker
 from flops.oci.blobs import BlobStore
 from flops.oci.entries import Directory, File, Link, write_entries
-from flops.oci.image import ImageConfig, compose, index
+from flops.oci.image import ImageConfig, index
 from flops.oci.layer import LayerWriter
 from flops.progress import Reporter, Silent, Stage
 from flops.recipe import Compression
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 REPOSITORY = "flops/builder"
 PREFIX = "opt/flops/builder"
 WORK = "opt/flops/job"
-#: It is of no commit; whatever time it is made, it is the same image.
+#: The image is the same whenever it is made.
 CREATED = "1970-01-01T00:00:00Z"
 _PACKAGES = ("flops", "flops_wire", "flops_actor", "flops_worker")
 _PYTHON = f"/{PREFIX}/bin/python"
-#: -P: nothing is imported from the directory where it happens to be started.
+#: -P: nothing is imported from the current directory.
 _PROGRAM = f"#!{_PYTHON} -P\nimport sys\n\nfrom flops.cli.main import main\n\nsys.exit(main())\n"
 _MAIN = (
     '"""FLOps\' own form: python3 main.py REGISTRY_URL PROJECT_ID MQTT_IP OBSERVER_IP ... fl_actors REPO_URL FLAVOR"""\n\n'
@@ -63,21 +63,21 @@ _MAIN = (
 
 @dataclass(frozen=True, kw_only=True)
 class BuilderImage:
-    """The image over platforms, whole; its layers lie in `store`."""
+    """The image over platforms; its layers are in `store`."""
 
     index: ImageIndex
     store: BlobStore
 
     @property
     def tag(self) -> str:
-        """Never given to another image: a node pulls a name once."""
+        """Names this image alone, since nodes pull a tag only once."""
         return f"{__version__}-{self.index.digest.partition(':')[2][:12]}"
 
 
 def builder_image(
     platforms: Sequence[Platform], *, settings: Settings, reporter: Reporter | None = None, upgrade: bool = False
 ) -> BuilderImage:
-    """Make it, or what of it is not in the cache. BaseUnavailable, IndexUnreachable and their like; nothing is pushed."""
+    """Make the image, reusing layers from the cache; nothing is pushed. BaseUnavailable, IndexUnreachable and others."""
     reporter = reporter or Silent()
     suite = Suite.read("builder")
     blobs = BlobStore(settings.cache_dir)
@@ -162,8 +162,6 @@ def distribution(minor: str) -> Iterator[Entry]:
 
 
 def _image(base: Base, layers: Sequence[Layer], lock: Lock) -> Image:
-    every = (*base.layers, *layers)
-    labels = _labels() | {"io.flops.lock": lock.digest}
     config = ImageConfig(
         platform=base.platform,
         created=CREATED,
@@ -172,10 +170,9 @@ def _image(base: Base, layers: Sequence[Layer], lock: Lock) -> Image:
         command=("job",),
         working_directory=f"/{WORK}",
         user=f"{actors.USER}:{actors.USER}",
-        labels=labels,
+        labels=_labels() | {LOCK: lock.digest},
     )
-    unpacked = sum(layer.uncompressed_size for layer in every)
-    return compose(config, every, {**labels, UNPACKED: str(unpacked)})
+    return annotated_image(config, [*base.layers, *layers])
 
 
 def _labels() -> dict[str, str]:
@@ -187,7 +184,7 @@ def _labels() -> dict[str, str]:
 
 
 def _variables() -> Mapping[str, str]:
-    """All that is written goes below /tmp; a mounted cache is named by FLOPS_CACHE_DIR."""
+    """Everything is written below /tmp; FLOPS_CACHE_DIR names a mounted cache."""
     return {
         "PATH": f"/{PREFIX}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp/home",  # noqa: S108 - inside the image, a tmpfs

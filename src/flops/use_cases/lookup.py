@@ -1,6 +1,6 @@
-"""What a manager asks of the builder's world: which commit is meant, and which images stand already; and the one tag that it moves.
+"""What a manager looks up itself: the commit of a source, and existing images; and the one tag that it moves.
 
-Nothing else of this room is known to the manager, which starts `flops job` for everything further.
+For everything else it starts `flops job`, so it imports nothing else of the builder.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from flops.recipe import Recipe
     from flops.repository.source import Source
 
-#: A host that does not name its branches within this time is not worth a builder.
+#: Seconds that a host is given to name its branches; after that no builder is started.
 SECONDS = 60.0
 #: Bytes of memory of each process of git, and of a pack: a host sends a manager names and commits, and no files.
 GIT_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagePlace:
-    """A source that a project may name, judged without asking anybody."""
+class ProjectSource:
+    """A source that a project may name, checked without any network."""
 
     source: Source
     repository: str
@@ -52,7 +52,7 @@ class ImagePlace:
 
     @property
     def image_source(self) -> str:
-        """As images carry it: the URL, or `local/DIRNAME`."""
+        """As the images' labels have it: the URL, or `local/DIRNAME`."""
         if self.source.directory is None:
             return self.source.url
         return f"local/{self.source.directory.name.encode('utf-8', 'replace').decode()}"
@@ -64,32 +64,32 @@ class ImagePlace:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLookup:
-    """Answers for sources that somebody else chose: https and ssh, public hosts, no directories; else as set here."""
+    """Looks up untrusted sources: https and ssh on public hosts, no directories, unless the fields allow more."""
 
     allow_local: bool = False
     allow_hosts: Collection[str] = ()
     ca_bundle: Path | None = None
     seconds: float = SECONDS
 
-    def judge(self, text: str, *, ref: str | None = None, subdir: str = "") -> ImagePlace:
+    def judge(self, text: str, *, ref: str | None = None, subdir: str = "") -> ProjectSource:
         """No network. BadUrl, BlockedAddress, CredentialInUrl, BadRef."""
         if ref is not None:
             check_ref(ref)
         source = parse_source(text, trusted=False, allow_hosts=self.allow_hosts, allow_local=self.allow_local)
         if source.directory is not None:
-            return ImagePlace(source=source, repository=image_path(source.repository, subdir), host="")
+            return ProjectSource(source=source, repository=image_path(source.repository, subdir), host="")
         authority = source.url.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
-        return ImagePlace(source=source, repository=url_image_path(source.url, subdir), host=authority)
+        return ProjectSource(source=source, repository=url_image_path(source.url, subdir), host=authority)
 
-    def commit(self, place: ImagePlace, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:
-        """The full hash that `ref` (HEAD where None) stands for now; None for a directory. SourceError and its kinds.
+    def commit(self, source: ProjectSource, ref: str | None, credential: Mapping[str, str] | None = None) -> str | None:
+        """The full hash of `ref` (HEAD if None); None for a directory. SourceError and its kinds.
 
         `credential` has the keys host, username and password.
         """
-        if place.local:
+        if source.local:
             return None
         return resolve_commit(
-            place.source,
+            source.source,
             ref=ref,
             ca_bundle=self.ca_bundle,
             limits=TreeLimits(seconds=self.seconds, memory=GIT_BYTES, pack_bytes=GIT_BYTES),
@@ -107,33 +107,34 @@ class _Subject:
     repository: str
 
     @classmethod
-    def of(cls, place: ImagePlace, commit: str) -> _Subject:
-        return cls(source=place.image_source, commit=commit, repository=place.repository)
+    def of(cls, source: ProjectSource, commit: str) -> _Subject:
+        return cls(source=source.image_source, commit=commit, repository=source.repository)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLookup:
-    """Asks one registry for what builders have put there."""
+    """Looks up images in one registry."""
 
     registry: Registry
     pull_name: Registry | None = None
     ca_bundle: Path | None = None
     login: Mapping[str, str] | None = field(default=None, repr=False)
-    """host, username and password, where the registry wants them of everybody."""
+    """host, username and password, where the registry requires them even for reading."""
 
     def existing(
         self,
-        place: ImagePlace,
+        source: ProjectSource,
         commit: str,
         recipe: Recipe,
         platforms: tuple[Platform, ...],
         credential: Mapping[str, str] | None = None,
     ) -> dict[str, Any] | None:
-        """What `flops build --json` would print for images that are there: both actors', with this source, commit, recipe
-        and all platforms under COMMIT-RECIPE12; else None. RegistryError and its kinds.
+        """What `flops build --json` prints for both actors' existing images; None if there are none that match.
+
+        They must be tagged COMMIT-RECIPE12 and have this source, commit and recipe, and all platforms. RegistryError.
         """
-        subject = _Subject.of(place, commit)
-        request = Request(source=place.source, platforms=platforms, recipe=recipe)
+        subject = _Subject.of(source, commit)
+        request = Request(source=source.source, platforms=platforms, recipe=recipe)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)
             found = naming.matching_images(request, subject, target)
@@ -145,7 +146,7 @@ class ImageLookup:
 
     def move_commit(
         self,
-        place: ImagePlace,
+        source: ProjectSource,
         commit: str,
         recipe: Recipe,
         platforms: tuple[Platform, ...],
@@ -157,14 +158,14 @@ class ImageLookup:
 
         With `force`, also from another recipe's images. RegistryError and its kinds.
         """
-        subject = _Subject.of(place, commit)
-        request = Request(source=place.source, platforms=platforms, recipe=recipe, force=force)
+        subject = _Subject.of(source, commit)
+        request = Request(source=source.source, platforms=platforms, recipe=recipe, force=force)
         with self._client(credential) as client:
             target = RegistryTarget(client, pull_name=self.pull_name)
             return naming.move_commit(request, subject, target, naming.matching_images(request, subject, target))
 
     def ping(self) -> None:
-        """See that the registry answers; RegistryError and its kinds."""
+        """Check that the registry answers; RegistryError and its kinds."""
         with self._client(None) as client:
             client.ping()
 

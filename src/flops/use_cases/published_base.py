@@ -1,4 +1,4 @@
-"""Our Debian base as an image of its own: for builders on hosts without apt, which name it with `--base-image`."""
+"""Our Debian base as an image of its own, for builders on hosts without apt: they name it with `--base-image`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from flops.base.debian.debian_base import SUITES, DebianBase, Suite
 from flops.errors import UsageError
-from flops.images.compose import UNPACKED, locked
+from flops.images.compose import annotated_image, locked
 from flops.oci.blobs import BlobStore
-from flops.oci.image import ImageConfig, compose, index
+from flops.oci.image import ImageConfig, index
 from flops.progress import Stage
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from flops.settings import Settings
 
 REPOSITORY = ("flops", "base")
-#: A label and annotation: digest of the packages.
+#: Label and annotation: digest of the packages.
 BASE = "io.flops.base"
-#: An image of packages has no time of its own.
+#: The same packages give the same image, whenever it is made.
 CREATED = "1970-01-01T00:00:00Z"
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -39,9 +39,9 @@ class PublishedBase:
     """A base in a registry."""
 
     reference: str
-    """By the Python's minor version: moves with Debian's updates."""
+    """Tagged with the minor version of Python: moves with Debian's updates."""
     exact: str
-    """By its packages: never moves."""
+    """Tagged with the digest of its packages: never moves."""
     digest: str
     python: str
     platforms: tuple[Platform, ...]
@@ -50,7 +50,7 @@ class PublishedBase:
 
 
 def suite_with(python: str | None) -> Suite:
-    """The suite that has this Python (`3.11`); the first one where none is named. UsageError."""
+    """The suite that has this Python (`3.11`), or the first suite if None is given. UsageError."""
     suites = [Suite.read(name) for name in SUITES]
     found = [suite for suite in suites if python in {None, suite.minor, suite.python}]
     if not found:
@@ -62,7 +62,7 @@ def suite_with(python: str | None) -> Suite:
 def publish_base(
     client: RegistryClient, suite: Suite, platforms: Sequence[Platform], *, settings: Settings, reporter: Reporter
 ) -> PublishedBase:
-    """Make (or recall) the base, and push it under both names; BaseUnavailable, RegistryError."""
+    """Make the base, unless the cache has it, and push it under both tags; BaseUnavailable, RegistryError."""
     settings.check_cache()
     blobs = BlobStore(settings.cache_dir)
     provider = DebianBase(suite, cache_dir=settings.cache_dir, blobs=blobs, settings=settings, reporter=reporter)
@@ -93,7 +93,7 @@ def publish_base(
 
 
 def base_index(suite: Suite, bases: Mapping[Platform, Base]) -> ImageIndex:
-    """The same packages give the same image."""
+    """The base as an index over platforms; the same packages give the same bytes."""
     images = []
     for platform, base in bases.items():
         labels = {
@@ -107,8 +107,7 @@ def base_index(suite: Suite, bases: Mapping[Platform, Base]) -> ImageIndex:
             command=(base.interpreter,),
             labels=labels,
         )
-        unpacked = sum(layer.uncompressed_size for layer in base.layers)
-        images.append(compose(config, base.layers, {**labels, UNPACKED: str(unpacked)}))
+        images.append(annotated_image(config, base.layers))
     return index(images, {BASE: _lock(bases)})
 
 

@@ -152,7 +152,7 @@ class LayerCache:
         content = layer.to_json()
         if isinstance(layer, WheelLayer):
             content["files"] = [[file.path, file.digest, file.size] for file in layer.files]
-        self._registry.keep(LAYER, key, content, layer=layer, store=self._blobs)
+        self._registry.put(LAYER, key, content, layer=layer, store=self._blobs)
 
     def _described(self, key: str) -> Layer | None:
         try:
@@ -178,7 +178,7 @@ class LayerCache:
             registry.ignore(LAYER, key, "this machine made another layer of the same")
             return None
         if registry.size(layer.digest) != layer.size:
-            if registry.answers:
+            if registry.available:
                 registry.ignore(LAYER, key, "its layer is absent, or of another size")
             return None
         return layer
