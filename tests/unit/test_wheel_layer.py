@@ -526,7 +526,7 @@ def test_limits_at_the_limit_and_one_beyond(tmp_path):
     with zipfile.ZipFile(source.path) as archive:
         size = sum(info.file_size for info in archive.infolist())
         count = len(archive.infolist())
-    ratio = size // source.size + 1
+    ratio = size // source.path.stat().st_size + 1
     assert build(source, limits=WheelLimits(size=size, members=count, ratio=ratio, ratio_from=0)).files
     for limits in (
         WheelLimits(size=size - 1),
@@ -655,7 +655,7 @@ def test_groups_by_size_and_stable_buckets():
     small, large = named(40, 1000), [Named("big", 1024 * 1024, "b" * 64), Named("Numpy", 20 * 1024 * 1024, "c" * 64)]
     groups = group([*small, *large])
     assert groups == group([*large, *small[::-1]])
-    assert groups[-2:] == ((large[0],), (large[1],))
+    assert [list(wheels) for wheels in groups[-2:]] == [[one] for one in large]
     assert len(groups) <= 2 + 8
     assert sorted(wheel.name for wheels in groups[:-2] for wheel in wheels) == sorted(wheel.name for wheel in small)
     without = group([wheel for wheel in small if wheel.name != "p7"])

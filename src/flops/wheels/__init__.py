@@ -1,1 +1,1 @@
-"""Wheels: fetched by hash, read by nobody's word, installed into a layer."""
+"""Wheels: fetched by hash, checked, installed into layers, and remembered."""

@@ -1,4 +1,4 @@
-"""Reads a wheel that nobody vouches for: every name, size and offset is checked before the first byte is used."""
+"""Reads an untrusted wheel: every name, size and offset is checked before the first byte is used."""
 
 from __future__ import annotations
 
@@ -27,69 +27,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-#: A field that holds a whole licence's text is no name of one.
-_LONGEST = 100
-#: Bytes of a METADATA that is read for it, and of its fields.
-LARGEST = 4 * 1024 * 1024
-_LARGEST_HEADERS = 1024 * 1024
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
-#: Classifiers that mean one licence of SPDX's list; the others are taken by their last words.
-_CLASSIFIERS = {
-    "Academic Free License (AFL)": "AFL-3.0",
-    "Apache Software License": "Apache-2.0",
-    "GNU Affero General Public License v3": "AGPL-3.0-only",
-    "GNU General Public License v2 (GPLv2)": "GPL-2.0-only",
-    "GNU General Public License v2 or later (GPLv2+)": "GPL-2.0-or-later",
-    "GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
-    "GNU General Public License v3 or later (GPLv3+)": "GPL-3.0-or-later",
-    "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.0-or-later",
-    "GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-only",
-    "GNU Lesser General Public License v3 or later (LGPLv3+)": "LGPL-3.0-or-later",
-    "ISC License (ISCL)": "ISC",
-    "MIT License": "MIT",
-    "MIT No Attribution License (MIT-0)": "MIT-0",
-    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
-    "Python Software Foundation License": "PSF-2.0",
-    "The Unlicense (Unlicense)": "Unlicense",
-    "Zope Public License": "ZPL-2.1",
-}
-_PREFIX = "License :: "
-
-
-def licence(metadata: bytes) -> str:
-    """An SPDX expression where the wheel has one, else its licence's name; empty where it tells none.
-
-    License-Expression, then classifiers, then a License field of one short line.
-    """
-    text = metadata.decode("utf-8", "replace").replace("\r\n", "\n").partition("\n\n")[0]
-    headers = HeaderParser().parsestr(text[:_LARGEST_HEADERS])
-    expression = _short(headers.get("License-Expression"))
-    if expression:
-        return expression
-    classified = [
-        line.removeprefix(_PREFIX).rpartition(" :: ")[2]
-        for line in map(str, headers.get_all("Classifier") or [])
-        if line.startswith(_PREFIX) and line != f"{_PREFIX}OSI Approved"
-    ]
-    if len(classified) == 1 and classified[0] in _CLASSIFIERS:
-        return _CLASSIFIERS[classified[0]]
-    return _short(headers.get("License")) or _short("; ".join(classified))
-
-
-def _short(value: object) -> str:
-    text = str(value or "").strip()
-    return text if len(text) <= _LONGEST and not _CONTROL_CHARACTERS.search(text) and text.upper() != "UNKNOWN" else ""
-
-
 #: Compressed bytes are read in pieces of this size.
 _CHUNK = 256 * 1024
-#: Bytes of what is read whole: RECORD, scripts with a shebang to rewrite; of the other texts: WHEEL, entry points.
+#: Largest member that is read as a whole (RECORD, WHEEL, entry points, scripts whose shebang is rewritten), in bytes.
 _LARGEST_DOCUMENT = 64 * 1024 * 1024
+#: Largest other text that is read as a whole (WHEEL, entry points), in bytes.
 _LARGEST_TEXT = 1024 * 1024
 #: Bytes of a row in RECORD beside its path, and rows that are no file's: some wheels list directories.
 _ROW, _MORE_ROWS = 256, 1000
-#: The algorithms that the wheel specification allows; weaker ones prove nothing.
+#: The hash algorithms that the wheel specification allows.
 _ALGORITHMS = frozenset({"sha256", "sha384", "sha512"})
+#: Largest METADATA that is searched for a licence, in bytes.
+_LARGEST_METADATA = 4 * 1024 * 1024
+#: Bytes of METADATA's fields, without its body.
+_LARGEST_HEADERS = 1024 * 1024
+#: Problems of a RECORD that one message names.
 _MOST_NAMED = 5
 _LONGEST_NAME = 1024
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -98,7 +50,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, kw_only=True)
 class WheelLimits:
-    """What a wheel may hold; more is a WheelBomb."""
+    """Limits of a wheel; a larger one is a WheelBomb."""
 
     members: int = 200_000
     size: int = 32 * 1024**3
@@ -106,16 +58,16 @@ class WheelLimits:
     ratio: int = 100
     """Inflated to compressed bytes, of the whole."""
     ratio_from: int = 256 * 1024**2
-    """The ratio counts from this many inflated bytes on: small files of zeros are honest."""
+    """The ratio is checked from this many inflated bytes on, since small files of zeros are harmless."""
 
 
 LIMITS = WheelLimits()
 
 
 class WheelArchive:
-    """An open wheel whose directory and RECORD were checked; its content is checked as it is read.
+    """An open wheel whose directory and RECORD are checked when it is opened, and its content when it is read.
 
-    WheelUnsafe, WheelBomb, WheelRecord, each with the wheel's name and what is wrong with it.
+    Errors are WheelUnsafe, WheelBomb and WheelRecord.
     """
 
     def __init__(self, descriptor: int, filename: str, limits: WheelLimits) -> None:
@@ -132,13 +84,13 @@ class WheelArchive:
         self._check_sizes(members, length, limits)
         self.members: Mapping[str, ZipMember] = {member.name: member for member in members if not member.is_directory}
         self.dist_info = self._dist_info()
-        self.records: Mapping[str, Hash] = {}  # RECORD itself is read without one
+        self.records: Mapping[str, Hash] = {}  # RECORD itself has no hash
         self.records = self._records()
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, filename: str | None = None, limits: WheelLimits = LIMITS) -> Iterator[WheelArchive]:
-        """Open a wheel; `filename` is its own name where the path has another."""
+        """Open a wheel; `filename` is its real name if the path has another."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -169,12 +121,12 @@ class WheelArchive:
         raise kind(f"{self.filename}: {member.name!r}: {cause}", hint=_HINT) from cause
 
     def chunks(self, member: ZipMember) -> Iterator[bytes]:
-        """A member's bytes as they lie in the wheel."""
+        """A member's bytes as they are stored in the wheel."""
         for offset in range(0, member.compressed_size, _CHUNK):
             yield self._read(member.start + offset, min(_CHUNK, member.compressed_size - offset))
 
     def pieces(self, member: ZipMember) -> Iterator[bytes]:
-        """A member's content, checked for size, CRC and RECORD: trust it once the last piece has come."""
+        """A member's content, checked against size, CRC and RECORD; it can be trusted only after the last piece."""
         check = ContentCheck(self, member)
         try:
             for piece in self.chunks(member) if member.method == STORED else inflate(self.chunks(member), member.size):
@@ -191,7 +143,7 @@ class WheelArchive:
         return b"".join(self.pieces(member))
 
     def starts_with(self, member: ZipMember, start: bytes) -> bool:
-        """Whether a member's content begins so; reads no more than that needs."""
+        """Whether a member's content begins with these bytes; reads only as much as needed."""
         head = b""
         for piece in self.pieces(member):
             head += piece[: len(start)]
@@ -200,7 +152,7 @@ class WheelArchive:
         return head.startswith(start)
 
     def document(self, name: str) -> str | None:
-        """A text in the dist-info directory; None where there is none."""
+        """A text file in the dist-info directory; None if it is absent."""
         member = self.members.get(f"{self.dist_info}/{name}")
         if member is not None and member.size > _LARGEST_TEXT and name != "RECORD":
             self.refuse(f"{name} is too large for its purpose ({member.size} bytes)")
@@ -211,9 +163,9 @@ class WheelArchive:
 
     @property
     def licence(self) -> str:
-        """As METADATA tells it (see `licences`); it need not be UTF-8, and a wheel may lack it."""
+        """By METADATA, which need not be UTF-8 and may be missing; see `licence`."""
         member = self.members.get(f"{self.dist_info}/METADATA")
-        return licence(self.read(member)) if member is not None and member.size <= LARGEST else ""
+        return licence(self.read(member)) if member is not None and member.size <= _LARGEST_METADATA else ""
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
@@ -229,11 +181,11 @@ class WheelArchive:
             if name.startswith("/") or "" in parts or "." in parts or ".." in parts or _DRIVE.match(name):
                 self.refuse(f"{name[:200]!r} is not a path inside the wheel")
             if len(name) > _LONGEST_NAME or "\\" in name or _CONTROL.search(name):
-                self.refuse(f"{name[:200]!r} is no name that a wheel's files have")
+                self.refuse(f"{name[:200]!r} can't be the name of a file in a wheel")
             if any(part.startswith(".wh.") for part in parts):
-                self.refuse(f"{name[:200]!r} would delete files of other layers")
+                self.refuse(f"{name[:200]!r} would delete files of lower layers")
             if name in files:
-                self.refuse(f"{name[:200]!r} is there twice")
+                self.refuse(f"{name[:200]!r} appears twice")
             files.add(name)
         for directory in {name.rpartition("/")[0] for name in files}:
             parent = directory
@@ -250,7 +202,7 @@ class WheelArchive:
             raise WheelBomb(f"{self.filename}: {length} bytes inflate to {size}", hint=_HINT)
 
     def _dist_info(self) -> str:
-        """The one top-level *.dist-info, which must be the one that the file's name says."""
+        """The only top-level *.dist-info directory, which must fit the wheel's file name."""
         tops = {name.partition("/")[0] for name in self.members if "/" in name}
         found = sorted(top for top in tops if top.endswith(".dist-info"))
         if len(found) != 1:
@@ -285,7 +237,7 @@ class WheelArchive:
         for name in self.members.keys() - unrecorded:
             problems += _row_problems(self.members[name], records.get(name))
         phantoms = [path for path in records if path not in self.members and not path.endswith("/")]
-        problems += [f"{path!r} is listed and not there" for path in phantoms if path not in unrecorded]
+        problems += [f"{path!r} is listed and absent" for path in phantoms if path not in unrecorded]
         if problems:
             shown = "; ".join(sorted(problems)[:_MOST_NAMED])
             more = f"; and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
@@ -294,12 +246,12 @@ class WheelArchive:
 
     @property
     def unrecorded(self) -> frozenset[str]:
-        """RECORD, and the signatures of it, which have no hash in it."""
+        """RECORD and its signatures, which have no hash in RECORD."""
         return frozenset(f"{self.dist_info}/{name}" for name in ("RECORD", "RECORD.jws", "RECORD.p7s"))
 
 
 class ContentCheck:
-    """Compares a member's content, as it streams by, with its size, its CRC and its row in RECORD."""
+    """Compares a member's content, piece by piece, with its size, its CRC and its row in RECORD."""
 
     def __init__(self, archive: WheelArchive, member: ZipMember) -> None:
         self._archive = archive
@@ -327,7 +279,7 @@ _HINT = "the file on the index is damaged or hostile: pin another version of the
 
 
 def _same_version(one: str, other: str) -> bool:
-    """Wheels spell a version one way in their name and another in their directory (`1.0_1`, `1.0-1`)."""
+    """A wheel's name and its directory may spell a version differently (`1.0_1`, `1.0-1`)."""
     try:
         return Version(one.replace("_", "-")) == Version(other.replace("_", "-"))
     except InvalidVersion:
@@ -342,6 +294,57 @@ def _row_problems(member: ZipMember, entry: RecordEntry | None) -> list[str]:
         return [f"{name!r} has no hash"]
     if entry.hash_.name not in _ALGORITHMS:
         return [f"{name!r} has a hash by {entry.hash_.name[:20]!r}"]
-    if entry.size not in {None, member.size}:  # the size may be left out: the hash says it all
+    if entry.size not in {None, member.size}:  # the size is optional
         return [f"{name!r} has the size {entry.size} and is {member.size} bytes long"]
     return []
+
+
+# --- licences ---------------------------------------------------------------------------------------------------------
+#: A longer field holds a licence's text, not its name.
+_LONGEST = 100
+#: Classifiers that mean exactly one SPDX licence; others count by their last part.
+_CLASSIFIERS = {
+    "Academic Free License (AFL)": "AFL-3.0",
+    "Apache Software License": "Apache-2.0",
+    "GNU Affero General Public License v3": "AGPL-3.0-only",
+    "GNU General Public License v2 (GPLv2)": "GPL-2.0-only",
+    "GNU General Public License v2 or later (GPLv2+)": "GPL-2.0-or-later",
+    "GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
+    "GNU General Public License v3 or later (GPLv3+)": "GPL-3.0-or-later",
+    "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.0-or-later",
+    "GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-only",
+    "GNU Lesser General Public License v3 or later (LGPLv3+)": "LGPL-3.0-or-later",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "MIT No Attribution License (MIT-0)": "MIT-0",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+    "Zope Public License": "ZPL-2.1",
+}
+_PREFIX = "License :: "
+
+
+def licence(metadata: bytes) -> str:
+    """A wheel's licence by its METADATA: an SPDX expression or a name; empty if it names none.
+
+    The first of these counts: License-Expression, one clear classifier, a License field of one short line.
+    """
+    text = metadata.decode("utf-8", "replace").replace("\r\n", "\n").partition("\n\n")[0]
+    headers = HeaderParser().parsestr(text[:_LARGEST_HEADERS])
+    expression = _short(headers.get("License-Expression"))
+    if expression:
+        return expression
+    classified = [
+        line.removeprefix(_PREFIX).rpartition(" :: ")[2]
+        for line in map(str, headers.get_all("Classifier") or [])
+        if line.startswith(_PREFIX) and line != f"{_PREFIX}OSI Approved"
+    ]
+    if len(classified) == 1 and classified[0] in _CLASSIFIERS:
+        return _CLASSIFIERS[classified[0]]
+    return _short(headers.get("License")) or _short("; ".join(classified))
+
+
+def _short(value: object) -> str:
+    text = str(value or "").strip()
+    return text if len(text) <= _LONGEST and not _CONTROL.search(text) and text.upper() != "UNKNOWN" else ""

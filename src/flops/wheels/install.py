@@ -1,7 +1,6 @@
-"""Where a wheel's files go: pypa/installer, between a source that offers members and a destination that only notes them.
+"""The final paths of a wheel's files, found by pypa/installer with a destination that only lists files.
 
-Nothing is unpacked here. The result is a list of files by their final path, each still a member of its wheel, or made here
-(scripts, INSTALLER, RECORD).
+Nothing is unpacked. Each listed file is still a member of its wheel, or was made here (scripts, INSTALLER, RECORD).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ INSTALLER = "flops"
 _SHEBANG = b"#!python"
 #: Entry points, each of which becomes a file; the largest packages have some dozen.
 _MOST_SCRIPTS = 1000
-#: Each of these makes the prefix an environment; a wheel that wrote them would be another environment.
+#: Files that make the prefix a Python environment; no wheel may replace them.
 _RESERVED = ("pyvenv.cfg", "bin", "bin/python", "bin/python3")
 
 
@@ -49,9 +48,9 @@ class InstalledFile:
     path: str
     archive: WheelArchive
     content: ZipMember | bytes
-    """A member as it lies in the wheel, or what was made for this installation."""
+    """A member of the wheel, or bytes that were made for this installation."""
     mode: int
-    """0644 or 0755: no other bit of a wheel's modes is kept."""
+    """0644 or 0755: a wheel's other mode bits are dropped."""
     digest: str
     """`sha256=...` as RECORD writes it (or the wheel's own algorithm)."""
     rank: int
@@ -59,7 +58,7 @@ class InstalledFile:
 
     @property
     def order(self) -> tuple[bool, str, bool, str]:
-        """Files by final path; then each dist-info by path; at its end its RECORD, which says what was there."""
+        """Sort key: files by final path, then dist-info directories by path, each with its RECORD last."""
         return self.rank > 0, posixpath.dirname(self.path) if self.rank else "", self.rank > 1, self.path
 
     @property
@@ -102,8 +101,8 @@ class Prefix:
 def installed_files(archive: WheelArchive, prefix: Prefix) -> tuple[InstalledFile, ...]:
     """All files that this wheel puts under a prefix, sorted; WheelUnsafe where it can't be installed.
 
-    A path comes twice where two schemes lead to it. Left out are what this installation itself says (the wheel's own
-    INSTALLER, REQUESTED) and signatures of RECORD (RECORD.jws, RECORD.p7s): the RECORD written here is another one.
+    A path comes twice if two schemes lead to it. The wheel's own INSTALLER and REQUESTED are left out, and signatures of
+    RECORD (RECORD.jws, RECORD.p7s) too, since a new RECORD is written.
     """
     _check_entry_points(archive)
     _check_data(archive)
@@ -111,14 +110,14 @@ def installed_files(archive: WheelArchive, prefix: Prefix) -> tuple[InstalledFil
     try:
         install(_Source(archive), destination, {"INSTALLER": f"{INSTALLER}\n".encode()})
     except (InstallerError, ValueError, KeyError, TypeError) as error:
-        # installer's own errors carry the source before the reason, whose text is an address in memory
+        # installer's errors hold the reason last, behind an object that prints as a memory address
         reason = error.args[-1] if error.args else type(error).__name__
         archive.refuse(f"it can't be installed ({str(reason)[:300]})", error)
     return tuple(sorted(destination.files, key=lambda file: file.order))
 
 
 def _check_entry_points(archive: WheelArchive) -> None:
-    """Names become files in bin, targets become Python; installer checks the first not at all, the second by assertion."""
+    """Names become files in bin and targets become Python code; installer does not check them (or only by assertion)."""
     text = archive.document("entry_points.txt")
     if text is None:
         return
@@ -130,13 +129,13 @@ def _check_entry_points(archive: WheelArchive) -> None:
         archive.refuse(f"it has more than {_MOST_SCRIPTS} entry points")
     for name, module, attribute, _ in points:
         if "/" in name or "\\" in name or name in {"", ".", ".."} or not name.isprintable() or name.startswith(".wh."):
-            archive.refuse(f"its entry point {name[:200]!r} is no name of a script")
+            archive.refuse(f"its entry point {name[:200]!r} can't be the name of a script")
         if not all(word.isidentifier() for word in f"{module}.{attribute}".split(".")):
             archive.refuse(f"its entry point {name[:200]!r} names no Python object")
 
 
 def _check_data(archive: WheelArchive) -> None:
-    """installer never ends on a path that merely begins like the data directory."""
+    """Refuse paths that only begin like the data directory: installer would loop for ever on them."""
     for name in archive.members:
         parts = name.split("/")
         if not name.startswith(archive.data_dir):
@@ -146,7 +145,7 @@ def _check_data(archive: WheelArchive) -> None:
 
 
 class _MemberStream(io.RawIOBase):
-    """A member that is handed through installer; read only where a script's first line is rewritten."""
+    """Carries a member through installer, which reads it only to rewrite a script's first line."""
 
     def __init__(self, archive: WheelArchive, member: ZipMember) -> None:
         self.archive = archive
@@ -154,7 +153,7 @@ class _MemberStream(io.RawIOBase):
 
 
 class _Source(WheelSource):
-    """Offers a wheel's members in the order of their paths."""
+    """Gives installer a wheel's members in the order of their paths."""
 
     def __init__(self, archive: WheelArchive) -> None:
         distribution, _, version = archive.dist_info.removesuffix(".dist-info").partition("-")
@@ -182,7 +181,7 @@ class _Source(WheelSource):
 
 
 class _Destination(WheelDestination):
-    """Notes each file and gives installer the row for RECORD without reading more than scripts."""
+    """Lists each file, and returns its row for RECORD without reading anything but scripts."""
 
     def __init__(self, archive: WheelArchive, prefix: Prefix) -> None:
         self._archive = archive
@@ -205,7 +204,7 @@ class _Destination(WheelDestination):
         if scheme == "scripts" and self._archive.starts_with(member, _SHEBANG):
             with fix_shebang(io.BytesIO(self._archive.read(member)), self._prefix.interpreter) as fixed:
                 return self._made(scheme, path, fixed.read(), mode=mode)
-        return self._note(scheme, path, member, mode, str(self._archive.records[member.name]))
+        return self._list(scheme, path, member, mode, str(self._archive.records[member.name]))
 
     def finalize_installation(
         self, scheme: Scheme, record_file_path: str, records: Iterable[tuple[Scheme, RecordEntry]]
@@ -216,31 +215,25 @@ class _Destination(WheelDestination):
             directory = self._prefix.scheme(other, self._distribution)
             return None if directory == root else posixpath.relpath(directory, root) + "/"
 
-        rows = {(place, entry.path): (place, entry) for place, entry in reversed(list(records))}
+        rows = {(one, entry.path): (one, entry) for one, entry in reversed(list(records))}
         with construct_record_file(reversed(rows.values()), relative) as stream:
             self._made(scheme, record_file_path, stream.read(), mode=0o644)
 
-    def _place(self, scheme: Scheme, path: str) -> str:
-        return f"{self._prefix.scheme(scheme, self._distribution)}/{path}"
-
     def _made(self, scheme: Scheme, path: str, data: bytes, *, mode: int) -> RecordEntry:
         digest = urlsafe_b64encode(sha256(data).digest()).decode().rstrip("=")
-        return self._note(scheme, path, data, mode, f"sha256={digest}")
+        return self._list(scheme, path, data, mode, f"sha256={digest}")
 
-    def _note(self, scheme: Scheme, path: str, content: ZipMember | bytes, mode: int, digest: str) -> RecordEntry:
-        place = self._place(scheme, path)
-        inside = place.removeprefix(f"{self._prefix.path}/")
+    def _list(self, scheme: Scheme, path: str, content: ZipMember | bytes, mode: int, digest: str) -> RecordEntry:
+        final = f"{self._prefix.scheme(scheme, self._distribution)}/{path}"
+        inside = final.removeprefix(f"{self._prefix.path}/")
         if inside in (*_RESERVED, f"bin/python{self._prefix.python}"):
             self._archive.refuse(f"{path[:200]!r} would replace the environment's {inside}")
         file = InstalledFile(
-            path=place, archive=self._archive, content=content, mode=mode, digest=digest, rank=self._rank(place)
+            path=final, archive=self._archive, content=content, mode=mode, digest=digest, rank=self._rank(final)
         )
         self.files.append(file)
-        return self._row(file, path)
+        return RecordEntry(path, Hash.parse(digest), file.size)
 
-    def _rank(self, place: str) -> int:
+    def _rank(self, path: str) -> int:
         directory = f"{self._prefix.site_packages}/{self._archive.dist_info}/"
-        return 0 if not place.startswith(directory) else 2 if place == f"{directory}RECORD" else 1
-
-    def _row(self, file: InstalledFile, path: str) -> RecordEntry:
-        return RecordEntry(path, Hash.parse(file.digest), file.size)
+        return 0 if not path.startswith(directory) else 2 if path == f"{directory}RECORD" else 1

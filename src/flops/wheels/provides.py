@@ -1,7 +1,7 @@
-"""Which modules a wheel provides and what it requires, read from its directory before the wheel itself is fetched.
+"""Which modules a wheel provides and what it requires, read from its zip directory before the wheel itself is fetched.
 
-Two range requests bring the end of a wheel, and what was found is kept by its hash. A server without ranges costs the whole
-wheel, which a build needs anyway.
+One or two range requests fetch the end of a wheel, and the result is remembered by the wheel's hash. If the server knows no
+ranges, the whole wheel is fetched, which a build needs anyway.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 #: Bytes of a METADATA without its body; old ones hold their description there.
 HEADERS_LIMIT = 1024 * 1024
-#: Raised whenever the same wheel would be read otherwise.
+#: Raised whenever the same wheel would give another result.
 FORMAT = 1
-#: Levels of packages that have no `__init__` of their own (PEP 420) before the rest counts as one.
+#: Longest root in a package without `__init__` (PEP 420), in names.
 LEVELS = 3
-#: The file by which setuptools stands in for the distutils that Python no longer has.
+#: The file with which setuptools provides distutils, which Python no longer has.
 _DISTUTILS = "distutils-precedence.pth"
-#: Wheels that are read at a time.
+#: Wheels that are read at the same time.
 WORKERS = 8
 
 
 def modules(names: Iterable[str]) -> frozenset[str]:
     """The importable roots among a wheel's members: `numpy`, `six`, and `google.protobuf` where `google` is shared.
 
-    A root is the topmost package with an `__init__`; what lies below needs no name of its own.
+    A root is the topmost package with an `__init__`; modules below it are not listed.
     """
     members = frozenset(names)
     files = [parts for name in members if (parts := _installed(name))]
@@ -62,12 +62,12 @@ def modules(names: Iterable[str]) -> frozenset[str]:
 
 
 def provided(module: str, roots: Iterable[str]) -> bool:
-    """Whether a dotted module lies at, below or above one of these roots."""
+    """Whether a dotted module is one of these roots, or below or above one."""
     return any(f"{module}.".startswith(f"{root}.") or root.startswith(f"{module}.") for root in roots)
 
 
 class Provides:
-    """Reads wheels' directories, and remembers them under `root`. Safe between threads and processes."""
+    """Reads wheels, and remembers what they provide under `root`. Safe between threads and processes."""
 
     def __init__(
         self,
@@ -95,16 +95,16 @@ class Provides:
         return {sha256: tuple(lines) for sha256, lines in self._all("requires", wheels, _read_requires).items()}
 
     def pythons(self, wheels: Iterable[LockedWheel]) -> dict[str, str]:
-        """`Requires-Python` of the wheels of which it is known here, by sha256; nobody is asked.
+        """`Requires-Python` by sha256, of those wheels for which this machine knows it; makes no request.
 
-        Known are those whose end was read for their modules and held the metadata, and those that lie here as a whole.
+        It is known if the metadata was at the end that was read for the modules, or if the whole wheel is here.
         """
         found: dict[str, str] = {}
         for wheel in wheels:
             known = self._kept("python", wheel)
             if known is None and self._wheels.has(wheel):
                 with contextlib.suppress(OSError):
-                    self._note_python(wheel, local(self._wheels.path(wheel)))
+                    self._remember_python(wheel, local(self._wheels.path(wheel)))
                 known = self._kept("python", wheel)
             if known and known[0]:
                 found[wheel.sha256] = known[0]
@@ -137,25 +137,25 @@ class Provides:
         try:
             if not self._wheels.has(wheel):
                 with contextlib.suppress(NoRanges):
-                    return self._noted(wheel, client.open(wheel, self._wheels), read)
-            return self._noted(wheel, local(self._wheels.fetch(wheel)), read)
+                    return self._found(wheel, client.open(wheel, self._wheels), read)
+            return self._found(wheel, local(self._wheels.fetch(wheel)), read)
         except (ZipError, zlib.error, UnicodeError) as error:
             raise WheelUnsafe(f"{wheel.filename} can't be read: {error}", hint="take another version of it") from error
 
-    def _noted(self, wheel: LockedWheel, source: ByteSource, read: Callable[[ByteSource], list[str]]) -> list[str]:
-        """What is read, and the Requires-Python that is there with it."""
+    def _found(self, wheel: LockedWheel, source: ByteSource, read: Callable[[ByteSource], list[str]]) -> list[str]:
+        """What `read` finds; Requires-Python is remembered too, if it costs no request."""
         names = read(source)
-        self._note_python(wheel, source)
+        self._remember_python(wheel, source)
         return names
 
-    def _note_python(self, wheel: LockedWheel, source: ByteSource) -> None:
+    def _remember_python(self, wheel: LockedWheel, source: ByteSource) -> None:
         with contextlib.suppress(ZipError, zlib.error, UnicodeError):
             if (metadata := _metadata(source)).header >= source.held:
                 python = str(_headers(source, metadata).get("Requires-Python", ""))
                 self._keep("python", wheel, [python if len(python) <= TEXT_LIMIT else ""], shared=False)
 
     def _kept(self, kind: str, wheel: LockedWheel) -> list[str] | None:
-        """What this machine found in a wheel."""
+        """What this machine remembers of a wheel."""
         return _names(self._documents.local([FORMAT, kind, wheel.sha256]))
 
     def _keep(self, kind: str, wheel: LockedWheel, names: Sequence[str], *, shared: bool = True) -> None:
@@ -192,7 +192,7 @@ def _headers(source: ByteSource, metadata: ZipMember) -> Message:
 
 
 def _installed(name: str) -> tuple[str, ...]:
-    """A member's path below site-packages; empty for what is installed elsewhere or is no module."""
+    """A member's path below site-packages; empty for files that are installed elsewhere or are not modules."""
     parts = tuple(name.split("/"))
     if not parts[-1] or not parts[-1].endswith((".py", ".so")) or parts[0].endswith(".dist-info"):
         return ()
@@ -207,5 +207,5 @@ def _stem(filename: str) -> str:
 
 
 def by_module(roots: Mapping[str, frozenset[str]], wheels: Iterable[LockedWheel], module: str) -> LockedWheel | None:
-    """The first wheel that provides a module; None where none does."""
+    """The first wheel that provides a module; None if none does."""
     return next((wheel for wheel in wheels if provided(module, roots.get(wheel.sha256, ()))), None)

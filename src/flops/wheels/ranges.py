@@ -1,6 +1,6 @@
-"""Wheels read in pieces: by range requests (RFC 9110, 14) where they lie on an index, else from their file.
+"""Wheels read in pieces: by range requests (RFC 9110, 14) from an index, or from their file.
 
-Their ends are what is wanted: a zip's last bytes name all its members.
+The end is read first, since a zip's last bytes list all its members.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ByteSource:
         self.read = read
         self.length = length
         self.held = held
-        """Where that begins which costs no request."""
+        """Offset from which on reading costs no request."""
 
     @cached_property
     def members(self) -> tuple[ZipMember, ...]:
@@ -50,7 +50,7 @@ class ByteSource:
 
 
 class NoRanges(Exception):
-    """The server gives only whole files."""
+    """The server sends only whole files."""
 
 
 class Ranges:
@@ -72,7 +72,7 @@ class Ranges:
         self._client.close()
 
     def open(self, wheel: LockedWheel, wheels: WheelCache) -> ByteSource:
-        """The wheel's end is here afterwards, and other parts are asked for as they are read. NoRanges."""
+        """Fetch the wheel's end; other parts are requested when they are read. NoRanges."""
         auth = wheels.auth(wheel)
         first = max(0, wheel.size - TAIL) if wheel.size is not None else None
         tail, start, length = self._get(wheel, auth, f"{first}-" if first is not None else f"-{TAIL}")
@@ -87,7 +87,7 @@ class Ranges:
         return ByteSource(read, length, held=start)
 
     def _get(self, wheel: LockedWheel, auth: tuple[str, str] | None, what: str) -> tuple[bytes, int, int]:
-        """The bytes, where they begin, and how long the whole file is."""
+        """The bytes, their offset, and the length of the whole file."""
         import httpx  # noqa: PLC0415 - slow to import, and not needed where everything is remembered
 
         try:
@@ -108,7 +108,7 @@ class Ranges:
 
 
 def _bounded(response: httpx.Response, size: int) -> bytes:
-    """The body, as long as its header said; one that goes on is not read."""
+    """The body, which must not be longer than its header says."""
     if size > MOST_BYTES:
         raise ZipError(f"its directory has more than {MOST_BYTES} bytes")
     data = bytearray()
@@ -120,7 +120,7 @@ def _bounded(response: httpx.Response, size: int) -> bytes:
 
 
 def local(path: Path) -> ByteSource:
-    """A wheel that lies here."""
+    """A wheel on this machine."""
 
     def read(offset: int, size: int) -> bytes:
         with path.open("rb") as file:

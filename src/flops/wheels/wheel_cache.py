@@ -1,4 +1,4 @@
-"""Wheels by hash: fetched once, verified while they stream, kept in a directory."""
+"""Wheels by hash: fetched once, verified while they arrive, kept in a directory."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
     from flops.locking.lock import LockedWheel
 
-#: Times that a download is begun before it counts as failed.
+#: Attempts before a download counts as failed.
 ATTEMPTS = 4
 #: Seconds: longest wait for one read, and longest pause between two attempts.
 SECONDS = 30.0
 PAUSE = 10.0
 #: Bytes hashed and written at a time; more than the 16 KiB that TLS gives, so that threads wait less for each other.
 PIECE = 256 * 1024
-#: Times that other bytes than the lock's are taken for an accident.
+#: Attempts after which a wrong hash counts as failure.
 HASH_ATTEMPTS = 2
-#: Bytes that are taken where a lock does not tell a wheel's size; the index that left it out may send without end.
+#: Bytes that are read at most if the lock has no size: the index could send without end.
 LARGEST = 16 * 1024**3
 
 
@@ -60,7 +60,7 @@ class WheelCache:
         self._opening = threading.Lock()
         self._opened: httpx.Client | None = None
         self.written = 0
-        """Bytes that this process put into it."""
+        """Bytes that this process wrote into the cache."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +71,7 @@ class WheelCache:
 
     @property
     def _client(self) -> httpx.Client:
-        """Opened with the first download: a cache that has everything needs none."""
+        """Opened with the first download: often the cache has everything."""
         import httpx  # noqa: PLC0415 - slow to import
 
         with self._opening:
@@ -87,23 +87,23 @@ class WheelCache:
             return self._opened
 
     def path(self, wheel: LockedWheel) -> Path:
-        """Where this wheel lies, or would lie."""
+        """The wheel's path, whether it is there or not."""
         return self._root / wheel.sha256[:2] / f"{wheel.sha256}.whl"
 
     def has(self, wheel: LockedWheel) -> bool:
-        """Whether it is here, whole by its size (its bytes were verified when it came)."""
+        """Whether the wheel is here, whole by its size (its bytes were verified when it was fetched)."""
         size = used(self.path(wheel))
         return size is not None and wheel.size in {None, size}
 
     def auth(self, wheel: LockedWheel) -> tuple[str, str] | None:
-        """The index's credentials (user name, password), for what lies on the index's own origin."""
+        """The index's credentials (user name, password), if the wheel is on the index's own origin."""
         parts = urlsplit(wheel.url)
         return self._user if (parts.scheme, parts.netloc) == self._origin else None
 
     def fetch(self, wheel: LockedWheel, *, on_bytes: Callable[[int], None] | None = None) -> Path:
-        """Fetch a wheel unless it is here, and give its path.
+        """Fetch a wheel unless it is here; returns its path.
 
-        `on_bytes` gets the bytes of each piece, and a negative count where an attempt starts over.
+        `on_bytes` gets the size of each piece, and a negative number if an attempt starts over.
         WheelHash, IndexUnreachable, DiskFull.
         """
         path = self.path(wheel)
@@ -122,7 +122,7 @@ class WheelCache:
             raise _no_room(self._root, error) from error
 
     def _stream(self, wheel: LockedWheel, descriptor: int, on_bytes: Callable[[int], None]) -> None:
-        received, told, sha256 = 0, 0, hashlib.sha256()
+        received, reported, sha256 = 0, 0, hashlib.sha256()
         try:
             for piece in self._pieces(wheel):
                 received += len(piece)
@@ -131,10 +131,10 @@ class WheelCache:
                 sha256.update(piece)
                 _write(descriptor, piece)
                 on_bytes(len(piece))
-                told = received
+                reported = received
             _verify(wheel, sha256.hexdigest(), received)
         except BaseException:
-            on_bytes(-told)
+            on_bytes(-reported)
             raise
 
     def _pieces(self, wheel: LockedWheel) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Wheels become a layer: every file at its final path, spliced from its wheel and checked on the way (docs/decisions.md, D5)."""
+"""Layers made of wheels: every file at its final path, copied compressed from its wheel and checked (docs/decisions.md, D5)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from packaging.utils import canonicalize_name
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from flops.locking.pylock import LockedWheel
     from flops.oci.layer import LayerWriter
 
-#: A wheel of this many bytes or more is a layer of its own, while there is room for it.
+#: Wheels of at least this many bytes get a layer of their own, while the number of layers allows it.
 OWN_LAYER = 1024 * 1024
-#: The others share so many layers at most.
+#: Number of layers that the other wheels share at most.
 BUCKETS = 8
-#: Layers that the wheels of one environment may have in all.
+#: Number of layers for the wheels of one environment.
 MOST_LAYERS = 72
 
 
@@ -39,20 +40,16 @@ class WheelFile:
     sha256: str
     """64 hexadecimal digits."""
     filename: str
-    """Its own name: a cache may store it under another."""
+    """Its real name: a cache may store it under another."""
 
     @property
     def name(self) -> str:
         return canonicalize_name(self.filename.partition("-")[0])
 
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """A file of a layer, as proofs and comparisons need it."""
+    """A file of a layer."""
 
     path: str
     digest: str
@@ -66,13 +63,13 @@ class PathConflict:
 
     path: str
     kept: str
-    """The distribution whose file stands in the image: the last by name."""
+    """The distribution whose file is in the image: the last by name."""
     left_out: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class WheelLicence:
-    """What a wheel's metadata tell of its licence."""
+    """A wheel's licence by its metadata."""
 
     sha256: str
     """Of the wheel, 64 hexadecimal digits."""
@@ -89,7 +86,7 @@ class WheelLayer(Layer):
     conflicts: tuple[PathConflict, ...] = ()
     """Inside this layer; `environment_conflicts` finds those between layers."""
     licences: tuple[WheelLicence, ...] = ()
-    """Of the wheels that tell one, by hash: whoever reuses the layer may not have the wheels."""
+    """Of the wheels that name one; kept here because a builder that reuses the layer may not have the wheels."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -102,30 +99,16 @@ class WheelLayer(Layer):
         return cls(**{**value, **lists})
 
 
-class Wheel(Protocol):
-    """What grouping needs to know; a lock's wheels and those on disk both do."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def size(self) -> int | None: ...
-
-
-_W = TypeVar("_W", bound=Wheel)
-
-
-def group(wheels: Iterable[_W], *, most: int = MOST_LAYERS) -> tuple[tuple[_W, ...], ...]:
+def group(wheels: Iterable[LockedWheel], *, most: int = MOST_LAYERS) -> tuple[tuple[LockedWheel, ...], ...]:
     """Share out an environment's wheels over layers, independently of their order (docs/decisions.md, D5).
 
-    Buckets come first, then the wheels that are layers of their own, by name. A wheel of unknown size counts as small.
+    Shared layers come first, then the wheels with layers of their own, by name. A wheel of unknown size counts as small.
     """
     ordered = sorted(wheels, key=lambda wheel: (canonicalize_name(wheel.name), wheel.sha256))
     large = [wheel for wheel in ordered if (wheel.size or 0) >= OWN_LAYER]
     largest = sorted(large, key=lambda wheel: -(wheel.size or 0))[: max(0, most - BUCKETS)]
     own = {wheel.sha256 for wheel in largest}
-    buckets: dict[int, list[_W]] = {}
+    buckets: dict[int, list[LockedWheel]] = {}
     for wheel in ordered:
         if wheel.sha256 not in own:
             buckets.setdefault(_bucket(wheel.name), []).append(wheel)
@@ -143,40 +126,11 @@ class Installation:
     def __init__(self, wheels: Sequence[tuple[WheelFile, WheelArchive]], prefix: Prefix) -> None:
         self.wheels = wheels
         found = [file for _, archive in wheels for file in installed_files(archive, prefix)]
-        found.sort(key=_by_path)
-        #: The files of the layer, in its order; what loses is in `_losers`.
-        self.files: tuple[InstalledFile, ...] = ()
-        self.conflicts: tuple[PathConflict, ...] = ()
-        self._losers: list[InstalledFile] = []
-        self._settle(found)
-
-    @property
-    def comment(self) -> str:
-        """Name and version of each wheel, for the image's history."""
-        return ", ".join(sorted(f"{archive.name} {archive.version}" for _, archive in self.wheels))
-
-    def sources(self) -> dict[str, Callable[[], bytes]]:
-        """Readers of all Python sources that can be imported, by path; valid while the wheels are open."""
-        return {
-            file.path: file.read
-            for file in self.files
-            if file.path.endswith(".py") and "/site-packages/" in file.path and ".dist-info/" not in file.path
-        }
-
-    def write(self, writer: LayerWriter) -> None:
-        """Write the files; those that lost to another wheel's are read and checked all the same."""
-        for file in self.files:
-            _write(file, writer)
-        for file in self._losers:
-            if not isinstance(file.content, bytes):
-                for _ in file.archive.pieces(file.content):
-                    pass
-
-    def _settle(self, found: Iterable[InstalledFile]) -> None:
         winners: dict[str, InstalledFile] = {}
+        self._losers: list[InstalledFile] = []
         conflicts = []
-        for path, group_of in groupby(found, key=lambda file: file.path):
-            *losers, winner = group_of
+        for path, rivals in groupby(sorted(found, key=_by_path), key=lambda file: file.path):
+            *losers, winner = rivals
             winners[path] = winner
             self._losers += losers
             conflicts += [
@@ -186,7 +140,30 @@ class Installation:
             ]
         _refuse_parents(winners)
         self.files = tuple(sorted(winners.values(), key=lambda file: file.order))
+        """In the layer's order."""
         self.conflicts = tuple(conflicts)
+
+    @property
+    def comment(self) -> str:
+        """Name and version of each wheel, for the image's history."""
+        return ", ".join(sorted(f"{archive.name} {archive.version}" for _, archive in self.wheels))
+
+    def sources(self) -> dict[str, Callable[[], bytes]]:
+        """Functions that read the importable Python sources, by path; they work while the wheels are open."""
+        return {
+            file.path: file.read
+            for file in self.files
+            if file.path.endswith(".py") and "/site-packages/" in file.path and ".dist-info/" not in file.path
+        }
+
+    def write(self, writer: LayerWriter) -> None:
+        """Write the files; those that another wheel's file replaces are read and checked too."""
+        for file in self.files:
+            _write(file, writer)
+        for file in self._losers:
+            if not isinstance(file.content, bytes):
+                for _ in file.archive.pieces(file.content):
+                    pass
 
 
 @contextmanager
@@ -215,30 +192,30 @@ def write_layer(
     with open_wheels(wheels, prefix=prefix, python=python, limits=limits) as installation:
         installation.write(writer)
         layer = writer.close(comment=installation.comment)
-        told = {wheel.sha256: archive.licence for wheel, archive in installation.wheels}
+        licences = {wheel.sha256: archive.licence for wheel, archive in installation.wheels}
         return WheelLayer(
             **layer.to_json(),
             files=tuple(FileEntry(path=file.path, digest=file.digest, size=file.size) for file in installation.files),
             conflicts=installation.conflicts,
-            licences=tuple(WheelLicence(sha256=key, licence=text) for key, text in sorted(told.items()) if text),
+            licences=tuple(WheelLicence(sha256=key, licence=text) for key, text in sorted(licences.items()) if text),
         )
 
 
 def environment_conflicts(layers: Iterable[WheelLayer]) -> tuple[PathConflict, ...]:
-    """Paths that several layers of one environment (bottom to top) have with different bytes: the upper one is seen."""
-    seen: dict[str, tuple[str, str]] = {}
+    """Paths that layers of one environment (bottom to top) have with different bytes: the uppermost is kept."""
+    files: dict[str, tuple[str, str]] = {}
     conflicts = []
     for layer in layers:
         for file in layer.files:
-            digest, below = seen.get(file.path, (file.digest, ""))
+            digest, below = files.get(file.path, (file.digest, ""))
             if digest != file.digest:
                 conflicts.append(PathConflict(path=file.path, kept=layer.comment, left_out=below))
-            seen[file.path] = file.digest, layer.comment
+            files[file.path] = file.digest, layer.comment
     return tuple(conflicts)
 
 
 def _by_path(file: InstalledFile) -> tuple[str, str, str, bool]:
-    """The last of one path wins: by distribution, and what was made here (an entry point's script) over what lay there."""
+    """Sort key of which the last wins: by distribution; scripts of entry points win over files of the wheel."""
     return file.path, file.archive.name, file.archive.version, isinstance(file.content, bytes)
 
 

@@ -1,7 +1,7 @@
 """The central directory of a zip (APPNOTE.TXT 6.3), read strictly: bytes in, values out.
 
-Python's zipfile believes the directory and never looks whether members overlap or say something else about themselves;
-readers that go by the one or by the other then unpack different files. Here both must agree.
+Python's zipfile trusts the directory, and does not check whether members overlap or have other values in their own
+headers. Then programs that read the one or the other unpack different files, so here both must agree.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _EXTRA = struct.Struct("<2H")
 _LONGEST_COMMENT = 0xFFFF
 _LARGEST_DIRECTORY = 64 * 1024 * 1024
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
-#: Flags that change how a member is read, and so must be the same in both of its headers.
+#: Flags that change how a member is read; both headers of a member must have the same.
 _MEANING = _ENCRYPTED | _DESCRIPTOR | _UTF8
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
 _ZIP64 = 1
 
 
 class ZipError(ValueError):
-    """Not a zip that every reader reads alike."""
+    """Not a zip, or one that programs may read differently."""
 
 
 class ZipOverlap(ZipError):
-    """Members that share bytes: the mark of a bomb."""
+    """Members share bytes, as in zip bombs."""
 
 
 class ZipTooLarge(ZipError):
-    """More members than allowed."""
+    """The zip has more members than allowed, or its directory is too large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZipMember:
-    """A member, as the central directory and its own header agree on it."""
+    """A member; the central directory and its own header agree on it."""
 
     name: str
     method: int
@@ -54,7 +54,7 @@ class ZipMember:
     compressed_size: int
     size: int
     mode: int
-    """Unix type and permissions; 0 where the zip has none."""
+    """Unix type and permissions; 0 if the zip has none."""
     flags: int
     header: int
     """Offset of its local header."""
@@ -82,9 +82,9 @@ def read_directory(read: Callable[[int, int], bytes], length: int, *, most: int)
 
 
 def list_members(read: Callable[[int, int], bytes], length: int, *, most: int) -> tuple[ZipMember, ...]:
-    """What the directory alone says: enough to see what a file holds, not enough to unpack it. Errors as above.
+    """All members by the directory alone, which is enough to list a file but not to unpack it. Errors as above.
 
-    At most three reads, all of the file's end.
+    Reads at most three times, only at the end of the file.
     """
     return _directory(read, length, most)[0]
 
@@ -113,7 +113,7 @@ def _end(read: Callable[[int, int], bytes], length: int) -> tuple[int, int, int]
     if large is None and (_MAX16 in (here, count) or _MAX32 in (size, offset)):
         raise ZipError("it lacks the end record for large files")
     if large is not None:
-        # the small record says the same, or "see the large one" by its highest value
+        # the small record has the same values, or the highest one, which refers to the large record
         small = (disk, start_disk, here, count, size, offset)
         highest = (_MAX16, _MAX16, _MAX16, _MAX16, _MAX32, _MAX32)
         if any(few not in {many, top} for few, many, top in zip(small, large, highest, strict=False)):
@@ -122,7 +122,7 @@ def _end(read: Callable[[int, int], bytes], length: int) -> tuple[int, int, int]
     if disk or start_disk or here != count:
         raise ZipError("it is one of several parts")
     if offset + size != end:
-        raise ZipError("its directory does not lie before its end")
+        raise ZipError("its directory is not right before its end")
     return count, size, offset
 
 
@@ -173,7 +173,7 @@ def _member(fields: tuple[int, ...], raw: bytes, extra: bytes) -> ZipMember:
     if method not in {STORED, DEFLATED}:
         raise ZipError(f"{name!r} is compressed by method {method}; wheels use deflate")
     if disk:
-        raise ZipError(f"{name!r} lies in another part")
+        raise ZipError(f"{name!r} is in another part")
     if method == STORED and compressed != size:
         raise ZipError(f"{name!r} has two sizes")
     mode = attributes >> 16
@@ -204,7 +204,7 @@ def _name(raw: bytes, flags: int) -> str:
 
 
 def _wide(extra: bytes, fields: tuple[tuple[int, int], ...], name: str) -> list[int]:
-    """Replace each field that stands at its highest value by the next number of the zip64 extra field."""
+    """Replace each field that has its highest value by the next number of the zip64 extra field."""
     large: bytes | None = None
     at = 0
     while at + _EXTRA.size <= len(extra):
@@ -238,10 +238,10 @@ def _exactly(read: Callable[[int, int], bytes], at: int, size: int) -> bytes:
 
 
 def _located(read: Callable[[int, int], bytes], member: ZipMember, directory: int) -> ZipMember:
-    """Compare a member's own header with the directory, and find where its data begin."""
+    """Compare a member's own header with the directory, and find the offset of its data."""
     if member.header + _LOCAL.size > directory:
-        raise ZipOverlap(f"{member.name!r} lies outside the members' part")
-    # most names and extra fields fit here, and one read serves
+        raise ZipOverlap(f"{member.name!r} is outside of the members' part")
+    # most names and extra fields fit into this first read
     data = read(member.header, _LOCAL.size + len(member.name.encode()) + 64)
     fields = _LOCAL.unpack_from(data)
     signature, _, flags, method, _, _, crc, compressed, size, name_size, extra_size = fields
