@@ -304,7 +304,8 @@ def test_whatever_a_record_says_gives_a_layer_of_ours_or_none(tmp_path, field, v
     assert (found is None) == bool(told)
     if found is not None:
         assert (found.digest, found.size, found.media_type) == (DIGEST, 5, TYPE)
-        assert all(isinstance(file.path, str) for file in getattr(found, "files", ()))
+        assert isinstance(found, WheelLayer)
+        assert all(isinstance(file.path, str) for file in found.files)
 
 
 TYPE, DIGEST = "application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "a" * 64

@@ -21,7 +21,7 @@ from flops.platforms import Platform
 from flops.progress import Silent
 from flops.prune.listing import list_images
 from flops.prune.removal import remove
-from flops.prune.retention import Rule, plan
+from flops.prune.retention import RetentionRule, plan
 from flops.records import read_timestamp, timestamp
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -148,7 +148,7 @@ class World:
         return self.put(self.registry.repository("flops/cache"), document, f"{kind}-{key}")
 
     def prune(self, keep=1, days=0.0):
-        pruning = plan(list_images(self), Rule(keep=keep, days=days), NOW)
+        pruning = plan(list_images(self), RetentionRule(keep=keep, days=days), NOW)
         return pruning, remove(self, pruning, Silent())
 
     def commits(self, repository):
@@ -297,7 +297,7 @@ def test_what_was_pushed_meanwhile_is_left_alone():
     world = World()
     for number in (1, 2):
         world.build("acme/digits", number, layers=LAYERS[:1])
-    pruning = plan(list_images(world), Rule(keep=1, days=0), NOW)
+    pruning = plan(list_images(world), RetentionRule(keep=1, days=0), NOW)
     world.build("acme/digits", 2, layers=LAYERS[:3], actors=("learner",), salt="again")
     remove(world, pruning, Silent())
     assert world.commits("acme/digits/learner") == {1, 2}

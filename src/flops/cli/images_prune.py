@@ -15,7 +15,7 @@ from flops.cli.render import megabytes, one_line, print_json, reporter
 from flops.oci.layout import Layout
 from flops.prune.listing import list_images
 from flops.prune.removal import foretell, remove
-from flops.prune.retention import Rule, plan
+from flops.prune.retention import RetentionRule, plan
 from flops.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def command(
         reporter(quiet=quiet) as progress,
     ):
         inventory = list_images(stock, repositories or ())
-        pruning = plan(inventory, Rule(keep=keep, days=older), datetime.now(UTC))
+        pruning = plan(inventory, RetentionRule(keep=keep, days=older), datetime.now(UTC))
         if dry_run:
             foretell(stock, pruning)
         removed = None if dry_run else remove(stock, pruning, progress)

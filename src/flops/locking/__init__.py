@@ -1,1 +1,1 @@
-"""Exact wheels for plain requirements: uv driven, the package index asked, what they answer read."""
+"""Exact wheels for plain requirements: uv is run, the package index is asked, and locks are kept."""

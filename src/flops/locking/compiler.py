@@ -1,7 +1,7 @@
 """One run of `uv pip compile`: plain requirements in, the exact wheels for one target out.
 
-uv is not safe on a file that somebody else wrote (it expands variables, follows options and paths, runs setup.py), so it
-only ever sees a file that was written here, line by line, and an environment that was made here.
+uv is not safe on an untrusted file: it expands variables, follows options and paths, and runs setup.py. So it reads only a
+file that is written here, line by line, with an environment that is made here.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 #: uv's exit code for "there is no solution"; any other failure is not about the requirements.
 NO_SOLUTION = 1
-#: Seconds for which an experiment takes an answer of the index as it is; without this uv asks for every package again.
+#: Seconds for which an experiment uses a cached answer of the index, so that uv does not ask for every package again.
 RECENT = 600
 #: Characters of uv's explanation that a message keeps.
 EXPLANATION = 1500
-#: How uv tells that a version was withdrawn; the reason is the index's, of any characters.
+#: How uv reports a withdrawn version; the reason comes from the index and may have any characters.
 YANKED = re.compile(
     r"^warning: `(?P<name>[^`=\n]+)==(?P<version>[^`\n]+)` is yanked(?: \(reason: \"(?P<reason>.*?)\"\))?$",
     re.MULTILINE | re.DOTALL,
@@ -64,16 +64,16 @@ class Compiler:
     cache: Path
     seconds: float
     retries: int
-    """Times that an index which does not answer is asked again; three take uv 10 s."""
+    """How often an index that does not answer is asked again; three times take uv 10 s."""
     index_url: str | None = None
-    """None: uv's own."""
+    """None: uv's default."""
     torch_index: str | None = None
     torch: frozenset[str] | None = None
-    """Packages (PEP 503's form) that are taken as CPU builds: from `torch_index`, or from where uv knows them to be."""
+    """Packages (PEP 503's form) that are taken as CPU builds, from `torch_index` or from the index that uv knows."""
     ca_bundle: Path | None = None
     offline: bool = False
     patience: float | None = None
-    """Seconds that an index is given to answer."""
+    """Seconds within which an index has to answer; None: uv's default."""
 
     def compile(
         self,
@@ -84,7 +84,7 @@ class Compiler:
         options: Sequence[str] = (),
         recent: bool = False,
     ) -> Lock:
-        """The lock of these lines, written by us; `recent`: answers of the index may be some minutes old.
+        """The lock of these lines, which must be trusted; with `recent`, answers of the index may be some minutes old.
 
         Unresolvable, IndexUnreachable, LockTimeout, NoWheel, ToolFailed.
         """
@@ -105,18 +105,18 @@ class Compiler:
 
     @cached_property
     def index_address(self) -> str:
-        """Where packages come from, credentials included; uv itself tells its default."""
+        """The URL of the package index, with credentials; uv itself is asked for its default."""
         return self.index_url or self._default_index()
 
     def indexes(self) -> list[Index]:
-        """Clients of all indexes, in the order in which uv asks: the first that knows a package provides it."""
+        """Clients of all indexes in uv's order: the first that knows a package provides it."""
         addresses = [*([self.torch_index] if self.torch and self.torch_index else []), self.index_address]
         return [Index(address, ca_bundle=self.ca_bundle, retries=self.retries) for address in addresses]
 
     def _write_source(self, home: Path, lines: Sequence[str], *, dependencies: bool) -> Path:
-        """What uv reads: plain requirements; where PyTorch has an index of its own, a project that says so.
+        """The file for uv: plain requirements, or a project if PyTorch comes from an index of its own.
 
-        uv has no other way to ask an index for some packages only, and such an index has old copies of many others.
+        Only in a project can an index be limited to some packages; PyTorch's has old copies of many others.
         """
         if self.torch is None or not self.torch_index:
             path = home / "requirements.in"
@@ -136,7 +136,7 @@ class Compiler:
         return path
 
     def _run(self, words: Sequence[str | Path], home: Path) -> programs.Completed:
-        """Start `uv pip compile`; addresses go by the environment, where a credential in them is not for all to read."""
+        """Run `uv pip compile`; URLs go through the environment, as other users could read credentials in arguments."""
         env = {
             "HOME": str(home),
             "UV_CACHE_DIR": str(self.cache),
@@ -151,7 +151,7 @@ class Compiler:
             env |= dict.fromkeys(("UV_HTTP_TIMEOUT", "UV_HTTP_CONNECT_TIMEOUT"), f"{self.patience:.0f}")
         options = list(OPTIONS)
         if self.torch is not None and self.torch_index:
-            options.remove("--no-sources")  # those that `_write_source` wrote
+            options.remove("--no-sources")  # `_write_source` wrote them
         elif self.torch is not None:
             options += ["--torch-backend", "cpu"]
         try:
@@ -169,7 +169,7 @@ class Compiler:
             ) from error
 
     def _recent(self, home: Path) -> Path:
-        """uv's settings for an experiment: the same index, whose answers may be some minutes old."""
+        """uv's settings for an experiment: the same index, with answers from its cache for some minutes."""
         path = home / "uv.toml"
         path.write_text(
             f"[[index]]\nurl = {json.dumps(self.index_address)}\ndefault = true\n"
@@ -179,7 +179,7 @@ class Compiler:
         return path
 
     def _default_index(self) -> str:
-        """uv writes the index it would use as the first line of a file without requirements; nothing is fetched."""
+        """uv's own index: it writes it into the output for a file without requirements; nothing is fetched."""
         with tempfile.TemporaryDirectory(prefix="flops-lock-") as name:
             source = Path(name, "requirements.in")
             source.touch()
@@ -191,10 +191,10 @@ class Compiler:
             option, _, url = line.partition(" ")
             if option == "--index-url" and url:
                 return url.strip()
-        raise IndexUnreachable("uv does not tell which package index it uses", hint="set FLOPS_INDEX_URL")
+        raise IndexUnreachable("uv does not report which package index it uses", hint="set FLOPS_INDEX_URL")
 
     def _failure(self, done: programs.Completed, lines: Sequence[str]) -> Exception:
-        """What went wrong, told by uv's exit code and by asking the index, not by uv's prose."""
+        """The error for a failed run, by uv's exit code and by asking the index rather than by uv's text."""
         said = without_credentials(done.stderr).strip()
         if "No space left on device" in said:
             return disk_full(self.cache)
@@ -214,7 +214,7 @@ class Compiler:
 
 
 def uv_program() -> str:
-    """Where uv lies; ToolMissing."""
+    """The path of uv; ToolMissing."""
     try:
         with _FINDING_UV:
             return uv.find_uv_bin()
@@ -228,7 +228,7 @@ def name_of(line: str) -> str:
 
 
 def _with_yanks(lock: Lock, said: str) -> Lock:
-    """The lock with what uv warns of: versions that are taken, as they are pinned, though they were withdrawn."""
+    """The lock with uv's warnings: pinned versions are taken even if they were withdrawn."""
     reasons: dict[tuple[str, str], str] = {
         (canonicalize_name(found["name"]), found["version"]): " ".join((found["reason"] or "").split())[:REASON]
         for found in YANKED.finditer(said)

@@ -1,4 +1,4 @@
-"""The package index (PEP 503, PEP 691), asked directly where uv's answer must be confirmed."""
+"""A client of the package index (PEP 503, PEP 691), and the pages that it reads."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class IndexFile:
         return bool(self.tags)
 
     def takes(self, python: str) -> bool:
-        """Whether the package's own Requires-Python allows this full version; what can't be read allows all."""
+        """Whether Requires-Python allows this full version; one that can't be read allows all."""
         try:
             return SpecifierSet(self.requires_python).contains(python, prereleases=True)
         except InvalidSpecifier:
@@ -82,7 +82,7 @@ class IndexProject:
         return tuple(sorted(set.intersection(*found))) if found else self.versions
 
     def allowed(self, specifier: str) -> tuple[IndexFile, ...]:
-        """The files of the versions that a specifier allows; pre-releases where it names one or there is nothing else."""
+        """The files of the versions that a specifier allows; pre-releases if it names one or there are no others."""
         chosen = frozenset(SpecifierSet(specifier).filter(self.versions))
         return tuple(file for file in self.files if file.version in chosen)
 
@@ -195,11 +195,11 @@ class Index:
         self._client.close()
 
     def knows(self, name: str) -> bool:
-        """Whether the index has a package of this name (PEP 503 form); IndexUnreachable where it does not say."""
+        """Whether the index has a package of this name (PEP 503 form); IndexUnreachable."""
         return self._page(name, limit=0) is not None
 
     def project(self, name: str) -> IndexProject | None:
-        """Everything published under a name (PEP 503 form); None where there is no such package. IndexUnreachable."""
+        """Everything published under a name (PEP 503 form); None if there is no such package. IndexUnreachable."""
         page = self._page(name, limit=PAGE_LIMIT)
         if page is None:
             return None
@@ -245,7 +245,7 @@ class Index:
 
 
 class _TooLong(Exception):
-    """A page that goes on."""
+    """A page is longer than allowed."""
 
 
 def _up_to(limit: int, pieces: Iterator[bytes]) -> Iterator[bytes]:

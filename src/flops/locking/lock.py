@@ -1,4 +1,4 @@
-"""Locks: what uv answered for plain requirements on one platform, kept while it is fresh; and experiments, which are not."""
+"""Locks of plain requirements for one platform, kept while they are fresh; and experiments, which are not kept."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ __all__ = ["Lock", "LockedWheel", "Locker"]
 
 #: Seconds that one run of uv may take, downloads of metadata included.
 DEADLINE = 120.0
-#: Times that uv asks an index again that does not answer; three take it 10 s.
+#: How often uv asks an index again that does not answer; three times take 10 s.
 RETRIES = 3
-#: Seconds that an index of CPU builds is given to answer, and that its silence and its answer are remembered.
+#: Seconds within which an index of CPU builds has to answer, and for which its silence and its answer are remembered.
 TORCH_PATIENCE, TORCH_SILENT, TORCH_ANSWERS = 6.0, 600, 24 * 3600
 
 
@@ -73,16 +73,16 @@ class Locker:
         )
 
     def for_cpu(self, names: Iterable[str]) -> Locker:
-        """A locker that takes CPU builds of PyTorch's packages, `names` in PEP 503's form; all else as this one does.
+        """A locker that takes CPU builds of PyTorch's packages (`names`, in PEP 503's form), and else works as this one.
 
-        They come from FLOPS_TORCH_INDEX, which is asked for nothing but these, or from where uv knows them to be.
+        CPU builds come from FLOPS_TORCH_INDEX, which is asked for nothing else, or from the index that uv knows.
         """
         other = copy.copy(self)
-        other._uv = replace(self._uv, torch=frozenset(names))  # noqa: SLF001 - of its own kind
+        other._uv = replace(self._uv, torch=frozenset(names))  # noqa: SLF001 - a copy of this locker
         return other
 
     def cpu_refusal(self, target: LockTarget) -> str:
-        """Why CPU builds of PyTorch can't be had; "" where they can. Told after some seconds, and remembered."""
+        """Why CPU builds of PyTorch are not available; "" if they are. Takes some seconds, and is remembered."""
         request = {"torch for cpu": target.uv_platform}
         known = self.recall(request)
         until, reason = (known.get("until"), known.get("reason")) if isinstance(known, dict) else (None, None)
@@ -116,7 +116,7 @@ class Locker:
     ) -> Lock:
         """Lock PEP 508 requirements for a platform, a full Python version and a glibc (major, minor); wheels only.
 
-        `prefer`: a lock whose versions are kept where they fit. Without `dependencies` the requirements are the whole.
+        `prefer`: a lock whose versions are kept where they fit. Without `dependencies` nothing else is locked.
         A stored lock is used while it is fresh.
         Unresolvable (with uv's explanation), IndexUnreachable, LockTimeout, RequirementForbidden.
         """
@@ -140,25 +140,25 @@ class Locker:
         glibc: tuple[int, int],
         dependencies: bool = True,
     ) -> Lock | None:
-        """The lock that `lock` would give without asking uv; None where it would have to."""
+        """The stored lock that `lock` would return; None if `lock` would have to run uv."""
         target = LockTarget(platform=platform, python=python, glibc=glibc)
         return self._stored(_request(_plain(requirements), target, None, dependencies))
 
     def recall(self, request: Mapping[str, Any]) -> Any:
-        """What `remember` kept for this request on this index; None when it is old, absent, or to be made anew."""
+        """What `remember` kept for this request on this index; None if it is absent or old, or has to be made again."""
         key = self._key(request)
         return self._store.get(key) if not self._upgrade or json.dumps(key) in self._made else None
 
     def remember(self, request: Mapping[str, Any], content: Any, *, shared: bool = True) -> None:
-        """Keep something that locks made sure of, as long as a lock is kept; for other builders too where it is `shared`."""
+        """Keep JSON content as long as locks are kept, for other builders too if `shared`."""
         key = self._key(request)
         self._store.put(key, content, shared=shared)
         self._made.add(json.dumps(key))
 
     def probe(self, requirement: str, *, target: LockTarget, lowest: bool = False, alone: bool = True) -> str | None:
-        """The version that this one requirement gets on the target; "" where its marker excludes the target.
+        """The version that one requirement gets on the target; "" if its marker excludes the target, None if it has no wheel.
 
-        None: it has no wheel there. `lowest` picks the oldest instead of the newest; `alone` leaves out what it depends on.
+        `lowest` takes the oldest version instead of the newest; `alone` leaves out its dependencies.
         """
         lines = _plain([requirement])
         found = self.experiment(lines, target=target, lowest=lowest, alone=alone)
@@ -167,9 +167,9 @@ class Locker:
     def experiment(
         self, requirements: Sequence[str], *, target: LockTarget, lowest: bool = False, alone: bool = False
     ) -> dict[str, str] | Unresolvable | NoWheel:
-        """Which versions these requirements get together, or why none; nothing is stored.
+        """The versions that these requirements get together, or the error; nothing is stored.
 
-        What the index answered within RECENT is not asked again, so that an experiment costs uv's own time.
+        Answers of the index within RECENT are used again, so an experiment costs only uv's time.
         IndexUnreachable, LockTimeout.
         """
         options = ["--resolution", "lowest-direct"] if lowest else []
@@ -180,11 +180,11 @@ class Locker:
             return error
 
     def index(self) -> Index:
-        """A client of the index that this locker uses."""
+        """A client of this locker's index."""
         return self._uv.indexes()[-1]
 
     def indexes(self) -> list[Index]:
-        """All of them, in the order in which uv asks: the first that knows a package provides it."""
+        """Clients of all indexes; see `Compiler.indexes`."""
         return self._uv.indexes()
 
     def _stored(self, request: Mapping[str, Any]) -> Lock | None:
@@ -203,7 +203,7 @@ class Locker:
 
 
 def _request(lines: Sequence[str], target: LockTarget, prefer: Lock | None, dependencies: bool) -> dict[str, Any]:
-    """What a lock is stored under."""
+    """The key of a stored lock."""
     return {
         "requirements": sorted(lines),
         "target": [target.platform.value, target.python, target.uv_platform],
@@ -213,13 +213,13 @@ def _request(lines: Sequence[str], target: LockTarget, prefer: Lock | None, depe
 
 
 def _plain(requirements: Sequence[str]) -> list[str]:
-    """Each requirement written anew; whatever a requirements file could read as more than a package is refused."""
+    """Each requirement in its normal form; refuses any that uv could read as more than a package."""
     lines = []
     for text in requirements:
         try:
             requirement = Requirement(text)
         except InvalidRequirement as error:
-            raise RequirementSyntax(f"{text!r:.200} is no requirement", hint="write NAME==VERSION") from error
+            raise RequirementSyntax(f"{text!r:.200} is not a requirement", hint="write NAME==VERSION") from error
         line = str(requirement)
         if requirement.url or "$" in line or not line.isprintable():
             raise RequirementForbidden(f"{requirement.name}: URLs, variables and control characters can't be locked")

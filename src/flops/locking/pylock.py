@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from packaging.utils import BuildTag, NormalizedName
     from packaging.version import Version
 
-#: The newest glibc that uv's `--python-platform` knows; a newer one runs these wheels too.
+#: The newest glibc that uv's `--python-platform` knows; newer ones run its wheels too.
 NEWEST_GLIBC = (2, 40)
 #: The oldest glibc that a manylinux tag can name, by architecture (PEP 600, PEP 571 and PEP 599).
 OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
@@ -48,9 +48,9 @@ class LockedWheel:
     sha256: str
     """64 hexadecimal digits."""
     size: int | None
-    """In bytes; None where the index does not tell."""
+    """In bytes; None if the index does not report it."""
     yanked: str | None = None
-    """Why its authors withdrew it (PEP 592), as one line, empty where they do not say; None where it was not."""
+    """Why it was withdrawn (PEP 592), as one line, empty if no reason is given; None if it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,14 @@ class Lock:
 
     @property
     def digest(self) -> str:
-        """`sha256:` and 64 digits over what is installed, wherever it was fetched from."""
+        """`sha256:` and 64 digits over what is installed; URLs don't count."""
         files = [[wheel.name, wheel.version, wheel.filename, wheel.sha256] for wheel in self.wheels]
         text = json.dumps([self.platform.value, self.python, files], separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def bytes(self) -> int:
-        """What has to be fetched, as far as the index tells sizes."""
+        """Size of all wheels, as far as the index reports sizes."""
         return sum(wheel.size or 0 for wheel in self.wheels)
 
     @property
@@ -88,11 +88,11 @@ class Lock:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Lock:
-        """KeyError, TypeError or a FlopsError where the document is none of ours."""
+        """KeyError, TypeError or a FlopsError where the document is not as `to_json` writes it."""
         wheels = tuple(LockedWheel(**wheel) for wheel in document["wheels"])
         for wheel in wheels:
             if not _is_sound(wheel):
-                raise TypeError("a wheel of a stored lock is none")
+                raise TypeError("a wheel of a stored lock is damaged")
         return cls(platform=Platform.parse(document["platform"]), python=document["python"], wheels=wheels)
 
 
@@ -105,7 +105,7 @@ def parse_wheel_name(filename: str) -> tuple[NormalizedName, Version, BuildTag, 
 
 
 def _is_sound(wheel: LockedWheel) -> bool:
-    """Whether a stored lock's wheel is what `parse` would have made: it may have been stored by somebody else."""
+    """Whether a stored wheel is one that `parse` could have made: another builder may have stored anything."""
     words: tuple[object, ...] = (wheel.name, wheel.version, wheel.filename, wheel.url, wheel.sha256, wheel.yanked or "")
     if not all(isinstance(word, str) for word in words) or not isinstance(wheel.size, int | None):
         return False
@@ -125,7 +125,7 @@ def _is_sound(wheel: LockedWheel) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LockTarget:
-    """What wheels are chosen for."""
+    """The platform and Python that wheels are chosen for."""
 
     platform: Platform
     python: str
@@ -142,7 +142,7 @@ class LockTarget:
 
     @cached_property
     def tags(self) -> dict[Tag, int]:
-        """Every wheel tag that this target takes, with its rank (PEP 425, PEP 600); 0 is the best."""
+        """Every wheel tag that fits this target, with its rank (PEP 425, PEP 600); 0 is the best."""
         major, minor = (int(part) for part in self.minor.split("."))
         abi = f"cp{major}{minor}"
         platforms = list(self._platform_tags())
@@ -157,7 +157,7 @@ class LockTarget:
 
     @property
     def marker_environment(self) -> dict[str, str]:
-        """PEP 508's environment; what a kernel would tell (release, version) is empty, as no wheel may depend on it."""
+        """PEP 508's environment; the kernel's release and version are empty, as no wheel may depend on them."""
         return {
             "implementation_name": "cpython",
             "implementation_version": self.python,
@@ -185,8 +185,8 @@ class LockTarget:
 def parse(document: bytes, target: LockTarget) -> Lock:
     """Read a lock and choose one wheel per package.
 
-    NoWheel where a package has none for the target; ToolFailed where the document is not what we asked uv for:
-    another format, an entry that is no wheel from http(s), no sha256, a package twice.
+    NoWheel where a package has none for the target. ToolFailed where the document is not what uv was asked for: another
+    format, an entry that is not a wheel from http(s), a missing sha256, a package twice.
     """
     try:
         packages = tomllib.loads(document.decode())["packages"]
@@ -212,7 +212,7 @@ def parse(document: bytes, target: LockTarget) -> Lock:
 
 
 def preferences(lock: Lock) -> str:
-    """A pylock that holds nothing but versions, from which uv takes those it can keep."""
+    """A pylock that holds only versions, which uv prefers."""
     lines = ['lock-version = "1.0"', 'created-by = "flops"', ""]
     for wheel in lock.wheels:
         lines += ["[[packages]]", f'name = "{wheel.name}"', f'version = "{wheel.version}"', ""]
@@ -256,7 +256,7 @@ def _wheel(
     try:
         found, _, build, tags = parse_wheel_name(filename)
     except InvalidWheelFilename as error:
-        raise ToolFailed(f"uv locked {name} as {filename!r:.200}, which is no name of a wheel") from error
+        raise ToolFailed(f"uv locked {name} as {filename!r:.200}, which is not the name of a wheel") from error
     if found != name:
         raise ToolFailed(f"uv locked {name} as {filename!r:.200}, a wheel of another package")
     url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

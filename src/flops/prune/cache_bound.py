@@ -1,8 +1,8 @@
-"""The cache directory's bound: what was not used for longest goes, when a build has ended and more lies there than may.
+"""The bound of the cache directory: after a build, the least recently used files are removed if the cache is too large.
 
-Every use sets a file's time. A running build holds a lock on a file of its own, so that nothing that it may have used since
-it began is taken; a killed one's lock is gone with it. Sizes are added up once a day, or when what builds wrote since may
-have passed the bound.
+Every use sets a file's time. A running build holds a lock on a file of its own, and nothing that was used since the oldest
+running build began is removed; the lock of a killed build ends with it. Sizes are added up once a day, or when builds may
+have written enough to pass the bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from flops.errors import FlopsError
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
     from flops.settings import Settings
 
-#: Where no bound is set: a tenth of the disk, within these bytes.
+#: If no bound is set, it is a tenth of the disk, but within these limits, in bytes.
 LEAST, MOST = 2 * 10**9, 20 * 10**9
-#: The part of the bound that is left, so that the next build does not begin at it again.
+#: The part of the bound that is kept, so that the next build does not reach the bound at once.
 LOW_WATER = 0.9
-#: Seconds after which sizes are added up whatever builds tell: not all that is written is counted.
+#: Seconds after which sizes are added up in any case, since not all that is written is counted.
 SCANNED = 24 * 3600
-#: Seconds that documents of some kilobytes (locks, descriptions, what wheels provide) are kept without being used.
+#: Seconds for which unused small documents (locks, descriptions of layers, what wheels provide) are kept.
 DOCUMENTS = 30 * 24 * 3600
-#: The part of the bound that uv's own cache may take; it is emptied beyond.
+#: The part of the bound that uv's own cache may take; if it is larger, uv clears it.
 UV = 0.25
 UV_SECONDS = 60.0
-#: Files that go one by one, and directories that go as a whole.
+#: Files that are removed one by one, and directories that are removed as a whole.
 _FILES = ("wheels/??/*.whl", "blobs/sha256/*", "bases/debs/*.deb")
 _TREES = ("bases/interpreters/*", "pythons/????????????????????????????????????????????????????????????????")
 _DOCUMENTS = (
@@ -50,7 +50,7 @@ _DOCUMENTS = (
 )
 
 
-#: What a killed builder was writing, of all that does not clear up after itself; and seconds after which it is nobody's.
+#: Files that killed builders left half written, and the seconds after which they are removed.
 _LEFT = (
     "bases/apt-*",
     "bases/sources-*",
@@ -67,7 +67,7 @@ ABANDONED = 24 * 3600
 
 
 class CacheWriter(Protocol):
-    """Something that puts bytes into the cache."""
+    """A part of a build that writes into the cache."""
 
     @property
     def written(self) -> int: ...
@@ -75,7 +75,7 @@ class CacheWriter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What can be removed on its own."""
+    """A file or directory that can be removed."""
 
     path: Path
     size: int
@@ -85,7 +85,7 @@ class Item:
 
 
 class CacheBound:
-    """One cache directory's; a bound that can't be kept (a file system without locks) never fails a build."""
+    """The bound of one cache directory. If it can't be kept (a file system without locks), no build fails."""
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.cache_dir
@@ -95,12 +95,12 @@ class CacheBound:
         self._writers: list[CacheWriter] = []
 
     def watch(self, *writers: CacheWriter) -> None:
-        """Count what these write while the bound is held."""
+        """Count the bytes that these write."""
         self._writers += writers
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A build runs: nothing that it uses is removed. Afterwards the bound is kept."""
+        """Encloses a build, during which nothing that it uses is removed. At the end `keep` runs."""
         claim: tuple[Path, int] | None = None
         with contextlib.suppress(OSError):
             claim = self._claim()
@@ -115,7 +115,7 @@ class CacheBound:
                 self.keep(sum(writer.written for writer in self._writers))
 
     def keep(self, grown: int = 0) -> int:
-        """Remove what was not used for longest, where `grown` bytes since the last time may be too many; bytes removed."""
+        """Remove the least recently used files if `grown` new bytes may pass the bound; returns the bytes removed."""
         limit = self.limit
         uv = 0
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as state:
@@ -143,7 +143,7 @@ class CacheBound:
 
     # --- pieces -------------------------------------------------------------------------------------------------------
     def _claim(self) -> tuple[Path, int]:
-        """A locked file of this build's own, whose time is its beginning; waits while another build removes things."""
+        """A locked file for this build, whose time is the build's start; waits while another build removes files."""
         with self._locked(fcntl.LOCK_SH):
             self._running.mkdir(exist_ok=True)
             path = self._running / f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -153,7 +153,7 @@ class CacheBound:
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[int | None]:
-        """The state file, locked; None where it is locked otherwise and `how` does not wait."""
+        """The state file, locked; None if another process holds it and `how` does not wait."""
         descriptor = os.open(self._state, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -166,7 +166,7 @@ class CacheBound:
             os.close(descriptor)
 
     def _began(self) -> float:
-        """When the build began that runs for longest; what ended without a word is cleared away."""
+        """When the oldest running build began; files of killed builds are removed."""
         began = time.time()
         for path in self._running.glob("*"):
             with contextlib.suppress(FileNotFoundError), path.open("rb") as claim:
@@ -179,7 +179,7 @@ class CacheBound:
         return began
 
     def _evict(self, limit: int) -> tuple[int, int]:
-        """Bytes that are left, and bytes that went."""
+        """Bytes that are left, and bytes that were removed."""
         trash = self._root / ".trash"
         shutil.rmtree(trash, ignore_errors=True)  # of a process that was killed
         trash.mkdir()
@@ -187,7 +187,8 @@ class CacheBound:
         for item in self._found(_LEFT, files=False):
             if item.used < min(began, time.time() - ABANDONED):
                 _remove(item, trash)
-        items = [*self._files(), *self._trees()]
+        trees = self._found(_TREES, files=False)
+        items = [*self._found(_FILES), *(replace(item, size=_tree_size(item.path)) for item in trees)]
         total, removed = sum(item.size for item in items), 0
         low = int(limit * LOW_WATER) if total > limit else total
         for item in sorted(items, key=lambda item: (item.used, item.path)):
@@ -201,34 +202,27 @@ class CacheBound:
         shutil.rmtree(trash, ignore_errors=True)
         return total - removed, removed
 
-    def _files(self) -> Iterator[Item]:
-        return self._found(_FILES)
-
-    def _trees(self) -> Iterator[Item]:
-        for item in self._found(_TREES, files=False):
-            yield Item(path=item.path, size=_tree_size(item.path), used=item.used)
-
     def _found(self, patterns: Iterable[str], *, files: bool = True) -> Iterator[Item]:
         for pattern in patterns:
             for path in self._root.glob(pattern):
                 with contextlib.suppress(FileNotFoundError):
-                    told = path.lstat()
-                    # with a second name (a layout's) it takes its room whether it is here or not
-                    if not files or told.st_nlink == 1:
-                        yield Item(path=path, size=told.st_blocks * 512, used=told.st_mtime)
+                    status = path.lstat()
+                    # a file with a second link (in a layout) would free no space
+                    if not files or status.st_nlink == 1:
+                        yield Item(path=path, size=status.st_blocks * 512, used=status.st_mtime)
 
     def _empty_uv(self) -> None:
         from flops import programs  # noqa: PLC0415 - once in a long while
         from flops.locking.compiler import uv_program  # noqa: PLC0415
 
         words: list[str | Path] = [uv_program(), "cache", "clean", "--cache-dir", self._root / "uv"]
-        with contextlib.suppress(FlopsError):  # another process uses it: next time
+        with contextlib.suppress(FlopsError):  # another process uses it
             programs.run(words, seconds=UV_SECONDS, env={"HOME": str(self._root)}, cwd=self._root, check=False)
 
 
 def _remove(item: Item, trash: Path) -> bool:
-    """Take an item away unless it was used since it was looked at; its lock is what `used` waits for."""
-    aside = trash / secrets.token_hex(8)
+    """Remove an item unless it was used since it was listed; its lock makes `oci.blobs.used` wait."""
+    trashed = trash / secrets.token_hex(8)
     try:
         descriptor = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -237,15 +231,15 @@ def _remove(item: Item, trash: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_mtime > item.used:
             return False
-        item.path.rename(aside)
-    except OSError:  # it is being used just now, or it is gone
+        item.path.rename(trashed)
+    except OSError:  # in use, or removed
         return False
     finally:
         os.close(descriptor)
-    if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
+    if trashed.is_dir():
+        shutil.rmtree(trashed, ignore_errors=True)
     else:
-        aside.unlink(missing_ok=True)
+        trashed.unlink(missing_ok=True)
     return True
 
 

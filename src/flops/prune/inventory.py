@@ -1,4 +1,4 @@
-"""What a place of images holds: indexes of ours with all that belongs to them, what builders share, and what is somebody else's."""
+"""What a registry or layout holds: our indexes with all that belongs to them, shared documents, and foreign manifests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from flops.platforms import Platform
 
 CREATED = "org.opencontainers.image.created"
-#: Tags of what belongs to a digest: its list of referrers, and what cosign keeps beside it (`.sig`, `.att`, `.sbom`).
+#: Tags that belong to a digest: its list of referrers, and cosign's artifacts (`.sig`, `.att`, `.sbom`).
 COMPANION = re.compile(r"sha256-(?P<digest>[0-9a-f]{64})(?:\.[a-z]{1,10})?")
-#: Tags of what builders share.
-NOTE = re.compile(r"(?P<kind>layer|lock|base|provides)-[0-9a-f]{64}")
+#: Tags of documents that builders share.
+SHARED_TAG = re.compile(r"(?P<kind>layer|lock|base|provides)-[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class StoredImage:
     size: int
     """Of the manifest itself, in bytes."""
     platform: Platform | None
-    """None for one that is none of ours."""
+    """None for a platform that is not built here."""
     config: Descriptor
     layers: tuple[Descriptor, ...]
 
     @property
     def blobs(self) -> Iterator[tuple[str, int]]:
-        """Digest and size of each, the manifest among them."""
+        """Digest and size of each, with the manifest."""
         yield self.digest, self.size
         for blob in (self.config, *self.layers):
             yield blob.digest, blob.size
@@ -46,7 +46,7 @@ class StoredImage:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredIndex:
-    """An index of ours: its annotations say for which actor, commit and recipe."""
+    """One of our indexes; its annotations name actor, commit and recipe."""
 
     repository: str
     digest: str
@@ -64,7 +64,7 @@ class StoredIndex:
 
     @property
     def path(self) -> str:
-        """The images' path without the actor: what both actors' indexes have in common."""
+        """The image path without the actor, which both actors' indexes share."""
         return self.repository.removesuffix(f"/{self.actor}")
 
     @property
@@ -77,12 +77,12 @@ class StoredIndex:
 
     @property
     def own_tags(self) -> frozenset[str]:
-        """The names that a build gives it; any other was given by somebody who may rely on it."""
+        """The tags that a build gives it; any other tag was given by a person, who may rely on it."""
         return frozenset({self.commit, f"{self.commit}-{self.recipe.removeprefix('sha256:')[:12]}"})
 
     @property
     def when(self) -> datetime | None:
-        """When it was built, as its records say, or else its commit's time."""
+        """When it was built, by its records, or else its commit's time."""
         built = [read_timestamp(one.annotations.get(BUILT, "")) for one in self.referrers]
         known = [time for time in built if time is not None]
         return max(known) if known else read_timestamp(self.annotations.get(CREATED, ""))
@@ -93,7 +93,7 @@ class StoredIndex:
 
     @property
     def blobs(self) -> Iterator[tuple[str, int]]:
-        """Digest and size of all that it is made of."""
+        """Digest and size of each blob and manifest."""
         yield self.digest, self.size
         for image in self.images:
             yield from image.blobs
@@ -107,19 +107,19 @@ class Foreign:
     digest: str
     tags: tuple[str, ...]
     names: frozenset[str]
-    """Digests that it names."""
+    """Digests in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What a builder left for others: a layer's record, or a lock."""
+class StoredDocument:
+    """A document that builders share, such as a lock or a layer's record."""
 
     repository: str
     tag: str
     digest: str
     size: int
     layers: tuple[Descriptor, ...]
-    """What it keeps from being collected."""
+    """Blobs beside the document."""
     created: datetime | None
 
     @property
@@ -129,12 +129,12 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """All of it."""
+    """All of a registry or layout."""
 
     indexes: tuple[StoredIndex, ...] = ()
     foreign: tuple[Foreign, ...] = ()
-    shared: tuple[Shared, ...] = ()
+    shared: tuple[StoredDocument, ...] = ()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every distinct blob that our images hold."""
+        """Size by digest of every blob and manifest of our images."""
         return dict(blob for index in self.indexes for blob in index.blobs)

@@ -1,4 +1,4 @@
-"""Taking stock of a registry: its repositories, tags and manifests are read, in parallel, into an inventory."""
+"""Lists the images of a registry or layout: repositories, tags and manifests are read in parallel into an inventory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from flops.oci.artifacts import parse_artifact
 from flops.oci.blobs import named_digests
 from flops.oci.image import parse_index, parse_manifest
 from flops.oci.reference import repository_name
-from flops.prune.inventory import COMPANION, CREATED, NOTE, Foreign, Inventory, Shared, StoredImage, StoredIndex
+from flops.prune.inventory import (
+    COMPANION,
+    CREATED,
+    SHARED_TAG,
+    Foreign,
+    Inventory,
+    StoredDocument,
+    StoredImage,
+    StoredIndex,
+)
 from flops.records import read_timestamp
 from flops.store.shared import REPOSITORY
 
@@ -30,8 +39,8 @@ WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Named:
-    """A manifest with the tags that name it."""
+class _Tagged:
+    """A manifest with its tags."""
 
     repository: str
     manifest: Manifest
@@ -39,19 +48,19 @@ class _Named:
 
 
 def list_images(client: ImageSource, repositories: Sequence[str] = ()) -> Inventory:
-    """All repositories under the registry's prefix, or those that are named (with the prefix).
+    """The images of the named repositories (with the registry's prefix), or of all under the prefix.
 
-    A name without its actor stands for both actors' images. BadTarget, ImageNotFound, RegistryError.
+    A name without an actor means both actors' images. BadTarget, ImageNotFound, RegistryError.
     """
     for name in repositories:
         repository_name(name)
     listed = () if repositories else client.catalog()
     names = [name for name in listed if _below(name, client.registry.prefix)]
     names += dict.fromkeys(found for name in repositories for found in _meant(client, name))
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="stock") as pool:
-        found = [named for of in pool.map(lambda name: _named(client, name), names) for named in of]
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="list") as pool:
+        found = [tagged for of in pool.map(lambda name: _tagged(client, name), names) for tagged in of]
         cache = client.registry.repository(*REPOSITORY)
-        shared = [note for one in found if one.repository == cache for note in _shared(one)]
+        shared = [document for one in found if one.repository == cache for document in _shared(one)]
         others = [one for one in found if one.repository != cache]
         companions: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         for one in others:
@@ -78,7 +87,7 @@ def list_images(client: ImageSource, repositories: Sequence[str] = ()) -> Invent
 
 
 def _meant(client: ImageSource, name: str) -> list[str]:
-    """The repositories that a person's name stands for."""
+    """The repositories that a user's name means."""
     found = [one for one in (name, *(f"{name}/{actor.value}" for actor in Actor)) if client.tags(one)]
     if not found:
         raise ImageNotFound(
@@ -87,37 +96,38 @@ def _meant(client: ImageSource, name: str) -> list[str]:
     return found
 
 
-def _named(client: ImageSource, repository: str) -> list[_Named]:
-    """What a repository's tags stand for, each manifest once."""
+def _tagged(client: ImageSource, repository: str) -> list[_Tagged]:
+    """The tagged manifests of a repository, each once."""
     tags: dict[str, list[str]] = defaultdict(list)
     manifests: dict[str, Manifest] = {}
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="tags") as pool:
         names = client.tags(repository)
         for tag, found in zip(names, pool.map(lambda tag: client.get_manifest(repository, tag), names), strict=True):
-            if found is not None:  # else it went meanwhile
+            if found is not None:  # else it was deleted meanwhile
                 tags[found.digest].append(tag)
                 manifests[found.digest] = found
     return [
-        _Named(repository=repository, manifest=manifests[digest], tags=tuple(sorted(of))) for digest, of in tags.items()
+        _Tagged(repository=repository, manifest=manifests[digest], tags=tuple(sorted(of)))
+        for digest, of in tags.items()
     ]
 
 
-def _read(client: ImageSource, named: _Named) -> StoredIndex | Foreign:
+def _read(client: ImageSource, tagged: _Tagged) -> StoredIndex | Foreign:
     try:
-        index = parse_index(named.manifest.document)
+        index = parse_index(tagged.manifest.document)
     except BadImage:
-        return _foreign(named)
+        return _foreign(tagged)
     if not {ACTOR, REVISION, RECIPE} <= index.annotations.keys():
-        return _foreign(named)
+        return _foreign(tagged)
     images = []
     for entry in index.manifests:
-        found = client.get_manifest(named.repository, entry.digest)
+        found = client.get_manifest(tagged.repository, entry.digest)
         if found is None:
-            continue  # an index that is not whole: it can still go
+            continue  # an incomplete index can still be pruned
         try:
             manifest = parse_manifest(found.document)
-        except BadImage:  # an index of indexes: none of ours, though it may be a copy of one
-            return _foreign(named)
+        except BadImage:  # an index of indexes is not ours, whatever its annotations say
+            return _foreign(tagged)
         images.append(
             StoredImage(
                 digest=entry.digest,
@@ -128,44 +138,44 @@ def _read(client: ImageSource, named: _Named) -> StoredIndex | Foreign:
             )
         )
     return StoredIndex(
-        repository=named.repository,
-        digest=named.manifest.digest,
-        size=len(named.manifest.document),
-        tags=named.tags,
+        repository=tagged.repository,
+        digest=tagged.manifest.digest,
+        size=len(tagged.manifest.document),
+        tags=tagged.tags,
         annotations=index.annotations,
         images=tuple(images),
     )
 
 
-def _foreign(named: _Named) -> Foreign:
-    """Whatever it is: the digests in it are left alone."""
-    names = frozenset(named_digests(named.manifest.document))
-    return Foreign(repository=named.repository, digest=named.manifest.digest, tags=named.tags, names=names)
+def _foreign(tagged: _Tagged) -> Foreign:
+    """Its type does not matter: every digest in it is left alone."""
+    names = frozenset(named_digests(tagged.manifest.document))
+    return Foreign(repository=tagged.repository, digest=tagged.manifest.digest, tags=tagged.tags, names=names)
 
 
 def _unclaimed(foreign: Sequence[Foreign], indexes: Sequence[StoredIndex]) -> list[Foreign]:
-    """Without what belongs to an index of ours: its signatures name it, and shall go with it."""
+    """Without companions of our indexes (signatures), which are pruned with them."""
     claimed = {(one.repository, tag) for one in indexes for tag in one.companions}
     return [one for one in foreign if not all((one.repository, tag) in claimed for tag in one.tags)]
 
 
-def _shared(named: _Named) -> list[Shared]:
+def _shared(tagged: _Tagged) -> list[StoredDocument]:
     try:
-        artifact = parse_artifact(named.manifest.document)
+        artifact = parse_artifact(tagged.manifest.document)
     except BadImage:
         return []
     created = read_timestamp(artifact.annotations.get(CREATED, ""))
     return [
-        Shared(
-            repository=named.repository,
+        StoredDocument(
+            repository=tagged.repository,
             tag=tag,
-            digest=named.manifest.digest,
-            size=len(named.manifest.document),
+            digest=tagged.manifest.digest,
+            size=len(tagged.manifest.document),
             layers=artifact.blobs[1:],
             created=created,
         )
-        for tag in named.tags
-        if NOTE.fullmatch(tag)
+        for tag in tagged.tags
+        if SHARED_TAG.fullmatch(tag)
     ]
 
 

@@ -1,4 +1,4 @@
-"""A pruning carried out in a registry that allows deletes, or in a layout."""
+"""Deletes what a pruning plan names, in a registry that allows deletes or in a layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flops.progress import Reporter
-    from flops.prune.inventory import Shared
+    from flops.prune.inventory import StoredDocument
     from flops.prune.retention import Pruning, Removal
     from flops.records.attach import ImageSource
     from flops.registry.storage import RegistryStore
@@ -34,48 +34,48 @@ class Removed:
     shared: int = 0
 
 
-def foretell(stock: ImageSource, pruning: Pruning) -> None:
-    """Raise what `remove` would at its first deletion: a manifest that is nowhere is asked to be deleted."""
+def foretell(source: ImageSource, pruning: Pruning) -> None:
+    """Raise what `remove` would at its first deletion, by asking for the deletion of a manifest that does not exist."""
     going = [one.repository for one in pruning.removals] + [one.repository for one in pruning.shared]
     if going:
-        stock.delete_manifest(going[0], sha256(b"a manifest that nobody has"))
+        source.delete_manifest(going[0], sha256(b"a manifest that nobody has"))
 
 
-def remove(stock: ImageSource, pruning: Pruning, reporter: Reporter) -> Removed:
-    """Delete what a plan names; DeletesUnsupported (with the first one, so nothing is gone) and other RegistryErrors.
+def remove(source: ImageSource, pruning: Pruning, reporter: Reporter) -> Removed:
+    """Delete what a plan names; DeletesUnsupported (at the first one, so nothing is deleted) and other RegistryErrors.
 
-    A repository whose names were moved since the plan was made is left alone, with a warning.
+    A repository whose tags moved since the plan was made is left alone, with a warning.
     """
     indexes = manifests = 0
     for removal in pruning.removals:
-        if _moved(stock, removal):
+        if _moved(source, removal):
             reporter.warning(
                 Stage.REMOVE, f"{removal.repository} was pushed to meanwhile, and is left alone", hint="prune again"
             )
             continue
-        indexes += _delete(stock, removal.repository, removal.indexes)
-        manifests += _delete(stock, removal.repository, [*removal.referrers, *removal.manifests])
-    return Removed(indexes=indexes, manifests=manifests, shared=_delete_shared(stock, pruning.shared))
+        indexes += _delete(source, removal.repository, removal.indexes)
+        manifests += _delete(source, removal.repository, [*removal.referrers, *removal.manifests])
+    return Removed(indexes=indexes, manifests=manifests, shared=_delete_shared(source, pruning.shared))
 
 
-def _moved(stock: ImageSource, removal: Removal) -> bool:
+def _moved(source: ImageSource, removal: Removal) -> bool:
     for tag, digest in removal.tags.items():
-        found = stock.get_manifest(removal.repository, tag)
+        found = source.get_manifest(removal.repository, tag)
         if found is not None and found.digest != digest:
             return True
     return False
 
 
-def _delete(stock: ImageSource, repository: str, digests: Iterable[str]) -> int:
-    return sum(stock.delete_manifest(repository, digest) for digest in digests)
+def _delete(source: ImageSource, repository: str, digests: Iterable[str]) -> int:
+    return sum(source.delete_manifest(repository, digest) for digest in digests)
 
 
-def _delete_shared(stock: ImageSource, shared: Iterable[Shared]) -> int:
-    return sum(stock.delete_manifest(one.repository, one.digest) for one in shared)
+def _delete_shared(source: ImageSource, shared: Iterable[StoredDocument]) -> int:
+    return sum(source.delete_manifest(one.repository, one.digest) for one in shared)
 
 
 def remove_superseded(store: RegistryStore, seconds: float) -> int:
-    """Delete those that were pushed longer ago; how many. What any tag, or a referrer of it, can reach stays."""
+    """Delete our manifests that no tag reaches and that are older than `seconds`; returns their number."""
     before, removed = time.time() - seconds, 0
     for repository in store.repositories():
         links = {f"sha256:{path.name}": path for path in _links(store, repository)}
@@ -92,7 +92,7 @@ def remove_superseded(store: RegistryStore, seconds: float) -> int:
 
 
 def reachable(manifests: Mapping[str, Mapping[str, Any]], roots: set[str]) -> set[str]:
-    """From named manifests: parts of indexes, and what refers to any of these."""
+    """Manifests that are reached from `roots`: parts of indexes, and referrers of any of these."""
     found: set[str] = set()
     todo = set(roots)
     while todo:
@@ -104,7 +104,7 @@ def reachable(manifests: Mapping[str, Mapping[str, Any]], roots: set[str]) -> se
 
 
 def _parts(document: Mapping[str, Any]) -> Iterator[str]:
-    """A manifest of a type that nobody here knows may have anything under this name."""
+    """Digests that an index lists; a manifest of an unknown type may have anything under this key."""
     entries = document.get("manifests")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict):

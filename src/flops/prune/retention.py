@@ -1,7 +1,7 @@
-"""Which images go, and what goes with them. Pure: an inventory in, digests to delete out.
+"""Which images are pruned, and what is deleted with them. Pure: an inventory in, digests to delete out.
 
-What stays is whole: nothing is deleted that anything which stays can reach in its repository. Blobs are never deleted here;
-a registry's own collector takes those that no manifest names any more.
+Kept images stay whole: nothing is deleted that a kept manifest of its repository can reach. Blobs are not deleted here; the
+registry's garbage collection removes those that no manifest names any more.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from flops.prune.inventory import Inventory, Shared, StoredIndex
+    from flops.prune.inventory import Inventory, StoredDocument, StoredIndex
 
-    #: Path, commit and recipe: what one build made, for both actors.
+    #: Path, commit and recipe, which identify the images of one build for both actors.
     Build = tuple[str, str, str]
 
-#: Days that locks and package sets are reused for; younger ones are left alone whatever is asked.
+#: Days for which locks and package sets are reused; younger ones are always kept.
 LOCK_DAYS = 7.0
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What is kept: the newest builds of each repository, and whatever is young."""
+class RetentionRule:
+    """What is kept: the newest builds of each image path, and all young ones."""
 
     keep: int
-    """Builds of each path, the newest first."""
+    """Number of builds of each path."""
     days: float
-    """Younger builds stay, however many there are."""
+    """Builds younger than this are kept too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """One repository's manifests that go, in the order in which they may be deleted."""
+    """The manifests of one repository to delete, in this order."""
 
     repository: str
     tags: Mapping[str, str]
-    """Names that go with the indexes; what they stand for is looked at again before anything is deleted."""
+    """Tags of the indexes, with their digests; they are compared again before anything is deleted."""
     indexes: tuple[str, ...]
-    """First: no index shall stand while its parts go."""
+    """Deleted first, so that no index is left without its parts."""
     manifests: tuple[str, ...]
     """Platforms' images, signatures, lists of referrers."""
     referrers: Mapping[str, str]
-    """Records: the digest of each, and of what it refers to."""
+    """Records: the digest of each, and of its subject."""
 
     @property
     def digests(self) -> frozenset[str]:
@@ -55,18 +55,18 @@ class Removal:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What a rule means for an inventory."""
+    """What to delete from an inventory."""
 
     removals: tuple[Removal, ...]
     builds: tuple[tuple[str, str, str], ...]
-    """Path, commit and recipe of those that go."""
-    shared: tuple[Shared, ...]
+    """Path, commit and recipe of the pruned builds."""
+    shared: tuple[StoredDocument, ...]
     freed: int
-    """Bytes that nothing names any more afterwards, as far as sizes are known."""
+    """Bytes of blobs that no manifest names afterwards, as far as sizes are known."""
 
 
-def plan(inventory: Inventory, rule: Rule, now: datetime) -> Pruning:
-    """See Rule; with a build go its platforms, records and signatures."""
+def plan(inventory: Inventory, rule: RetentionRule, now: datetime) -> Pruning:
+    """What a rule deletes: whole builds, with their platforms, records and signatures."""
     builds: dict[Build, list[StoredIndex]] = defaultdict(list)
     for index in inventory.indexes:
         builds[index.path, index.commit, index.recipe].append(index)
@@ -87,8 +87,8 @@ def plan(inventory: Inventory, rule: Rule, now: datetime) -> Pruning:
     )
 
 
-def _surplus(builds: Mapping[Build, Sequence[StoredIndex]], rule: Rule, now: datetime) -> Iterator[Build]:
-    """Builds beyond the newest, unless they are young; one whose time is unknown is the oldest, and stays."""
+def _surplus(builds: Mapping[Build, Sequence[StoredIndex]], rule: RetentionRule, now: datetime) -> Iterator[Build]:
+    """Builds beyond the newest, unless they are young. One whose time is unknown counts as the oldest, and is kept."""
     paths: dict[str, list[tuple[datetime, Build]]] = defaultdict(list)
     for build, indexes in builds.items():
         times = [one.when for one in indexes]
@@ -102,12 +102,12 @@ def _surplus(builds: Mapping[Build, Sequence[StoredIndex]], rule: Rule, now: dat
 
 
 def _ago(now: datetime, days: float) -> datetime:
-    """So many days before; at the beginning of all time where they are more than there were."""
+    """So many days before `now`, but not before the first representable time."""
     return now - timedelta(days=days) if days < (now - _NEVER).days else _NEVER
 
 
 def _held_by_others(inventory: Inventory) -> frozenset[tuple[str, str]]:
-    """What manifests of others name or are, by repository."""
+    """Repository and digest of foreign manifests, and of all that they name."""
     return frozenset((one.repository, digest) for one in inventory.foreign for digest in (one.digest, *one.names))
 
 
@@ -134,15 +134,17 @@ def _removals(
         )
 
 
-def _unused(shared: Sequence[Shared], kept: Iterable[StoredIndex], rule: Rule, now: datetime) -> Iterator[Shared]:
-    """Records of layers that no image which stays has, and locks that nobody takes any more; only old ones."""
+def _unused(
+    shared: Sequence[StoredDocument], kept: Iterable[StoredIndex], rule: RetentionRule, now: datetime
+) -> Iterator[StoredDocument]:
+    """Old shared documents: records of layers that no kept image has, and locks that have expired."""
     used = {layer.digest for one in kept for image in one.images for layer in image.layers}
     tags: dict[str, list[str]] = defaultdict(list)
     for one in shared:
         tags[one.digest].append(one.tag)
     for one in shared:
         if len(tags[one.digest]) > 1:
-            continue  # no builder makes two names for one document
+            continue  # no builder tags one document twice
         days = rule.days if one.layers else max(rule.days, LOCK_DAYS)
         if one.created is None or one.created >= _ago(now, days):
             continue
@@ -151,7 +153,7 @@ def _unused(shared: Sequence[Shared], kept: Iterable[StoredIndex], rule: Rule, n
 
 
 def _freed(
-    inventory: Inventory, gone: Iterable[StoredIndex], kept: Iterable[StoredIndex], shared: Sequence[Shared]
+    inventory: Inventory, gone: Iterable[StoredIndex], kept: Iterable[StoredIndex], shared: Sequence[StoredDocument]
 ) -> int:
     going = dict(blob for one in gone for blob in one.blobs)
     going |= {layer.digest: layer.size for one in shared for layer in one.layers}

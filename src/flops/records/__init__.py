@@ -1,4 +1,4 @@
-"""Records that outlive the builder: what an image was made of, from what and how, kept beside its index (docs/images.md, "Records")."""
+"""Records of a build, kept beside an image's index: its locks, SBOM, provenance and history (docs/images.md, "Records")."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from flops.recipe import Recipe
     from flops.repair.doctor import PythonChoice
 
-#: What is attached to an index, by the type of its artifact.
+#: Artifact types of the records.
 LOCKS = "application/vnd.flops.locks.v1"
 SBOM = "application/vnd.cyclonedx+json"
 PROVENANCE = "application/vnd.in-toto+json"
 BUILD = "application/vnd.flops.build.v1+json"
 KINDS = (LOCKS, SBOM, PROVENANCE, BUILD)
-#: Those that do not depend on the time of the build.
+#: Records that do not depend on the time of the build.
 TIMELESS = (LOCKS, SBOM)
 #: Annotations of a record's documents and of its manifest.
 TITLE = "org.opencontainers.image.title"
@@ -40,7 +40,7 @@ class Part:
     media_type: str
     data: bytes
     platforms: tuple[Platform, ...]
-    """Those that it speaks of."""
+    """The platforms that it is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,12 @@ class Record:
     artifact_type: str
     parts: tuple[Part, ...]
     built: str = ""
-    """When the build ran, RFC 3339, where the record tells of a run."""
+    """When the build ran (RFC 3339); empty for timeless records."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Materials:
-    """What a build resolved: all that its images are made of, beside the repository's own files."""
+    """All that a build's images are made of, except the repository's files."""
 
     identity: Identity
     recipe: Recipe
@@ -64,7 +64,7 @@ class Materials:
     runtime: Mapping[Platform, Lock]
     ml: Mapping[Platform, Lock]
     licences: Mapping[str, str]
-    """By a wheel's sha256, as its metadata tell; what is not known is left out."""
+    """By a wheel's sha256, from its metadata; unknown ones are left out."""
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
@@ -76,7 +76,7 @@ class Materials:
 
 
 def read_timestamp(text: str) -> datetime | None:
-    """A moment of RFC 3339, in UTC; None for anything else."""
+    """An RFC 3339 time, in UTC; None for anything else."""
     try:
         then = datetime.fromisoformat(text)
         return then.astimezone(UTC) if then.tzinfo else None
@@ -85,5 +85,5 @@ def read_timestamp(text: str) -> datetime | None:
 
 
 def timestamp(when: datetime) -> str:
-    """RFC 3339 in UTC, to the millisecond: what tells which of two builds of one second is the newer."""
+    """RFC 3339 in UTC, to the millisecond, so that builds within one second can be ordered."""
     return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What happened in a build, noted as it is told, for the record beside the image."""
+"""The history of a build: its events, for the record beside the image."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from flops.progress import Reporter, Stage
     from flops.records.provenance import Run
 
-#: Raised when the document changes in a way that its readers must know.
+#: Raised when the document changes for its readers.
 FORMAT = 1
-#: More are counted and not kept: a record stays small, whatever a repository makes a build say.
+#: Further events are only counted, so that no repository can make the record large.
 MOST_EVENTS = 500
 _MOST_TEXT = 2000
 
 
 class History:
-    """A Reporter that passes everything on and notes it, with seconds since the build began."""
+    """A Reporter that passes everything on and records it, with seconds since the build began."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -38,36 +38,36 @@ class History:
 
     @contextmanager
     def stage(self, stage: Stage, message: str) -> Iterator[None]:
-        self._note(stage.value, "started", message)
+        self._record(stage.value, "started", message)
         begun = time.monotonic()
         with self._reporter.stage(stage, message):
             yield
-        self._note(stage.value, "finished", "", {"seconds": round(time.monotonic() - begun, 3)})
+        self._record(stage.value, "finished", "", {"seconds": round(time.monotonic() - begun, 3)})
 
     def progress(self, stage: Stage, *, done: int, total: int | None = None, platform: str | None = None) -> None:
-        """Passed on alone."""
+        """Passed on only."""
         self._reporter.progress(stage, done=done, total=total, platform=platform)
 
     def adjusted(self, adjustment: Adjustment) -> None:
-        self._note("resolve", "adjusted", adjustment.reason, adjustment.to_json())
+        self._record("resolve", "adjusted", adjustment.reason, adjustment.to_json())
         self._reporter.adjusted(adjustment)
 
     def finding(self, finding: Finding) -> None:
-        self._note("check", "finding", finding.message, finding.to_json())
+        self._record("check", "finding", finding.message, finding.to_json())
         self._reporter.finding(finding)
 
     def warning(self, stage: Stage, message: str, *, hint: str = "") -> None:
-        self._note(stage.value, "warning", message, {"hint": hint} if hint else None)
+        self._record(stage.value, "warning", message, {"hint": hint} if hint else None)
         self._reporter.warning(stage, message, hint=hint)
 
     def events(self) -> list[dict[str, Any]]:
-        """So far, oldest first: `at` (seconds), `stage`, `kind`, `message`, `data`."""
+        """The events so far, oldest first: `at` (seconds), `stage`, `kind`, `message`, `data`."""
         kept = list(self._events)
         if self._dropped:
             kept.append({"at": self._now(), "kind": "warning", "message": f"{self._dropped} more are not kept"})
         return kept
 
-    def _note(self, stage: str, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+    def _record(self, stage: str, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         if len(self._events) >= MOST_EVENTS:
             self._dropped += 1
             return
@@ -88,7 +88,7 @@ def build_record(
     adjustments: Sequence[Adjustment],
     findings: Sequence[Finding],
 ) -> Record:
-    """Events, timings, bytes, adjustments and findings, up to the moment when images began to be put in their place."""
+    """Events, timings, bytes, adjustments and findings, up to the moment when publishing began."""
     document = {
         "format": FORMAT,
         "run": run.identity,

@@ -1,4 +1,4 @@
-"""The locks of an image's environments as pylock.toml (PEP 751), which pip and uv install from; and the base's packages. Pure."""
+"""The record of an image's locks: pylock.toml files (PEP 751), which pip and uv can install, and the base's packages. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flops.records import Materials
 
 PYLOCK_TYPE = "application/toml"
-#: An index may be named with a login; a record is for everybody.
+#: A URL's login, which is removed since records are public.
 USER_PART = re.compile(r"://[^/?#]*@")
 
 
@@ -34,7 +34,7 @@ def locks_record(materials: Materials) -> Record:
 
 
 def pylock(lock: Lock) -> str:
-    """One lock as PEP 751 has it; the same lock gives the same text."""
+    """A lock in PEP 751's format; the same lock gives the same text."""
     minor = ".".join(lock.python.split(".")[:2])
     marker = f"sys_platform == 'linux' and platform_machine == '{lock.platform.machine}'"
     lines = [
@@ -50,7 +50,7 @@ def pylock(lock: Lock) -> str:
 
 
 def stem(platform: Platform) -> str:
-    """A platform in a file's name."""
+    """A platform as part of a file name."""
     return platform.value.replace("/", "-")
 
 
@@ -75,5 +75,5 @@ def _base(base: Base, image: str | None) -> bytes:
 
 
 def _text(text: str) -> str:
-    """A basic string: JSON's escapes are TOML's too, but for DEL and surrogates."""
+    """A TOML basic string: JSON's escapes are TOML's too, except for DEL and surrogates."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,4 +1,4 @@
-"""Where images come from: an in-toto statement with SLSA's provenance (slsa.dev/provenance/v1). Pure."""
+"""Provenance of images: an in-toto statement with SLSA's predicate (slsa.dev/provenance/v1). Pure."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Run:
     """One run of the builder."""
 
     identity: str
-    """Of this run, a UUID."""
+    """A UUID."""
     begun: datetime
     """UTC."""
     ended: datetime
-    """UTC; when all but the names was in place."""
+    """UTC; when all but the tags was in place."""
 
 
 def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str], *, locks: Record) -> Record:
-    """`locks`: their record (`locks_record`); `subjects`: digests (`sha256:...`) of indexes and manifests by name. One statement for both actors."""
+    """One statement for both actors. `subjects`: digests (`sha256:...`) of indexes and manifests by name."""
     statement = {
         "_type": STATEMENT,
         "subject": [_named(name, digest) for name, digest in sorted(subjects.items())],
@@ -80,9 +80,9 @@ def provenance_record(materials: Materials, run: Run, subjects: Mapping[str, str
 
 
 def dependencies(materials: Materials, locks: Record) -> Sequence[Mapping[str, Any]]:
-    """The commit, the base image where there is one, and the locks, which name every wheel and package with its hash.
+    """The commit, the base image if there is one, and the documents of the locks' record by their digests.
 
-    By their digests: they lie beside the same index, and are the same for every build of the same requirements.
+    The documents are attached to the same index; they name every wheel and package with its hash.
     """
     identity = materials.identity
     found = [_commit(identity.source, identity.commit)]
@@ -101,7 +101,7 @@ def dependencies(materials: Materials, locks: Record) -> Sequence[Mapping[str, A
 
 
 def _commit(source: str, commit: str) -> dict[str, Any]:
-    """A commit has a digest that anybody can look up; a directory that was changed since has none but its name."""
+    """A commit with its digest; a directory with uncommitted changes has only a name."""
     if not commit.isalnum():
         return {"uri": f"{source}@{commit}"}
     remote = "://" in source or "@" in source
