@@ -420,13 +420,6 @@ def test_a_slow_index_ends_at_the_deadline(index, tmp_path):
         Locker(tmp_path, index_url=index.url, seconds=0.5).lock(["plain"], platform=AMD64, **BOOKWORM)
 
 
-def test_offline_without_the_metadata(index, tmp_path):
-    index.add("plain", "1.0")
-    with pytest.raises(IndexUnreachable):
-        Locker(tmp_path, index_url=index.url, offline=True).lock(["plain"], platform=AMD64, **BOOKWORM)
-    assert index.requests == 0
-
-
 def test_probe_finds_the_version_of_one_requirement(index, locker):
     target = LockTarget(platform=ARM64, python="3.11.2", glibc=(2, 36))
     index.add("base", "1.0", "missing")

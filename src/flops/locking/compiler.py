@@ -71,7 +71,6 @@ class Compiler:
     torch: frozenset[str] | None = None
     """Packages (PEP 503's form) that are taken as CPU builds, from `torch_index` or from the index that uv knows."""
     ca_bundle: Path | None = None
-    offline: bool = False
     patience: float | None = None
     """Seconds within which an index has to answer; None: uv's default."""
 
@@ -96,7 +95,6 @@ class Compiler:
                 output.write_text(pylock.preferences(prefer), encoding="utf-8")
             words: list[str | Path] = [*options, "--python-platform", target.uv_platform]
             words += ["--python-version", target.python]
-            words += ["--offline"] if self.offline else []
             words += ["--config-file", self._recent(home)] if recent else []
             done = self._run([*words, "--format", "pylock.toml", "-o", output, source], home)
             if done.code == 0:
@@ -156,11 +154,7 @@ class Compiler:
             options += ["--torch-backend", "cpu"]
         try:
             return programs.run(
-                [uv_program(), "pip", "compile", *options, *words],
-                seconds=self.seconds,
-                env=env,
-                cwd=home,
-                check=False,
+                [uv_program(), "pip", "compile", *options, *words], seconds=self.seconds, env=env, cwd=home, check=False
             )
         except ToolTimeout as error:
             raise LockTimeout(
@@ -198,11 +192,9 @@ class Compiler:
         said = without_credentials(done.stderr).strip()
         if "No space left on device" in said:
             return disk_full(self.cache)
-        if done.code == NO_SOLUTION and self.offline:
-            return IndexUnreachable("offline, and the cache does not hold what these requirements need")
         if done.code == NO_SOLUTION:
             return Unresolvable(_explanation(said), hint="change one of the requirements that are named")
-        if lines and not self.offline:
+        if lines:
             with self.indexes()[-1] as index:
                 index.knows(name_of(lines[0]))
         last = [line.strip() for line in said.splitlines() if line.strip()][-1:] or ["no message"]

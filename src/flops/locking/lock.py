@@ -53,7 +53,6 @@ class Locker:
         index_url: str | None = None,
         torch_index: str | None = None,
         ca_bundle: Path | None = None,
-        offline: bool = False,
         upgrade: bool = False,
         seconds: float = DEADLINE,
         retries: int = RETRIES,
@@ -69,7 +68,6 @@ class Locker:
             index_url=check_url(index_url) if index_url else None,
             torch_index=check_url(torch_index) if torch_index else None,
             ca_bundle=ca_bundle,
-            offline=offline,
         )
 
     def for_cpu(self, names: Iterable[str]) -> Locker:

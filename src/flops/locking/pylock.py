@@ -146,10 +146,7 @@ class LockTarget:
         major, minor = (int(part) for part in self.minor.split("."))
         abi = f"cp{major}{minor}"
         platforms = list(self._platform_tags())
-        ordered = [
-            *cpython_tags((major, minor), [abi], platforms),
-            *compatible_tags((major, minor), abi, platforms),
-        ]
+        ordered = [*cpython_tags((major, minor), [abi], platforms), *compatible_tags((major, minor), abi, platforms)]
         ranks: dict[Tag, int] = {}
         for rank, tag in enumerate(ordered):
             ranks.setdefault(tag, rank)

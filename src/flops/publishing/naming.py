@@ -52,11 +52,7 @@ def matching_images(request: Request, subject: ImageSubject, target: Target) -> 
 
     For each platform both must have one lock: a builder that was killed between the two leaves them unequal.
     """
-    wanted = {
-        compose.SOURCE: subject.source,
-        compose.REVISION: subject.commit,
-        compose.RECIPE: request.recipe.digest,
-    }
+    wanted = {compose.SOURCE: subject.source, compose.REVISION: subject.commit, compose.RECIPE: request.recipe.digest}
     found: dict[Actor, ExistingImage] = {}
     for actor in Actor:
         one = target.existing(subject.repository, actor, tags(request, subject.commit)[1])

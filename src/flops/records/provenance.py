@@ -90,11 +90,7 @@ def dependencies(materials: Materials, locks: Record) -> Sequence[Mapping[str, A
         digests = sorted({materials.bases[platform].lock.removeprefix("sha256:") for platform in materials.platforms})
         found += [{"uri": f"oci:{materials.recipe.base}", "digest": {"sha256": digest}} for digest in digests]
     found += [
-        {
-            "name": part.title,
-            "digest": {"sha256": hashlib.sha256(part.data).hexdigest()},
-            "mediaType": part.media_type,
-        }
+        {"name": part.title, "digest": {"sha256": hashlib.sha256(part.data).hexdigest()}, "mediaType": part.media_type}
         for part in locks.parts
     ]
     return found

@@ -101,11 +101,7 @@ def base_index(suite: Suite, bases: Mapping[Platform, Base]) -> ImageIndex:
             "org.opencontainers.image.title": f"FLOps base: Debian {suite.name}, Python {base.python}",
         }
         config = ImageConfig(
-            platform=platform,
-            created=CREATED,
-            environment=ENVIRONMENT,
-            command=(base.interpreter,),
-            labels=labels,
+            platform=platform, created=CREATED, environment=ENVIRONMENT, command=(base.interpreter,), labels=labels
         )
         images.append(annotated_image(config, base.layers))
     return index(images, {BASE: _lock(bases)})

@@ -185,14 +185,7 @@ def _member(fields: tuple[int, ...], raw: bytes, extra: bytes) -> ZipMember:
     if kind == stat.S_IFDIR and not name.endswith("/"):
         raise ZipError(f"{name!r} is a directory by its mode and a file by its name")
     return ZipMember(
-        name=name,
-        method=method,
-        crc=crc,
-        compressed_size=compressed,
-        size=size,
-        mode=mode,
-        flags=flags,
-        header=header,
+        name=name, method=method, crc=crc, compressed_size=compressed, size=size, mode=mode, flags=flags, header=header
     )
 
 
