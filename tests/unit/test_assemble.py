@@ -15,7 +15,7 @@ import pytest
 
 from flops.base.bytecode import Interpreter
 from flops.errors import BaseUnavailable, IndexUnreachable, RegistryUnreachable, WheelHash, WheelRecord
-from flops.images import assemble, bytecode_layer
+from flops.images import assemble
 from flops.images.assemble import Assembly, LayerTools
 from flops.images.plan import BytecodeLayer, FilesLayer, WheelsLayer
 from flops.locking.lock import LockedWheel
@@ -258,7 +258,7 @@ def test_each_bytecode_is_made_by_the_interpreter_of_its_version(workshop, index
     """Two Pythons in one run: the likely one was begun with before the locks asked for another."""
     one = index.wheel("one")
     asked, compiled = [], []
-    make = bytecode_layer.make
+    make = assemble.make_bytecode
 
     def interpreter(version):
         asked.append(version)
@@ -268,7 +268,7 @@ def test_each_bytecode_is_made_by_the_interpreter_of_its_version(workshop, index
         compiled.append([layer.python_full for layer in layers])
         return make(layers, *words, **options)
 
-    monkeypatch.setattr(bytecode_layer, "make", record)
+    monkeypatch.setattr(assemble, "make_bytecode", record)
     shop = workshop(interpreter=interpreter)
     run(shop, [bytecode(one, full="3.11.2"), bytecode(one, full="3.13.5")])
     assert sorted(asked) == ["3.11.2", "3.13.5"]
@@ -434,13 +434,13 @@ def test_of_bytecode_that_is_made_at_once_only_the_rest_is_made(workshop, index,
     one, other = index.wheel("one"), index.wheel("other")
     first = Records()
     run(with_records(workshop, tmp_path / "first", first), [bytecode(one)])
-    compiled, make = [], bytecode_layer.make
+    compiled, make = [], assemble.make_bytecode
 
     def record(layers, *words, **options):
         compiled.append(layers)
         return make(layers, *words, **options)
 
-    monkeypatch.setattr(bytecode_layer, "make", record)
+    monkeypatch.setattr(assemble, "make_bytecode", record)
     index.asked.clear()
     second = Records(first.kept)
     made, _ = run(with_records(workshop, tmp_path / "second", second), [bytecode(one), bytecode(other)])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import defaultdict
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from flops.images import bytecode_layer
+from flops.base.bytecode import BytecodeTarget, write_bytecode
 from flops.images.plan import BytecodeLayer, FilesLayer, WheelsLayer, cache_key, cost, wheel_bytes, wheels_of
 from flops.oci.entries import write_entries
 from flops.oci.layer import LayerWriter
 from flops.progress import Stage
-from flops.wheels.wheel_layer import WheelFile
+from flops.wheels.wheel_layer import WheelFile, open_wheels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from flops.base.bytecode import Interpreter
@@ -36,6 +38,8 @@ FETCHES = 8
 OFFERS = 3
 #: Layers that are looked up in the registry at the same time.
 LOOKUPS = 8
+#: Packages' own tests: an eighth of all sources, and no actor imports them (see `plan.SOURCES_VERSION`).
+_NOT_IMPORTED = re.compile(r"/(?:tests?|SelfTest)/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,19 +255,34 @@ class Assembly:
         return made
 
     def _make_bytecode(self, layers: Sequence[BytecodeLayer]) -> list[Layer]:
-        return bytecode_layer.make(
-            {layer: self._wheel_files(layer) for layer in layers},
-            interpreter=self._tools.interpreter(layers[0].python_full),
-            blobs=self._tools.blobs,
-            compression=self._tools.compression,
-            workers=self._tools.workers,
-        )
+        interpreter = self._tools.interpreter(layers[0].python_full)
+        return make_bytecode({layer: self._wheel_files(layer) for layer in layers}, interpreter, self._tools)
 
     def _count(self, stage: Stage, number: int) -> None:
         with self._count_lock:
             self._bytes[stage] += number
             done, total = self._bytes[stage], self._totals[stage]
         self._tools.reporter.progress(stage, done=done, total=max(done, total))
+
+
+def make_bytecode(
+    layers: Mapping[BytecodeLayer, Sequence[WheelFile]], interpreter: Interpreter, tools: LayerTools
+) -> list[Layer]:
+    """Write each layer, in the order given; sources that layers share are compiled once."""
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tools.blobs.writer()) for _ in layers]
+        writers = [LayerWriter(output, compression=tools.compression) for output in outputs]
+        targets = []
+        for (layer, wheels), writer in zip(layers.items(), writers, strict=True):
+            opened = stack.enter_context(open_wheels(wheels, prefix=layer.prefix, python=layer.python))
+            sources = {path: read for path, read in opened.sources().items() if not _NOT_IMPORTED.search(path)}
+            targets.append(BytecodeTarget(writer=writer, sources=sources))
+        write_bytecode(interpreter, targets, workers=tools.workers)
+        made = []
+        for layer, writer, output in zip(layers, writers, outputs, strict=True):
+            made.append(writer.close(comment=layer.title))
+            output.commit(made[-1].digest)
+    return made
 
 
 def _groups(layers: Iterable[PlannedLayer]) -> list[list[PlannedLayer]]:
