@@ -18,6 +18,7 @@ from tests.orchestrators import World, failed
 from tests.web import open_access, serving
 
 from flops.service.api import create_app
+from flops.service.attempts import Tallies
 from flops.service.bus import Bus
 from flops.service.project import BuilderState, Project, State
 from flops.service.streams import Streams
@@ -125,7 +126,8 @@ def served(place):
 
 
 #: The document needs no manager.
-schema = schemathesis.openapi.from_dict(create_app(SimpleNamespace(bus=Bus()), open_access()).openapi())
+_NOBODY = SimpleNamespace(bus=Bus(), tallies=Tallies(), ended_sessions=dict)
+schema = schemathesis.openapi.from_dict(create_app(_NOBODY, open_access()).openapi())
 
 
 def every_answer_is_as_the_document_says(case, service):

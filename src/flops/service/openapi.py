@@ -197,7 +197,20 @@ _ERROR: Schema = {
         "findings": {"type": "array", "maxItems": 1000, "items": {"type": "object"}},
     },
 }
-_IMAGE: Schema = {"type": "object", "required": ["platforms"], "properties": {"platforms": {"type": "object"}}}
+_IMAGE: Schema = {
+    "type": "object",
+    "required": ["platforms"],
+    "properties": {"platforms": {"type": "object", "additionalProperties": {"type": "object"}}},
+}
+_PROGRESS: Schema = {
+    "type": "object",
+    "properties": {
+        "done": {"type": "number"},
+        "total": {"type": ["number", "null"]},
+        "unit": {"type": "string", "maxLength": 20},
+    },
+    "additionalProperties": False,
+}
 _RESULT: Schema = {
     "type": "object",
     "required": ["images"],
@@ -223,7 +236,8 @@ EVENTS: Schema = {
             "maxItems": EVENTS_LIMIT,
             "items": {
                 "anyOf": [
-                    _event(("started", "progress", "finished", "adjusted", "finding", "warning"), {"type": "object"}),
+                    _event(("started", "finished", "adjusted", "finding", "warning"), {"type": "object"}),
+                    _event(("progress",), _PROGRESS),
                     _event(("failed",), {"type": "object", "required": ["error"], "properties": {"error": _ERROR}}),
                     _event(
                         ("succeeded",), {"type": "object", "required": ["result"], "properties": {"result": _RESULT}}
