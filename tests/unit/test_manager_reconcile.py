@@ -32,6 +32,7 @@ from flops.errors import (
     NoCapacity,
     ProjectDecided,
     RegistryAuth,
+    RegistryRefused,
     RegistryUnreachable,
 )
 from flops.orchestrators import BuilderPhase, Status
@@ -444,7 +445,7 @@ def test_images_that_the_registry_does_not_hold_end_the_project_and_its_follower
 def test_success_waits_for_a_registry_that_is_away_and_says_so_once(world):
     project = running(world)
     world.images.add(world.now(project))
-    world.images.failures += [RegistryUnreachable("no answer")] * 3
+    world.images.failures += [RegistryUnreachable("no answer")] * 2 + [RegistryRefused("it answered 503")] * 2
     claimed(world, project)
     world.orchestrator.lose(project, code=0)
     world.steps()
@@ -458,7 +459,9 @@ def test_success_waits_for_a_registry_that_is_away_and_says_so_once(world):
     check_ended(world, project)
     assert world.now(project).state is State.IMAGES_READY
     told = [one["message"] for one in world.manager.events(project.id) if one["kind"] == "warning"]
-    assert told == ["the registry is asked again for the builder's images: no answer"]
+    assert told == [
+        f"the registry is asked again for the builder's images: {why}" for why in ("no answer", "it answered 503")
+    ]
 
 
 def test_success_that_a_registry_never_confirms_ends_in_time(world):

@@ -11,7 +11,15 @@ from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from flops.errors import DiskFull, FlopsError, ImagesUnproven, OrchestratorUnreachable, RegistryUnreachable, StoreError
+from flops.errors import (
+    DiskFull,
+    FlopsError,
+    ImagesUnproven,
+    OrchestratorUnreachable,
+    RegistryRefused,
+    RegistryUnreachable,
+    StoreError,
+)
 from flops.service import jobs
 from flops.service.decision import Verdict, decide, is_over
 from flops.service.existing_images import StandingImages
@@ -150,7 +158,7 @@ class Steps:
         except FlopsError as failure:
             error = failure
             over = is_over(project, now=self._ledger.clock.now(), seconds=self._settings.project_seconds)
-            if isinstance(failure, RegistryUnreachable) and not over:
+            if isinstance(failure, RegistryUnreachable | RegistryRefused) and not over:  # a proxy may answer for it
                 self._tell_once(project, f"the registry is asked again for the builder's images: {failure.message}")
                 return Next.AGAIN
         with self._ledger.entry() as entry:
