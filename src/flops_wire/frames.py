@@ -24,6 +24,8 @@ ARRAYS_LIMIT = 100_000
 DIMENSIONS_LIMIT = 32
 #: Bytes of all arrays of one frame.
 BODY_LIMIT = 64 * 1024**3
+#: Bytes by which a reader's memory grows.
+PIECE = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
 _SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
@@ -125,11 +127,13 @@ def _check_limits(header: int, arrays: Sequence[Array]) -> None:
 
 
 def _read(connection: socket.socket, size: int, *, first: bool = False) -> bytearray:
-    data = bytearray(size)
-    view, done = memoryview(data), 0
+    data, done = bytearray(min(size, PIECE)), 0  # grows with what has come: a header may claim anything
     while done < size:
+        if done == len(data):
+            data += bytes(min(size - done, PIECE))
         try:
-            count = connection.recv_into(view[done:])
+            with memoryview(data)[done:] as view:
+                count = connection.recv_into(view)
         except ConnectionError as error:
             raise Disconnected(f"the other side is gone: {error}") from error
         if count == 0:

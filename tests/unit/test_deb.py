@@ -120,6 +120,22 @@ def test_damaged_packages_are_named(tmp_path):
             unpack(whole)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_packages_that_are_damaged_within_are_named(tmp_path, suffix):
+    """Each byte of either archive, in whatever way its decompressor or tar sees it."""
+    whole = deb(tmp_path, tar(("./x", bytes(range(256)) * 8)), suffix, suffix)
+    data = whole.read_bytes()
+    refused = 0
+    for place in range(150, len(data)):
+        whole.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        for read in (unpack, read_control):
+            try:
+                read(whole)
+            except (BaseUnavailable, LayerUnsafe):
+                refused += 1
+    assert refused > 50
+
+
 def test_a_package_without_a_control_file_is_refused(tmp_path):
     path = tmp_path / "bare.deb"
     path.write_bytes(ar(("debian-binary", b"2.0\n"), ("control.tar.gz", gzip.compress(tar(("./md5sums", b""))))))

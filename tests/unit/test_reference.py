@@ -39,6 +39,7 @@ def test_a_registry_is_read(text, host, prefix, url):
         "registry.example/team/../other",
         "registry.example:0",
         "registry.example:70000",
+        "registry.example:" + "9" * 5000,
         "registry.example:",
         "registry.example:port",
         "user:secret@registry.example",

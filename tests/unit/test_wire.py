@@ -7,6 +7,7 @@ import math
 import socket
 import struct
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,22 @@ def test_arrays_arrive_as_they_were_sent(described):
         assert (back.dtype, back.shape) == (sent.dtype, sent.shape)
         assert back.tobytes() == sent.tobytes(order="C")
         assert back.flags.writeable
+
+
+def test_a_frame_takes_memory_for_what_comes_and_not_for_what_it_claims():
+    tracemalloc.start()
+    try:
+        with pytest.raises(frames.Disconnected):
+            receive(framed({"arrays": [{"dtype": "|u1", "shape": [1 << 30]}]}) + b"12345678")
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_of_several_pieces_arrives(monkeypatch):
+    monkeypatch.setattr(frames, "PIECE", 1000)
+    data = bytes(range(250)) * 21
+    assert exchange({}, [frames.Array("|u1", (len(data),), data)]).arrays[0].data == data
 
 
 def test_a_view_with_strides_travels_in_c_order():

@@ -15,6 +15,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 #: Registries and engines refuse longer names (host and repository together).
 _NAME_LIMIT = 255
+_PORT_DIGITS = 5
 #: The one registry whose name in references is not its address.
 _HUB = "docker.io"
 _HUB_ADDRESS = "registry-1.docker.io"
@@ -193,7 +194,7 @@ def _check_host(host: str, text: str) -> None:
         raise BadTarget(f"the registry {host!r} has upper-case letters", hint=f"write {host.lower()}")
     name, port = _split_port(host)
     wrong_port = (":" in host.rpartition("]")[2]) and not (
-        port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
+        port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS and 0 < int(port) < 1 << 16
     )
     if wrong_port or not _is_host(name):
         raise BadTarget(f"{text[:_NAME_LIMIT]!r} does not name a registry", hint="write [http://]HOST[:PORT][/PREFIX]")

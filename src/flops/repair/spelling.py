@@ -28,7 +28,7 @@ NEAR = 3
 #: Findings that are looked at; a file with more is none of ours.
 MOST = 20
 #: Seconds after which nothing more is tried: each try reads all files.
-SECONDS = 5.0
+SECONDS = 2.0
 _NAMED = re.compile(r"\s*(?:-\s+)?[\"']?([A-Za-z_][\w.-]*)\s*(?:$|[=<>!~;#\"'])")
 _NUMBER = r"v?\d[\w.*!+-]*"
 #: What is meant by what was written, within one line; the first that can be read counts.

@@ -6,6 +6,7 @@ import gzip
 import lzma
 import shutil
 import tarfile
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
@@ -23,6 +24,19 @@ _HEADER = 60
 _PIECE = 1024 * 1024
 #: A control archive holds a few small texts.
 _CONTROL_LIMIT = 16 * 1024 * 1024
+
+
+#: What the decompressors and tarfile say of bytes that they can't read.
+_BROKEN = (
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    zstandard.ZstdError,
+    gzip.BadGzipFile,
+    EOFError,
+    ValueError,
+    OverflowError,
+)
 
 
 class DebEntryKind(Enum):
@@ -66,13 +80,16 @@ class _Window:
 
 def read_control(path: Path) -> bytes:
     """The package's `control` stanza (deb-control(5)), ending in one newline."""
-    with path.open("rb") as file:
-        name, window = _member(path, file, "control.tar")
-        with _decompressed(path, name, window) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                if member.name.removeprefix("./") == "control" and member.isreg() and member.size < _CONTROL_LIMIT:
-                    text = cast("IO[bytes]", archive.extractfile(member)).read()
-                    return text.rstrip(b"\n") + b"\n"
+    try:
+        with path.open("rb") as file:
+            name, window = _member(path, file, "control.tar")
+            with _decompressed(path, name, window) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    if member.name.removeprefix("./") == "control" and member.isreg() and member.size < _CONTROL_LIMIT:
+                        text = cast("IO[bytes]", archive.extractfile(member)).read()
+                        return text.rstrip(b"\n") + b"\n"
+    except _BROKEN as error:
+        raise _broken(path, str(error)) from error
     raise _broken(path, "it has no control file")
 
 
@@ -89,7 +106,7 @@ def unpack_data(path: Path, spool: BinaryIO) -> list[DebEntry]:
         spool.seek(0)
         with tarfile.open(fileobj=spool, mode="r:") as archive:
             return list(_entries(path, archive))
-    except (tarfile.TarError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile, EOFError) as error:
+    except _BROKEN as error:
         raise _broken(path, str(error)) from error
 
 
