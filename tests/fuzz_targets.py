@@ -111,11 +111,15 @@ def mutated(target: Target, seed: int) -> bytes:
     return bytes(data[: target.most])
 
 
+#: Files that `--group` holds for.
+WITH_GROUPS = {name for one in requirements.FORMATS if one.has_groups for name in one.names}
+
+
 # --- readers ------------------------------------------------------------------------------------------------------------
 def _dependencies(path: str) -> Callable[[bytes, Path], object]:
     def run(data: bytes, _: Path) -> object:
         files = {path: data, "a.txt": b"numpy==1.26.4\n-r requirements.txt\n"}
-        groups = ("dev",) if path in requirements.WITH_GROUPS and b"dev" in data and len(data) % 2 else ()
+        groups = ("dev",) if path in WITH_GROUPS and b"dev" in data and len(data) % 2 else ()
         read = partial(requirements.read, groups=groups)
         try:
             return read(files)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, MutableMapping
 
+    from starlette.datastructures import Headers
+
 _log = logging.getLogger("flops.http")
 #: Seconds for a request's head, and for the body of one that was not let in.
 HEAD_SECONDS = 10.0
@@ -240,3 +242,21 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+#: From a browser's page of our own, or typed by its user.
+_OWN_SITE = frozenset({"same-origin", "none"})
+
+
+def is_own_page(headers: Headers, *origins: str) -> bool:
+    """Whether a request comes from no page of another origin: programs send neither Origin nor Sec-Fetch-Site.
+
+    A proxy may have ended TLS, so the scheme is not compared; a port that the scheme implies is left out in both. `origins`:
+    further ones that are ours.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if site is not None and site not in _OWN_SITE:
+        return False
+    scheme, separator, place = (origin or "").lower().partition("://")
+    same = bool(separator) and scheme in ("http", "https") and place == headers.get("host", "").lower()
+    return origin is None or same or origin.lower() in origins

@@ -34,7 +34,7 @@ from flops.errors import (
     SubdirNotFound,
 )
 from flops.progress import Silent
-from flops.repository import route
+from flops.repository import git as git_module
 from flops.repository.checkout import checkout, resolve_commit
 from flops.repository.git import GitCredential
 from flops.repository.source import Source, SourceKind, parse_source
@@ -695,6 +695,6 @@ def test_ssh_for_a_project_takes_the_operators_key_and_nothing_of_this_account(s
     # a host whose key the operator has listed is held to it
     other = (tmp_path / "ssh" / "user.pub").read_text().split()
     (tmp_path / "listed").write_text(f"[127.0.0.1]:{sshd} {other[0]} {other[1]}\n")
-    monkeypatch.setattr(route, "SSH", (f"GlobalKnownHostsFile={tmp_path / 'listed'}", *route.SSH))
+    monkeypatch.setattr(git_module, "SSH", (f"GlobalKnownHostsFile={tmp_path / 'listed'}", *git_module.SSH))
     with pytest.raises(CloneAuth):
         resolve_commit(source, allow_hosts=["127.0.0.1"], credential=key)

@@ -91,7 +91,7 @@ OF_THE_MANAGER = {
     *("registry", "registry_pull", "advertise", "names", "auth", "api_token", "manager", "broker", "broker_backlog"),
     *("observer_host", "observer_port", "orchestrator", "oakestra_url", "oakestra_username", "oakestra_password"),
     *("builder_image", "builders", "builder_memory", "project_seconds", "keep_days", "keep_projects", "allow_local"),
-    *("allow_hosts", "git_credentials", "registry_credentials", "registry_token"),
+    *("allow_hosts", "base_images", "git_credentials", "registry_credentials", "registry_token"),
 }
 
 

@@ -106,8 +106,9 @@ def _collect(directory: Path, days: float) -> int:
     if not image_sources.is_registry(directory):
         return Layout(directory).collect(GRACE) if directory.is_dir() else 0
     from flops.prune.removal import remove_superseded  # noqa: PLC0415 - for this kind of place only
-    from flops.registry.storage import RegistryStore  # noqa: PLC0415 - for this kind of place only
+    from flops.registry.garbage import collect  # noqa: PLC0415
+    from flops.registry.storage import RegistryStore  # noqa: PLC0415
 
     store = RegistryStore(directory)
     remove_superseded(store, max(GRACE, days * 86400))
-    return store.collect(GRACE).bytes
+    return collect(store, GRACE).bytes

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING
 
-from flops.http import Transient
 from flops.oci import manifests, pull, push
-from flops.oci.manifests import Manifests
-from flops.oci.referrers import Referrers, RemoteArtifacts
-from flops.oci.remote_blobs import RemoteBlobs
-from flops.oci.transport import Session
-from flops.oci.upload import FileBody
+from flops.oci.content_client import ContentClient
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    import httpx
-
-    from flops.addresses import PinnedHosts
-    from flops.http import Retry
     from flops.oci.artifacts import Artifact, Content
     from flops.oci.blobs import BlobStore
-    from flops.oci.credentials import Credentials
     from flops.oci.descriptor import Descriptor
     from flops.oci.image import ImageIndex
     from flops.oci.layer import Layer
-    from flops.oci.manifests import Manifest
     from flops.oci.pull import PulledImage, RemoteImage
     from flops.oci.push import Progress, PushReport
-    from flops.oci.reference import Reference, Registry
-    from flops.oci.upload import PushedBlob
+    from flops.oci.reference import Reference
     from flops.platforms import Platform
 
 
-class RegistryClient:
+class RegistryClient(ContentClient):
     """Talks to one registry, from any thread; remembers which blobs it saw where, and mounts rather than uploads.
 
     Without `credentials` it is nobody. `verify` names a file of trusted certificates; `realms` are further hosts that may
@@ -45,93 +30,9 @@ class RegistryClient:
     RegistryError and its kinds for everything else that goes wrong.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        *,
-        credentials: Credentials | None = None,
-        transport: httpx.BaseTransport | None = None,
-        verify: Path | None = None,
-        workers: int = 4,
-        chunk: int | None = None,
-        realms: Collection[str] = (),
-        retry: Retry | None = None,
-        hosts: PinnedHosts | None = None,
-    ) -> None:
-        self.registry = registry
-        self.workers = workers
-        self._session = Session(
-            registry,
-            credentials=credentials,
-            transport=transport,
-            verify=verify,
-            workers=workers,
-            chunk=chunk,
-            realms=realms,
-            retry=retry,
-            hosts=hosts,
-        )
-        self._manifests = Manifests(self._session)
-        self._blobs = RemoteBlobs(self._session)
-        self._referrers = Referrers(self._session, self._manifests)
-        self._artifacts = RemoteArtifacts(self._blobs, self._manifests, self._referrers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._session.close()
-
-    def ping(self) -> None:
-        """See that there is a registry that talks to us; RegistryUnreachable, RegistryAuth, RegistryRefused."""
-        self._session.request("GET", "/v2/", expect={200})
-
     def check_push(self, repositories: Sequence[str]) -> None:
         """See that we may push images to these repositories; RegistryUnreachable, RegistryAuth, RegistryRefused."""
         push.check_push(self._session, repositories)
-
-    # --- blobs ---
-    def has_blob(self, repository: str, digest: str) -> bool:
-        return self._blobs.has(repository, digest)
-
-    def blob_size(self, repository: str, digest: str) -> int | None:
-        """In bytes, as the registry tells it; None where there is no such blob."""
-        return self._blobs.size(repository, digest)
-
-    @contextmanager
-    def get_blob(self, repository: str, digest: str) -> Iterator[Iterator[bytes]]:
-        """Stream a blob's bytes in one try; RegistryDigest at their end where they are not what the digest says."""
-        try:
-            with self._blobs.get(repository, digest) as pieces:
-                yield pieces
-        except Transient as transient:
-            raise transient.failure from transient
-
-    def fetch_blob(self, repository: str, digest: str, write: Callable[[Iterator[bytes]], None]) -> None:
-        """Hand a blob's bytes to `write`, from the start again where a try failed; it must read to the end."""
-        self._blobs.fetch(repository, digest, write)
-
-    def push_blob(
-        self,
-        repository: str,
-        digest: str,
-        size: int,
-        opener: Callable[[], BinaryIO],
-        *,
-        mount_from: Iterable[str] = (),
-        on_bytes: Callable[[int], None] = lambda _count: None,
-        stop: threading.Event | None = None,
-    ) -> PushedBlob:
-        """See that a repository holds a blob: it is there, or it is mounted from another one, or uploaded.
-
-        `opener` gives its bytes, for each try anew. `on_bytes` hears of bytes done (negative where a try failed), also
-        of those that needed no upload. One thread at a time works on a digest, in all repositories.
-        """
-        body = FileBody(opener, size, on_bytes=on_bytes, stop=stop)
-        return self._blobs.push(repository, digest, body, mount_from)
 
     def push_blobs(
         self,
@@ -144,22 +45,6 @@ class RegistryClient:
     ) -> PushReport:
         """Upload layers before their image is whole; a later `push_index` of this client finds them done."""
         return push.push_blobs(self, repository, layers, store, mount_from=tuple(mount_from), progress=progress)
-
-    def forget(self, repository: str, digests: Iterable[str]) -> None:
-        """Ask the registry again for these blobs: it said that it does not hold one of them."""
-        self._blobs.forget(repository, digests)
-
-    # --- manifests ---
-    def put_manifest(self, repository: str, reference: str, media_type: str, document: bytes) -> str:
-        """Push a manifest or index under a tag or its digest, and see that it is there; the digest.
-
-        ManifestIncomplete where the registry does not hold what it names, RegistryDigest where it kept another one.
-        """
-        return self._manifests.put(repository, reference, media_type, document).digest
-
-    def get_manifest(self, repository: str, reference: str) -> Manifest | None:
-        """A manifest or index by tag or digest; None where there is none. RegistryDigest where it is not what it says."""
-        return self._manifests.get(repository, reference)
 
     def tags(self, repository: str) -> tuple[str, ...]:
         """All tags, in the registry's order; none where there is no such repository."""
@@ -184,7 +69,6 @@ class RegistryClient:
         """Take one name away; whether it was there. DeletesUnsupported: many registries delete by digest alone."""
         return self._manifests.delete(repository, tag)
 
-    # --- artifacts ---
     def put_artifact(
         self,
         repository: str,
@@ -236,7 +120,6 @@ class RegistryClient:
         """The manifests whose subject is this one, by type where one is given; empty where there are none."""
         return self._referrers.find(repository, digest, artifact_type)
 
-    # --- images ---
     def push_index(
         self,
         repository: str,

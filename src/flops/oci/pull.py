@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flops.oci.blobs import BlobStore
-    from flops.oci.client import RegistryClient
+    from flops.oci.content_client import ContentClient
     from flops.oci.image import ParsedConfig
     from flops.oci.manifests import Manifest
     from flops.oci.reference import Reference
@@ -66,7 +66,7 @@ class PulledImage:
         return parse_config(self.config)
 
 
-def images(client: RegistryClient, repository: str, reference: str) -> dict[Platform, RemoteImage] | None:
+def images(client: ContentClient, repository: str, reference: str) -> dict[Platform, RemoteImage] | None:
     """By platform, those of ours that the index (or the single image) under a reference has."""
     found = client.get_manifest(repository, reference)
     if found is None:
@@ -83,7 +83,7 @@ def images(client: RegistryClient, repository: str, reference: str) -> dict[Plat
     return remote
 
 
-def pull(client: RegistryClient, reference: Reference, store: BlobStore, platform: Platform) -> PulledImage:
+def pull(client: ContentClient, reference: Reference, store: BlobStore, platform: Platform) -> PulledImage:
     """Fetch one platform's image; see RegistryClient.pull."""
     found = _manifest(client, reference.repository, reference.selector)
     if _is_index(found):
@@ -106,7 +106,7 @@ def pull(client: RegistryClient, reference: Reference, store: BlobStore, platfor
     return PulledImage(digest=found.digest, manifest=found.document, config=document, layers=tuple(layers))
 
 
-def _layer(client: RegistryClient, repository: str, store: BlobStore, descriptor: Descriptor, diff_id: str) -> Layer:
+def _layer(client: ContentClient, repository: str, store: BlobStore, descriptor: Descriptor, diff_id: str) -> Layer:
     if descriptor.media_type not in {GZIP, ZSTD, TAR}:
         raise BadImage(f"a layer of the type {descriptor.media_type[:100]!r} can't be used")
     if store.size(descriptor.digest) != descriptor.size:
@@ -123,7 +123,7 @@ def _layer(client: RegistryClient, repository: str, store: BlobStore, descriptor
     )
 
 
-def _fetch(client: RegistryClient, repository: str, store: BlobStore, descriptor: Descriptor) -> None:
+def _fetch(client: ContentClient, repository: str, store: BlobStore, descriptor: Descriptor) -> None:
     def write(pieces: Iterator[bytes]) -> None:
         with store.writer() as blob:
             for piece in pieces:
@@ -158,7 +158,7 @@ def _opened(file: BinaryIO, media_type: str) -> BinaryIO:
     return file
 
 
-def _single(client: RegistryClient, repository: str, found: Manifest) -> dict[Platform, RemoteImage]:
+def _single(client: ContentClient, repository: str, found: Manifest) -> dict[Platform, RemoteImage]:
     config = _document(client, repository, parse_manifest(found.document).config)
     platform = parse_config(config).platform
     if platform is None:
@@ -169,7 +169,7 @@ def _single(client: RegistryClient, repository: str, found: Manifest) -> dict[Pl
     return {platform: RemoteImage(descriptor=descriptor, manifest=found.document, config=config)}
 
 
-def _manifest(client: RegistryClient, repository: str, selector: str) -> Manifest:
+def _manifest(client: ContentClient, repository: str, selector: str) -> Manifest:
     found = client.get_manifest(repository, selector)
     if found is None:
         separator = "@" if ":" in selector else ":"
@@ -177,7 +177,7 @@ def _manifest(client: RegistryClient, repository: str, selector: str) -> Manifes
     return found
 
 
-def _document(client: RegistryClient, repository: str, descriptor: Descriptor) -> bytes:
+def _document(client: ContentClient, repository: str, descriptor: Descriptor) -> bytes:
     if descriptor.size > _CONFIG_LIMIT:
         raise BadImage(f"a config of {descriptor.size} bytes is not read")
     parts: list[bytes] = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from flops.oci.blobs import BlobStore
-    from flops.oci.client import RegistryClient
+    from flops.oci.content_client import ContentClient
     from flops.oci.image import Image, ImageIndex
     from flops.oci.layer import Layer
 
@@ -61,7 +61,7 @@ class _Blob:
 
 
 def push_blobs(
-    client: RegistryClient,
+    client: ContentClient,
     repository: str,
     layers: Iterable[Layer],
     store: BlobStore,
@@ -76,7 +76,7 @@ def push_blobs(
 
 
 def push_index(
-    client: RegistryClient,
+    client: ContentClient,
     repository: str,
     index: ImageIndex,
     store: BlobStore,
@@ -101,15 +101,13 @@ def push_index(
     return _report([*layers, *configs], outcomes, index.digest)
 
 
-def push_tags(
-    client: RegistryClient, repository: str, index: ImageIndex, store: BlobStore, tags: Sequence[str]
-) -> None:
+def push_tags(client: ContentClient, repository: str, index: ImageIndex, store: BlobStore, tags: Sequence[str]) -> None:
     """Names for an index whose parts are in place; see RegistryClient.push_tags."""
     for tag in tags:
         _push_document(client, repository, index, store, tag)
 
 
-def _push_image(client: RegistryClient, repository: str, image: Image, store: BlobStore) -> None:
+def _push_image(client: ContentClient, repository: str, image: Image, store: BlobStore) -> None:
     """The manifest of one platform; where the registry lost a blob since, all of its blobs again."""
     for left in reversed(range(_TRIES)):
         try:
@@ -124,9 +122,7 @@ def _push_image(client: RegistryClient, repository: str, image: Image, store: Bl
             return
 
 
-def _push_document(
-    client: RegistryClient, repository: str, index: ImageIndex, store: BlobStore, reference: str
-) -> None:
+def _push_document(client: ContentClient, repository: str, index: ImageIndex, store: BlobStore, reference: str) -> None:
     """The index under its digest or a tag; where the registry lost a manifest since, those again."""
     for left in reversed(range(_TRIES)):
         try:
@@ -141,7 +137,7 @@ def _push_document(
 
 
 def _transfer(
-    client: RegistryClient, repository: str, blobs: Sequence[_Blob], mount_from: Sequence[str], meter: _Meter
+    client: ContentClient, repository: str, blobs: Sequence[_Blob], mount_from: Sequence[str], meter: _Meter
 ) -> dict[str, PushedBlob]:
     """Push in parallel, the largest first; the first failure stops the others and is raised."""
     stop = threading.Event()

@@ -2,7 +2,7 @@
 
 For one machine or a small site. Limits: sha256 digests alone; uploads live in the memory of one process, so a client begins
 its upload anew after a restart; manifests up to 4 MiB; one token for all who push, no accounts; plain HTTP, TLS is a proxy's;
-bytes of deleted blobs stay on the disk until `RegistryStore.collect`, since other repositories may share them.
+bytes of deleted blobs stay on the disk until `garbage.collect`, since other repositories may share them.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Collected:
     bytes: int = 0
 
 
-def collect(store: RegistryStore, grace: float) -> Collected:
+def collect(store: RegistryStore, grace: float = 3600.0) -> Collected:
     """Remove what no manifest of a repository names and nobody used for `grace` seconds. Manifests stay, tagged or not.
 
     Safe beside pushes through a registry over the same directory, also of another process.

@@ -6,7 +6,7 @@
     repositories/NAME/_tags/TAG               the digest
     repositories/NAME/_referrers/HEX/HEX      an empty file: the second manifest has the first as its subject
     uploads/LIFE/ID                           unfinished, of one run; removed when a registry starts and that run has ended
-    lock                                      shared by those who write, exclusive for the collector (`registry_garbage`)
+    lock                                      shared by those who write, exclusive for the collector (`garbage`)
 
 Nothing in the first four is ever seen half: files are written beside their place, synced and renamed. What is acknowledged
 survives a kill, and a power cut where the disk keeps what it says. A link's time of change is when it was last pushed or
@@ -24,7 +24,6 @@ import shutil
 from typing import IO, TYPE_CHECKING
 
 from flops.oci.blobs import BlobStore, digest_hex, disk_errors, sha256
-from flops.registry.garbage import Collected, collect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -199,10 +198,6 @@ class RegistryStore:
         if not (directory / "_manifests").is_dir():
             return None
         return sorted(_names(directory / "_tags"), key=lambda tag: (tag.lower(), tag))
-
-    def collect(self, grace: float = 3600.0) -> Collected:
-        """Take unreferenced bytes off the disk; see `registry_garbage.collect`. Also without `prepare`, beside a registry."""
-        return collect(self, grace)
 
     def repositories(self) -> list[str]:
         """The names of all repositories that ever held a manifest, sorted."""

@@ -21,14 +21,13 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from flops.connections import address_of, let_in
+from flops.connections import address_of, is_own_page, let_in
 from flops.oci.reference import is_loopback
 from flops.registry.protocol import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from starlette.datastructures import Headers
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from flops.throttle import Throttle
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 _LIFETIME = 600
 _FORM_LIMIT = 64 * 1024
 _READS = {"GET", "HEAD"}
-#: From a browser's page of our own, or typed by its user.
-_OWN_SITE = frozenset({"same-origin", "none"})
 _UPLOADS = "/blobs/uploads"
 _SERVICE = "flops"
 _SHORT_LIVED = re.compile(r"(?:push|pull)\.[0-9]{1,11}\.[0-9a-f]{64}")
@@ -165,20 +162,6 @@ class TokenAccess:
         if name:
             challenge += f',scope="repository:{name}:{"pull,push" if wanted == "push" else "pull"}"'
         return Refusal(HTTPStatus.UNAUTHORIZED, "UNAUTHORIZED", message, headers={"WWW-Authenticate": challenge})
-
-
-def is_own_page(headers: Headers, *origins: str) -> bool:
-    """Whether a request comes from no page of another origin: programs send neither Origin nor Sec-Fetch-Site.
-
-    A proxy may have ended TLS, so the scheme is not compared; a port that the scheme implies is left out in both. `origins`:
-    further ones that are ours.
-    """
-    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if site is not None and site not in _OWN_SITE:
-        return False
-    scheme, separator, place = (origin or "").lower().partition("://")
-    same = bool(separator) and scheme in ("http", "https") and place == headers.get("host", "").lower()
-    return origin is None or same or origin.lower() in origins
 
 
 def _wanted(request: Request) -> str:

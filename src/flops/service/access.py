@@ -21,10 +21,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from flops import http
-from flops.connections import address_of
+from flops.connections import address_of, is_own_page
 from flops.errors import AccessDenied, BadSetting, LoginThrottled, OrchestratorUnreachable
 from flops.oci.reference import is_loopback
-from flops.registry.tokens import is_own_page
 from flops.throttle import Throttle
 
 if TYPE_CHECKING:
