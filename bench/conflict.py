@@ -16,10 +16,10 @@ from pathlib import Path
 from flops.formats.requirements import read
 from flops.locking.lock import Locker
 from flops.platforms import Platform
-from flops.repair import repair
-from flops.repair.doctor import PythonChoice
-from flops.repair.repair import Case
-from flops.repair.trial import Pages, Trial
+from flops.repair import pin_repairs
+from flops.repair.pin_repairs import FailedTrial
+from flops.repair.pythons import PythonChoice
+from flops.repair.trial import IndexPages, Trial
 from flops.settings import Settings
 
 #: pandas 2.2.1 asks for NumPy 1; all others take NumPy 2.1.
@@ -66,13 +66,14 @@ def requirements() -> str:
 def reduce(locker: Locker, text: str) -> tuple[set[str], float]:
     """The lines that were found, and how long that took after the lock had failed."""
     entries = read({"requirements.txt": text.encode()}).entries
-    with Pages(locker) as pages:
+    with IndexPages(locker) as pages:
         trial = Trial(locker, pages, PYTHON, sorted(Platform))
-        outcome = trial.lock(dict.fromkeys(trial.platforms, entries))
+        everywhere = dict.fromkeys(trial.platforms, entries)
+        outcome = trial.lock(everywhere)
         begun = time.perf_counter()
-        lacking = trial.missing(dict.fromkeys(trial.platforms, entries), tuple(outcome.failures))
-        case = Case(trial=trial, entries=entries, outcome=outcome, lacking=lacking, imported=lambda _: True)
-        found = case.findings()
+        without_wheel = trial.without_wheel(everywhere, tuple(outcome.failures))
+        failed = FailedTrial(trial=trial, entries=entries, outcome=outcome, without_wheel=without_wheel, imported=())
+        found = failed.findings()
         return {text.splitlines()[finding.line - 1] for finding in found}, time.perf_counter() - begun
 
 
@@ -84,8 +85,11 @@ def main() -> None:
         text = requirements()
         reduce(locker, text)
         print(f"{len(text.splitlines())} requirements, {len(Platform)} platforms")
-        for name, guess in (("with uv's words as a guess", repair.mentions), ("without a guess", lambda *_: False)):
-            repair.mentions = guess
+        for name, guess in (
+            ("with uv's words as a guess", pin_repairs.mentions),
+            ("without a guess", lambda *_: False),
+        ):
+            pin_repairs.mentions = guess
             found, seconds = reduce(locker, text)
             print(
                 f"{name}: {seconds:.1f} s, {'exactly the two' if found == TWO else 'WRONG'}: {', '.join(sorted(found))}"

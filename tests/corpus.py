@@ -33,9 +33,10 @@ from flops.formats import requirements
 from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
-from flops.recipe import Policy
-from flops.repair import doctor, own_lock
-from flops.repair.doctor import PythonChoice
+from flops.recipe import Policy, Recipe
+from flops.repair import lock_findings
+from flops.repair.pythons import PythonChoice
+from flops.repair.resolve import LockRequest, lock_requirements
 from flops.repository.checkout import checkout
 from flops.repository.source import parse_source
 
@@ -107,20 +108,12 @@ def resolve(name, room, locker: Locker, table):
     place.mkdir()
     lay(name, place)
     done, found, asked = build_values(place, room / "out", expected)
-    question = {
-        "locker": locker,
-        "policy": Policy(expected[table].get("policy", "fix")),
-        "python_flag": None,
-        "reporter": Silent(),
-    }
-
-    def otherwise():
-        modules = frozenset(item.module for item in found.imports if item.reached)
-        files = done.read(requirements.is_candidate)
-        return doctor.find_locks(asked, platforms(expected), OFFERED, **question, modules=modules, files=files)
-
-    resolution = own_lock.resolve(asked, platforms(expected), OFFERED, **question, otherwise=otherwise)
-    notes = own_lock.compare_hashes(asked, resolution.locks, Silent())
+    recipe = Recipe(policy=Policy(expected[table].get("policy", "fix")))
+    request = LockRequest(platforms=platforms(expected), pythons=OFFERED, recipe=recipe, reporter=Silent())
+    modules = frozenset(item.module for item in found.imports if item.reached)
+    files = done.read(requirements.is_candidate)
+    resolution = lock_requirements(asked, request, locker=locker, modules=modules, files=files)
+    notes = lock_findings.compare_hashes(dict.fromkeys(resolution.locks, asked.entries), resolution.locks)
     return resolution, (*resolution.findings, *notes)
 
 

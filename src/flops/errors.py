@@ -18,7 +18,7 @@ content of a file or a credential.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -55,14 +55,22 @@ class Adjustment:
     package: str
     before: str
     after: str
-    where: str
-    """`conda.yaml:12`, or the name of the file where no single line is meant."""
+    path: str
+    """The file, or the option `--python`."""
+    line: int
+    """1-based; 0 where the whole file is meant."""
     reason: str
     platform: str | None = None
     """None where it holds for every platform."""
 
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else self.path
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            key: getattr(self, key) for key in ("code", "package", "before", "after", "where", "reason", "platform")
+        }
 
 
 class FlopsError(Exception):

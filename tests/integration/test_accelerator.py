@@ -20,9 +20,10 @@ from flops.locking.lock import Lock, LockedWheel, Locker
 from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.progress import Silent
-from flops.recipe import Accelerator, Policy
+from flops.recipe import Accelerator, Recipe
 from flops.repair import accelerator, doctor
-from flops.repair.doctor import PythonChoice
+from flops.repair.doctor import LockRequest
+from flops.repair.pythons import PythonChoice
 
 pytestmark = pytest.mark.integration
 
@@ -114,22 +115,17 @@ def wanted(*lines: str, hashes: tuple[FileHash, ...] = ()) -> Requirements:
 
 
 def choose(requirements, locker: Locker, *, want=Accelerator.CPU, platforms=(AMD64, ARM64)):
-    def solve(requirements, locker: Locker):
-        return doctor.find_locks(
-            requirements,
-            platforms,
-            [BOOKWORM],
-            locker=locker,
-            policy=Policy.FIX,
-            python_flag=None,
-            reporter=Silent(),
-        )
+    recipe = Recipe(accelerator=want)
+    request = LockRequest(platforms=platforms, pythons=[BOOKWORM], recipe=recipe, reporter=Silent())
 
-    return accelerator.choose(requirements, want, locker=locker, platforms=platforms, pythons=[BOOKWORM], solve=solve)
+    def solve(requirements, locker: Locker):
+        return doctor.find_locks(requirements, request, locker=locker)
+
+    return accelerator.choose(requirements, request, locker=locker, solve=solve)
 
 
 def versions(chosen, *names: str):
-    locks = chosen.resolution.locks
+    locks = chosen.found.locks
     return {p.architecture: [lock.versions.get(name) for name in names] for p, lock in locks.items()}
 
 
@@ -163,8 +159,8 @@ def test_cpu_builds_come_from_their_index_and_nothing_else_does(torch, cpu_torch
         "amd64": ["2.1.1+cpu", "0.16.1+cpu", "1.26.4", None],
         "arm64": ["2.1.1", "0.16.1", "1.26.4", None],
     }
-    assert (chosen.refusal, chosen.told) == ("", "")
-    assert chosen.resolution.findings == ()
+    assert (chosen.cpu_refusal, chosen.warning) == ("", "")
+    assert chosen.found.findings == ()
     assert "numpy" not in cpu_torch.asked
 
 
@@ -173,19 +169,19 @@ def test_cpu_builds_are_taken_where_another_package_brings_pytorch(torch, cpu_to
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=cpu_torch.url, retries=0)
     chosen = choose(wanted("trainer"), locker)
     assert versions(chosen, "torch", "torchvision")["amd64"] == ["2.1.1+cpu", "0.16.1+cpu"]
-    assert chosen.refusal == ""
+    assert chosen.cpu_refusal == ""
 
 
 def test_an_index_that_does_not_answer_is_told_with_what_images_carry(torch, tmp_path):
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=DEAD, retries=0)
     chosen = choose(wanted("torch==2.1.1", "torchvision"), locker)
     assert versions(chosen, "torch") == {"amd64": ["2.1.1"], "arm64": ["2.1.1"]}
-    assert chosen.carried[AMD64].packages == ("nvidia-cublas-cu12", "triton")
-    assert chosen.carried[ARM64].packages == ()
-    assert "Connection refused" in chosen.refusal
-    assert "linux/amd64: " in chosen.told
-    assert "(nvidia-cublas-cu12, triton)" in chosen.told
-    assert "linux/arm64" not in chosen.told
+    assert chosen.cuda[AMD64].packages == ("nvidia-cublas-cu12", "triton")
+    assert chosen.cuda[ARM64].packages == ()
+    assert "Connection refused" in chosen.cpu_refusal
+    assert "linux/amd64: " in chosen.warning
+    assert "(nvidia-cublas-cu12, triton)" in chosen.warning
+    assert "linux/arm64" not in chosen.warning
 
 
 def test_silence_is_remembered_and_asked_about_again(torch, tmp_path, monkeypatch):
@@ -209,8 +205,8 @@ def test_a_release_without_a_cpu_build_is_taken_as_it_is(torch, cpu_builds, tmp_
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=cpu_builds.url, retries=0)
     chosen = choose(wanted("torch==2.1.1"), locker)
     assert versions(chosen, "torch") == {"amd64": ["2.1.1"], "arm64": ["2.1.1"]}
-    assert chosen.refusal.startswith("they don't lock")
-    assert chosen.told
+    assert chosen.cpu_refusal.startswith("they don't lock")
+    assert chosen.warning
 
 
 def test_cuda_keeps_the_ordinary_builds(torch, cpu_torch, tmp_path):
@@ -219,20 +215,20 @@ def test_cuda_keeps_the_ordinary_builds(torch, cpu_torch, tmp_path):
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=cpu_torch.url, retries=0)
     chosen = choose(wanted("torch==2.1.1", "tensorflow"), locker, want=Accelerator.CUDA)
     assert versions(chosen, "torch", "tensorflow", "tensorflow-cpu")["amd64"] == ["2.1.1", "2.12.0", None]
-    assert (chosen.told, cpu_torch.asked) == ("", [])
-    assert chosen.carried[AMD64].packages == ("nvidia-cublas-cu12", "triton")
+    assert (chosen.warning, cpu_torch.asked) == ("", [])
+    assert chosen.cuda[AMD64].packages == ("nvidia-cublas-cu12", "triton")
 
 
 def test_hashes_of_the_ordinary_builds_keep_them(torch, cpu_torch, tmp_path):
     locker = Locker(tmp_path / "cache", index_url=torch.url, torch_index=cpu_torch.url, retries=0)
     hashes = (FileHash(sha256="0" * 64),)
-    chosen = accelerator._cpu(  # the doctor would refuse the false hash; what counts is the choice
+    chosen = accelerator._with_cpu_builds(  # the doctor would refuse the false hash; what counts is the choice
         wanted("torch==2.1.1", hashes=hashes),
         locker,
         [LockTarget(platform=AMD64, python="3.11.2", glibc=(2, 36))],
         lambda requirements, _: doctor.FoundLocks(python=BOOKWORM, locks={}, adjustments=()),
     )
-    assert chosen.refusal == "the repository names the hashes of other builds"
+    assert chosen.cpu_refusal == "the repository names the hashes of other builds"
     assert cpu_torch.asked == []
 
 
@@ -268,8 +264,8 @@ def test_tensorflow_stays_where_its_cpu_build_would_change_more(tensorflow, tmp_
     tensorflow.add("addons", "1.0", "tensorflow")
     locker = Locker(tmp_path / "cache", index_url=tensorflow.url, retries=0)
     chosen = choose(wanted(*lines), locker)
-    assert all("tensorflow" in lock.versions for lock in chosen.resolution.locks.values())
-    assert not any("tensorflow-cpu" in lock.versions for lock in chosen.resolution.locks.values())
+    assert all("tensorflow" in lock.versions for lock in chosen.found.locks.values())
+    assert not any("tensorflow-cpu" in lock.versions for lock in chosen.found.locks.values())
     assert chosen.adjustments == ()
 
 
@@ -288,7 +284,7 @@ def test_what_a_lock_carries_for_gpus_is_told_by_name():
         LockedWheel(name=name, version="1", filename=f"{name}.whl", url="http://x", sha256=name, size=size)
         for name, size in (("cuda-bindings", 1), ("numpy", 20), ("nvidia-nccl-cu12", 300), ("triton", 4000))
     )
-    found = accelerator.carried(Lock(platform=AMD64, python="3.11.2", wheels=wheels))
-    assert found == accelerator.Carried(
+    found = accelerator.CudaPackages.of(Lock(platform=AMD64, python="3.11.2", wheels=wheels))
+    assert found == accelerator.CudaPackages(
         packages=("cuda-bindings", "nvidia-nccl-cu12", "triton"), bytes=4301, total=4321
     )

@@ -17,8 +17,9 @@ from flops.locking.lock import Locker
 from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.progress import Silent
-from flops.recipe import Policy
-from flops.repair import own_lock
+from flops.recipe import Recipe
+from flops.repair import lock_findings
+from flops.repair.resolve import LockRequest, use_own_lock
 from flops.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -111,17 +112,11 @@ def test_a_uv_lock_gives_what_uv_exports_of_it(project):
 def test_a_lock_of_uv_is_taken_with_its_hashes(project, locker: Locker):
     for name in ("uv.lock", "pylock.toml"):
         found = requirements.read({name: project[name], "pyproject.toml": project["pyproject.toml"]})
-        resolution = own_lock.take(
-            found,
-            tuple(Platform),
-            corpus.OFFERED,
-            locker=locker,
-            policy=Policy.FIX,
-            python_flag=None,
-            reporter=Silent(),
-        )
+        platforms = tuple(Platform)
+        request = LockRequest(platforms=platforms, pythons=corpus.OFFERED, recipe=Recipe(), reporter=Silent())
+        resolution = use_own_lock(found, request, locker=locker)
         assert resolution.python.version == "3.11.2"
-        assert own_lock.compare_hashes(found, resolution.locks, Silent()) == ()
+        assert lock_findings.compare_hashes(dict.fromkeys(platforms, found.entries), resolution.locks) == ()
         for platform, lock in resolution.locks.items():
             environment = LockTarget(platform=platform, python="3.11.2", glibc=(2, 36)).marker_environment
             assert {wheel.name: f"=={wheel.version}" for wheel in lock.wheels} == taken(found, environment)

@@ -11,8 +11,9 @@ from flops.formats import requirements as reader
 from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
-from flops.recipe import Policy
-from flops.repair.doctor import PythonChoice, find_locks
+from flops.recipe import Recipe
+from flops.repair.doctor import LockRequest, find_locks
+from flops.repair.pythons import PythonChoice
 from flops.settings import Settings
 from flops.wheels.wheel_cache import WheelCache
 
@@ -71,15 +72,8 @@ def locker(cache):
 
 
 def run(locker: Locker, name: str, text: str):
-    return find_locks(
-        reader.read({name: text.encode()}),
-        Platform,
-        OFFERED,
-        locker=locker,
-        policy=Policy.FIX,
-        python_flag=None,
-        reporter=Silent(),
-    )
+    request = LockRequest(platforms=tuple(Platform), pythons=OFFERED, recipe=Recipe(), reporter=Silent())
+    return find_locks(reader.read({name: text.encode()}), request, locker=locker)
 
 
 def told(resolution):

@@ -9,8 +9,9 @@ from flops.formats import requirements as reader
 from flops.locking.lock import Locker
 from flops.platforms import Platform
 from flops.progress import Silent
-from flops.recipe import Policy
-from flops.repair.doctor import PythonChoice, find_locks
+from flops.recipe import Policy, Recipe
+from flops.repair.doctor import LockRequest, find_locks
+from flops.repair.pythons import PythonChoice
 
 pytestmark = pytest.mark.integration
 
@@ -23,17 +24,8 @@ NATIVE = (f"cp36-abi3-{X86}", f"cp36-abi3-{ARM}")
 
 def run(locker: Locker, text, *, path="requirements.txt", policy=Policy.FIX, modules=(), offered=(BOOKWORM,)):
     files = {path: text.encode()}
-    return find_locks(
-        reader.read(files),
-        list(Platform),
-        offered,
-        locker=locker,
-        policy=policy,
-        python_flag=None,
-        reporter=Silent(),
-        modules=modules,
-        files=files,
-    )
+    request = LockRequest(platforms=tuple(Platform), pythons=offered, recipe=Recipe(policy=policy), reporter=Silent())
+    return find_locks(reader.read(files), request, locker=locker, modules=modules, files=files)
 
 
 def told(resolution):
@@ -68,7 +60,7 @@ def test_what_the_code_imports_moves_last(rivals, locker: Locker, imported, move
     line = 1 if moved == "app" else 3
     assert told(resolution) == [("PIN_RELAXED", moved, "==1.0.0", "==1.0.1", f"requirements.txt:{line}")]
     other = f"{imported}==1.0.0 (requirements.txt:{4 - line})"
-    assert f"{moved} 1.0.0 can't stand beside {other}" in resolution.adjustments[0].reason
+    assert f"{moved} 1.0.0 conflicts with {other}" in resolution.adjustments[0].reason
 
 
 def test_of_two_the_one_that_moves_less(shelf, locker: Locker):
@@ -178,7 +170,7 @@ def test_a_name_that_nobody_knows_has_no_proposal(shelf, locker: Locker):
     with pytest.raises(PackageNotFound) as caught:
         run(locker, "plain\nqqqqzzzz==1\n", modules=["qqqqzzzz"])
     assert caught.value.repairs == ()
-    assert caught.value.hint == "correct the name, or take the line out"
+    assert caught.value.hint == "correct the name, or remove the line"
     with pytest.raises(PackageNotFound) as caught:
         run(locker, "plain\nqqqqzzzz==1\n", modules=["plain"])
     assert [(a.code, a.package) for a in caught.value.repairs] == [("TAKEN_OUT", "qqqqzzzz")]

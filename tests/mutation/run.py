@@ -31,8 +31,8 @@ from flops.platforms import Platform
 from flops.progress import Silent, StageClock
 from flops.recipe import Accelerator, Recipe
 from flops.repair import rewrite
-from flops.repair.doctor import PythonChoice
 from flops.repair.inspection import inspect
+from flops.repair.pythons import PythonChoice
 from flops.repair.resolve import LockRequest, resolve
 from flops.repository.source import parse_source
 from flops.request import Request

@@ -31,8 +31,7 @@ from flops.publishing.local_targets import LayoutTarget
 from flops.publishing.registry_target import RegistryTarget
 from flops.recipe import Compression, Flavor, Recipe
 from flops.registry.app import EmbeddedRegistry
-from flops.repair.accelerator import Chosen
-from flops.repair.doctor import FoundLocks, PythonChoice
+from flops.repair.pythons import PythonChoice
 from flops.repair.resolve import Resolution
 from flops.repository.source import parse_source
 from flops.request import Request
@@ -140,9 +139,7 @@ class World:
         if "resolve" in self.failures:
             raise self.failures["resolve"]
         locks = {platform: self.locks[platform] for platform in question.platforms}
-        found = FoundLocks(python=self.python, locks=locks, adjustments=self.adjustments)
-        chosen = Chosen(resolution=found, requirements=seen.requirements, locker=locker)
-        return Resolution(chosen=chosen, findings=(), adjustments=self.adjustments)
+        return Resolution(python=self.python, locks=locks, adjustments=self.adjustments, cuda={})
 
 
 class FakeBases:
@@ -337,7 +334,7 @@ def test_both_actors_for_all_platforms(world, settings, repository, tmp_path):
 
 def test_adjustments_of_the_doctor_follow_those_of_the_file(world, settings, repository, tmp_path):
     moved = Adjustment(
-        code="PIN_RELAXED", package="numpy", before="", after="==1.0", where="requirements.txt:1", reason="x"
+        code="PIN_RELAXED", package="numpy", before="", after="==1.0", path="requirements.txt", line=1, reason="x"
     )
     world.adjustments = (moved,)
     result = build(request(repository), LayoutTarget(tmp_path / "images"), settings=settings)

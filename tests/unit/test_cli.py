@@ -246,7 +246,8 @@ RESULT = Result(
             package="psutil",
             before="==5.9.8",
             after="==6.0.0",
-            where="conda.yaml:12",
+            path="conda.yaml",
+            line=12,
             reason="no wheel",
             platform="linux/arm64",
         ),
@@ -471,7 +472,7 @@ def test_hostile_text_in_a_failure():
 
 def test_hostile_text_in_an_adjustment_a_finding_and_a_warning():
     adjustment = Adjustment(
-        code="REMOVED", package=HOSTILE, before=f"=={ESCAPE}", after="", where=HOSTILE, reason=f"r{ESCAPE}"
+        code="REMOVED", package=HOSTILE, before=f"=={ESCAPE}", after="", path=HOSTILE, line=0, reason=f"r{ESCAPE}"
     )
     output = io.StringIO()
     lines = LineReporter(Console(file=output, width=200, soft_wrap=True, highlight=False))
@@ -488,7 +489,8 @@ def test_hostile_text_in_an_adjustment_a_finding_and_a_warning():
 
 def adjusted(**values):
     return Adjustment(
-        **{"code": "ADDED", "package": "wandb", "before": "", "after": "", "where": "requirements.txt:2"} | values,
+        **{"code": "ADDED", "package": "wandb", "before": "", "after": "", "path": "requirements.txt", "line": 2}
+        | values,
         reason="a learner's training is private, and the operator's word counts",
     )
 

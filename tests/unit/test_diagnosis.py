@@ -21,7 +21,7 @@ from flops.formats.requirement import Requirement
 from flops.locking import index
 from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
-from flops.repair.diagnosis import KINDS, cause, conflict, error, lacking
+from flops.repair.diagnosis import KINDS, cause, conflict_findings, error, no_wheel_finding
 from flops.repair.pins import contradicts_itself
 
 BOTH = [LockTarget(platform=platform, python="3.11.2", glibc=(2, 36)) for platform in Platform]
@@ -81,7 +81,7 @@ def test_a_version_that_never_was_has_neighbours():
     page = project(*(f"plain-{version}-py3-none-any.whl" for version in ("1.26.2", "1.26.4", "2.0.0", "0.9")))
     found = cause(page, entry("==1.26.9"), BOTH)
     assert found.near == "1.26.2, 1.26.4, 2.0.0"
-    told = lacking(entry("==1.26.9"), found, page.usable(BOTH))
+    told = no_wheel_finding(entry("==1.26.9"), found, page.usable(BOTH))
     assert "the nearest are 1.26.2, 1.26.4, 2.0.0" in told.message
     assert told.hint.endswith("write plain==1.26.4")
     assert (told.where, told.code) == ("requirements.txt:3", "VERSION_NOT_FOUND")
@@ -90,9 +90,9 @@ def test_a_version_that_never_was_has_neighbours():
 def test_bounds_that_exclude_each_other_are_told_and_nothing_is_guessed():
     page = project(*(f"plain-{version}-py3-none-any.whl" for version in ("1.19.0", "1.26.4")))
     found = cause(page, entry(">=1.26.4,<1.20"), BOTH)
-    told = lacking(entry(">=1.26.4,<1.20"), found, page.usable(BOTH))
+    told = no_wheel_finding(entry(">=1.26.4,<1.20"), found, page.usable(BOTH))
     assert told.message == "the bounds of plain>=1.26.4,<1.20 exclude each other"
-    assert told.hint == "write the bounds that are meant"
+    assert told.hint == "correct the bounds"
 
 
 @given(
@@ -139,18 +139,18 @@ def test_a_requires_python_that_nobody_can_read_allows_all():
 
 def test_a_conflict_names_the_others_of_each_line():
     core = [entry("==1.0", line=2), entry("==2.0", line=9)]
-    first, second = conflict(core, Platform.LINUX_AMD64, "3.11", "because")
-    assert first.message == "plain==1.0 can't stand beside plain==2.0 (requirements.txt:9)"
+    first, second = conflict_findings(core, Platform.LINUX_AMD64, "3.11", "because")
+    assert first.message == "plain==1.0 conflicts with plain==2.0 (requirements.txt:9)"
     assert second.hint == "change this line, or one of requirements.txt:2"
     assert {first.code, second.code} == {Unresolvable.code}
-    (alone,) = conflict(core[:1], Platform.LINUX_ARM64, "3.11", "base has no wheel")
+    (alone,) = conflict_findings(core[:1], Platform.LINUX_ARM64, "3.11", "base has no wheel")
     assert (alone.code, alone.line) == ("NO_WHEEL", 2)
     assert "base has no wheel" in alone.message
 
 
 def test_the_gravest_cause_names_the_error():
     causes = [cause(project("plain-1.0.tar.gz"), entry(), BOTH), cause(None, entry(), BOTH)]
-    found = [lacking(entry(line=line), one, ()) for line, one in enumerate(causes, start=1)]
+    found = [no_wheel_finding(entry(line=line), one, ()) for line, one in enumerate(causes, start=1)]
     told = error(found, details="x")
     assert type(told) is PackageNotFound
     assert told.message.startswith("requirements.txt:2: ")

@@ -25,8 +25,9 @@ from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Policy, Recipe
-from flops.repair import own_lock
-from flops.repair.doctor import PythonChoice
+from flops.repair import lock_findings
+from flops.repair.pythons import PythonChoice
+from flops.repair.resolve import LockRequest, lock_requirements, use_own_lock
 
 AMD64, ARM64 = Platform.LINUX_AMD64, Platform.LINUX_ARM64
 BOOKWORM = PythonChoice(version="3.11.2", minor="3.11", glibc=(2, 36), provider="debian", suite="bookworm")
@@ -751,9 +752,15 @@ def locker(shelf, tmp_path):
 
 
 def take(locker, found, *, pythons=(BOOKWORM, TRIXIE), policy=Policy.FIX, flag=None):
-    return own_lock.take(
-        found, tuple(Platform), pythons, locker=locker, policy=policy, python_flag=flag, reporter=Silent()
-    )
+    return use_own_lock(found, request(pythons, Recipe(policy=policy, python=flag)), locker=locker)
+
+
+def request(pythons=(BOOKWORM, TRIXIE), recipe=None):
+    return LockRequest(platforms=tuple(Platform), pythons=pythons, recipe=recipe or Recipe(), reporter=Silent())
+
+
+def compare_hashes(found, locks):
+    return lock_findings.compare_hashes(dict.fromkeys(locks, found.entries), locks)
 
 
 def test_a_lock_is_taken_as_it_is(shelf, locker):
@@ -781,33 +788,21 @@ def test_a_lock_is_taken_as_it_is(shelf, locker):
         assert lock.versions == {"app": "1.0", "base": "1.0", "native": "1.0"}
         assert all(wheel.url.startswith(shelf.url.removesuffix("/simple")) for wheel in lock.wheels)
     with pytest.raises(WheelHash) as caught:
-        own_lock.compare_hashes(found, resolution.locks, Silent())
+        compare_hashes(found, resolution.locks)
     assert codes(caught.value.findings) == ["pylock.toml:9 WHEEL_HASH", "pylock.toml:14 WHEEL_HASH"]
     assert caught.value.exit_code == 5
 
 
 def test_the_python_of_a_lock(shelf, locker):
-    shelf.add("native", "1.0", "cp313-cp313-manylinux_2_17_x86_64")
-    shelf.add("native", "1.0", "cp313-cp313-manylinux_2_17_aarch64")
-    wheels = [
-        wheel_entry("native", "1.0", f"cp313-cp313-manylinux_2_17_{machine}") for machine in ("x86_64", "aarch64")
-    ]
+    tags = [f"cp313-cp313-manylinux_2_17_{machine}" for machine in ("x86_64", "aarch64")]
+    wheels = [wheel_entry("native", "1.0", tag, shelf.add("native", "1.0", tag)) for tag in tags]
     found = read(pylock(("native", "1.0", wheels, ""), head="requires-python = '>=3.9'"), "pylock.toml")
     assert take(locker, found).python == TRIXIE
     assert take(locker, found, pythons=(BOOKWORM,)) is None
     assert take(locker, found, flag="3.11") is None
     bound = read(pylock(("native", "1.0", wheels, ""), head="requires-python = '<3.12'"), "pylock.toml")
     assert take(locker, bound) is None
-    ruled = own_lock.resolve(
-        bound,
-        tuple(Platform),
-        (BOOKWORM, TRIXIE),
-        locker=locker,
-        policy=Policy.FIX,
-        python_flag=None,
-        reporter=Silent(),
-        otherwise=lambda: take(locker, found),
-    )
+    ruled = lock_requirements(bound, request(), locker=locker)
     assert ruled.python == TRIXIE
     assert codes(ruled.findings) == ["pylock.toml LOCK_NOT_TAKEN"]
 
@@ -817,7 +812,7 @@ def test_what_a_lock_does_not_list_is_noted(shelf, locker):
     wheels = [wheel_entry("plain", "1.0", f"cp39-abi3-manylinux_2_17_{machine}") for machine in ("x86_64", "aarch64")]
     found = read(pylock(("plain", "1.0", wheels, "")), "pylock.toml")
     resolution = take(locker, found)
-    assert codes(own_lock.compare_hashes(found, resolution.locks, Silent())) == ["pylock.toml:4 LOCK_FILE_MISSING"]
+    assert codes(compare_hashes(found, resolution.locks)) == ["pylock.toml:4 LOCK_FILE_MISSING"]
 
 
 def test_hashes_of_requirements_are_compared(shelf, locker):
@@ -831,20 +826,20 @@ def test_hashes_of_requirements_are_compared(shelf, locker):
     ):
         found = read(f"# x\nplain=={'1.0'} {marker} {hashes}\n", "requirements.txt")
         if ok:
-            assert own_lock.compare_hashes(found, {AMD64: lock}, Silent()) == ()
+            assert compare_hashes(found, {AMD64: lock}) == ()
         else:
             with pytest.raises(WheelHash) as caught:
-                own_lock.compare_hashes(found, {AMD64: lock}, Silent())
+                compare_hashes(found, {AMD64: lock})
             assert codes(caught.value.findings) == ["requirements.txt:2 WHEEL_HASH"]
     moved = read(f"plain==0.9 --hash=sha256:{SHA}\n", "requirements.txt")
-    assert own_lock.compare_hashes(moved, {AMD64: lock}, Silent()) == ()
+    assert compare_hashes(moved, {AMD64: lock}) == ()
 
 
 def test_a_build_for_another_accelerator_has_no_hash_to_be_compared_with(shelf, locker):
     shelf.add("plain", "1.0+cpu")
     lock = locker.lock(["plain"], platform=AMD64, python="3.11.2", glibc=(2, 36))
     found = read(f"plain==1.0 --hash=sha256:{SHA}\n", "requirements.txt")
-    assert codes(own_lock.compare_hashes(found, {AMD64: lock}, Silent())) == ["requirements.txt:1 LOCK_FILE_MISSING"]
+    assert codes(compare_hashes(found, {AMD64: lock})) == ["requirements.txt:1 LOCK_FILE_MISSING"]
 
 
 def test_groups_are_part_of_the_recipe():

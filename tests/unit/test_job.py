@@ -221,7 +221,8 @@ def test_stages_of_a_build_arrive_in_order_with_every_field():
                         package="psutil",
                         before="==5.9.8",
                         after="==6.0.0",
-                        where="conda.yaml:12",
+                        path="conda.yaml",
+                        line=12,
                         reason="no wheel",
                         platform="linux/arm64",
                     )

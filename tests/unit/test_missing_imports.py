@@ -59,7 +59,7 @@ def test_the_standard_library_is_that_of_the_image(name, python, there):
 
 
 def test_only_imports_that_must_be_there_count():
-    found = imports.wanted(
+    found = imports.needed(
         [
             imported("numpy", 3),
             imported("numpy", 9),
@@ -70,7 +70,7 @@ def test_only_imports_that_must_be_there_count():
             imported("mlflow.sklearn"),
         ],
         "3.11.2",
-        but={"mlflow"},
+        ignored={"mlflow"},
     )
     assert [(item.module, item.line) for item in found] == [("numpy", 3)]
 
@@ -86,7 +86,7 @@ def test_likely_wheels_are_looked_into_first_and_often_alone():
 
 def test_what_no_wheel_provides_is_missing_once_at_its_first_place():
     shelf = Shelf(numpy={"numpy"})
-    wanted = imports.wanted([imported("cv2.aruco", 7), imported("cv2", 2), imported("numpy")], "3.11.2")
+    wanted = imports.needed([imported("cv2.aruco", 7), imported("cv2", 2), imported("numpy")], "3.11.2")
     (one,) = imports.missing(wanted, {AMD64: shelf.lock()}, shelf)
     assert (one.item.name, one.item.line, one.platforms) == ("cv2", 2, (AMD64,))
 
@@ -109,7 +109,7 @@ def test_a_module_that_one_platform_lacks_is_told_for_it():
 
 
 def test_a_module_that_left_python_is_told_so():
-    one = imports.Missing(item=imported("cgi"), platforms=(AMD64,))
+    one = imports.MissingModule(item=imported("cgi"), platforms=(AMD64,))
     finding = imports.finding(one, all_platforms=[AMD64], hint="")
     assert finding.message.endswith("(it is not part of Python 3.13 and later here)")
 

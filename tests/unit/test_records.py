@@ -34,7 +34,7 @@ from flops.records.locks import locks_record, pylock
 from flops.records.provenance import Run, provenance_record
 from flops.records.sbom import sbom, sbom_record
 from flops.registry.app import EmbeddedRegistry
-from flops.repair.doctor import PythonChoice
+from flops.repair.pythons import PythonChoice
 from flops.store.document_store import DocumentStore
 from flops.wheels.archive import licence
 
@@ -307,7 +307,9 @@ def test_history_passes_on_and_notes():
         history.warning(Stage.RESOLVE, "old", hint="renew")
     history.finding(Finding(path="a.py", line=3, code="X", message="odd"))
     history.adjusted(
-        Adjustment(code="PIN_RELAXED", package="a", before="==1", after="==2", where="conda.yaml:3", reason="no wheel")
+        Adjustment(
+            code="PIN_RELAXED", package="a", before="==1", after="==2", path="conda.yaml", line=3, reason="no wheel"
+        )
     )
     assert loud.told == [("stage", Stage.RESOLVE, "locks"), ("warning", Stage.RESOLVE, "old", "renew")]
     events = history.events()

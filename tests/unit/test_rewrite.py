@@ -55,8 +55,16 @@ dependencies = [
 
 
 def change(package, after, where, *, code="PIN_RELAXED", before="==0", platform=None):
+    path, _, line = where.partition(":")
     return Adjustment(
-        code=code, package=package, before=before, after=after, where=where, reason="r", platform=platform
+        code=code,
+        package=package,
+        before=before,
+        after=after,
+        path=path,
+        line=int(line or 0),
+        reason="r",
+        platform=platform,
     )
 
 

@@ -28,7 +28,7 @@ from flops.oci.entries import File, Link
 from flops.platforms import Platform
 from flops.progress import Silent
 from flops.recipe import Compression, Recipe
-from flops.repair.pythons import PythonChoice, Wish, adjustments, order
+from flops.repair.pythons import PythonChoice, PythonConstraint, adjustments, by_nearness
 from flops.repository.source import parse_source
 from flops.request import Request
 from flops.settings import Settings
@@ -469,7 +469,7 @@ def test_what_debian_has_is_debians_and_nobody_is_asked(downloads, cache, monkey
     with bases_of(downloads.settings(cache), reporter) as bases:
         debians = bases.choices()
         for asked in (None, request("3.11", "==3.11.*"), request(">=3.9", ">=3.9"), request("3.11.2", "==3.11.2")):
-            wish = Wish.read(asked, None)
+            wish = PythonConstraint.read(asked, None)
             assert bases.choices(wish) == debians
             assert bases.notes(wish, debians[0]) == ()
             assert bases.obtained(wish, debians[0])
@@ -480,25 +480,25 @@ def test_an_exact_python_is_the_standalone_one_upon_the_nearest_base(downloads, 
     downloads.add("3.10.14").add("3.11.9").add("3.12.4")
     with bases_of(downloads.settings(cache), Notes()) as bases:
         debians = bases.choices()
-        wish = Wish.read(request("3.10.14", "==3.10.14"), None)
+        wish = PythonConstraint.read(request("3.10.14", "==3.10.14"), None)
         own, *others = bases.choices(wish)
         assert own == PythonChoice(
             version="3.10.14", minor="3.10", glibc=(2, 36), provider="uv", suite="bookworm", base=debians[0].version
         )
         assert own.runtime_minor == "3.11"
         assert others == debians
-        assert order(wish, [own, *others])[0] == own
+        assert by_nearness(wish, [own, *others])[0] == own
         assert adjustments(request("3.10.14", "==3.10.14"), wish, own, [own, *others]) == ()
         (note,) = bases.notes(wish, own)
         assert (note.code, note.where) == ("PYTHON_STANDALONE", "conda.yaml:5")
         assert "3.10.14 comes from uv's standalone builds" in note.message
         assert f"Bookworm {debians[0].version}" in note.message
         # another release of Debian's minor version stands in its place
-        exact = Wish.read(request("3.11.9", "==3.11.9"), None)
+        exact = PythonConstraint.read(request("3.11.9", "==3.11.9"), None)
         assert [choice.version for choice in bases.choices(exact)] == ["3.11.9", debians[1].version]
         # the flag wins over the repository
-        flag = Wish.read(request("3.10.14", "==3.10.14"), "3.12")
-        assert order(flag, bases.choices(flag))[0].version == "3.12.4"
+        flag = PythonConstraint.read(request("3.10.14", "==3.10.14"), "3.12")
+        assert by_nearness(flag, bases.choices(flag))[0].version == "3.12.4"
 
 
 def test_where_it_cannot_be_had_debian_serves_and_one_note_says_why(downloads, cache):
@@ -506,25 +506,25 @@ def test_where_it_cannot_be_had_debian_serves_and_one_note_says_why(downloads, c
     reporter = Notes()
     with bases_of(downloads.settings(cache), reporter) as bases:
         asked = request("3.10.14", "==3.10.14")
-        wish = Wish.read(asked, None)
+        wish = PythonConstraint.read(asked, None)
         offered = bases.choices(wish)
         assert offered == bases.choices() == bases.choices(wish)
-        choice = order(wish, offered)[0]
+        choice = by_nearness(wish, offered)[0]
         assert choice == bases.likely(wish)
         (note,) = bases.notes(wish, choice)
         assert reporter.told == [note]
         assert (note.code, note.where) == ("PYTHON_NOT_STANDALONE", "conda.yaml:5")
-        assert "no standalone build can be had: 127.0.0.1 does not answer" in note.message
+        assert "no standalone build is available: 127.0.0.1 does not answer" in note.message
         assert [one.code for one in adjustments(asked, wish, choice, offered)] == ["PYTHON_MOVED"]
-        flag = Wish.read(None, "3.10.14")
+        flag = PythonConstraint.read(None, "3.10.14")
         offered = bases.choices(flag)
         with pytest.raises(PythonUnavailable, match=r"no base provides Python 3\.10\.14"):
-            order(flag, offered)
+            by_nearness(flag, offered)
 
 
 def test_an_offer_that_then_cannot_be_fetched_is_taken_back_for_a_day(downloads, cache):
     settings = downloads.add("3.10.14", sha256="0" * 64).settings(cache)
-    wish = Wish.read(request("3.10.14", "==3.10.14"), None)
+    wish = PythonConstraint.read(request("3.10.14", "==3.10.14"), None)
     for refused in (False, True):
         reporter = Notes()
         with bases_of(settings, reporter) as bases:

@@ -18,8 +18,7 @@ class Report:
 
 
 def change(package, after, line, code="PIN_RELAXED", path="requirements.txt"):
-    where = f"{path}:{line}" if line else path
-    return Adjustment(code=code, package=package, before="==1.0", after=after, where=where, reason="r")
+    return Adjustment(code=code, package=package, before="==1.0", after=after, path=path, line=line, reason="r")
 
 
 def failing(*repairs):

@@ -15,7 +15,7 @@ from flops.base.debian.debian_base import SUITES, DebianBase, Suite
 from flops.base.standalone import Offer, StandalonePythons
 from flops.base.standalone_layers import StandaloneBase, StandaloneLayers
 from flops.errors import BaseUnavailable
-from flops.repair.pythons import STANDALONE, PythonChoice, Wish, not_standalone, standalone
+from flops.repair.pythons import STANDALONE, PythonChoice, PythonConstraint, not_standalone, standalone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,13 +105,13 @@ class Bases:
         self._pool.shutdown(cancel_futures=True)
         self._stack.close()
 
-    def choices(self, wish: Wish | None = None) -> list[PythonChoice]:
+    def choices(self, wish: PythonConstraint | None = None) -> list[PythonChoice]:
         """The Pythons on offer, the preferred one first; with a base image it is pulled and looked at now.
 
         Where none of them is what is wished for, uv is asked for a standalone one, which may take some seconds once a day.
         """
         bases = self._base_choices()
-        if wish is None or any(wish.fits(choice) for choice in bases):
+        if wish is None or any(wish.allows(choice) for choice in bases):
             return bases
         near = self.likely(wish)
         offer = self._offer(wish, near)
@@ -122,12 +122,12 @@ class Bases:
         # another release of the same minor version takes the same wheels: a second trial could only fail alike
         return [own, *(choice for choice in bases if choice.minor != minor)]
 
-    def likely(self, wish: Wish | None) -> PythonChoice:
+    def likely(self, wish: PythonConstraint | None) -> PythonChoice:
         """The base that will be taken, as far as that can be told without asking anybody."""
         bases = self._base_choices()
         return min(bases, key=wish.rank) if wish else bases[0]
 
-    def notes(self, wish: Wish | None, choice: PythonChoice) -> tuple[Finding, ...]:
+    def notes(self, wish: PythonConstraint | None, choice: PythonChoice) -> tuple[Finding, ...]:
         """Where the ML environment's Python comes from, if it is not the base's own or should not have been."""
         if wish is None:
             return ()
@@ -136,7 +136,7 @@ class Bases:
         offer = self._offers.get(str(wish.specifier))
         return (not_standalone(wish, offer.reason),) if offer and offer.reason else ()
 
-    def obtained(self, wish: Wish | None, choice: PythonChoice) -> bool:
+    def obtained(self, wish: PythonConstraint | None, choice: PythonChoice) -> bool:
         """Whether a standalone Python could be fetched, which is waited for; if not, `choices` offers it no more."""
         if wish is None or choice.provider != STANDALONE:
             return True
@@ -184,14 +184,14 @@ class Bases:
         self._base_choices()
         return self._standalone_base(choice) if choice.provider == STANDALONE else self._offered[choice.suite]
 
-    def _offer(self, wish: Wish, near: PythonChoice) -> Offer:
+    def _offer(self, wish: PythonConstraint, near: PythonChoice) -> Offer:
         key = str(wish.specifier)
         if key not in self._offers:
             self._offers[key] = self._pythons.offer(wish.specifier, self._platforms, near=near.version)
             self._report_lack(wish)
         return self._offers[key]
 
-    def _report_lack(self, wish: Wish) -> None:
+    def _report_lack(self, wish: PythonConstraint) -> None:
         """At once, since the lack of a Python may end the build."""
         reason = self._offers[str(wish.specifier)].reason
         if reason:

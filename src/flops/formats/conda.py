@@ -219,16 +219,15 @@ def _read_entry(path: str, line: int, text: str, reading: Reading) -> None:
         known = names()
         reason = None if spec.name in ("python", "pip") else known.reason(spec.name)
         if reason is not None:
-            reading.adjust("CONDA_ONLY", spec.name, spec.version, "", where=f"{path}:{line}", reason=reason)
+            reading.adjust("CONDA_ONLY", spec.name, spec.version, "", path=path, line=line, reason=reason)
             return
         version, chosen = highest(spec.version)
     except ValueError:
         reading.wrong(path, line, "this is not conda's NAME=VERSION", "for example numpy=1.26.4, or numpy>=1.26,<2")
         return
-    where = f"{path}:{line}"
     if chosen:
         reason = "a requirement has no alternatives; the highest is taken"
-        reading.adjust("ALTERNATIVE_CHOSEN", spec.name, spec.version, version, where=where, reason=reason)
+        reading.adjust("ALTERNATIVE_CHOSEN", spec.name, spec.version, version, path=path, line=line, reason=reason)
     if spec.name == "python":
         _read_python(path, line, spec, version, reading)
         return
@@ -244,7 +243,8 @@ def _read_entry(path: str, line: int, text: str, reading: Reading) -> None:
             spec.name,
             spec.name + spec.version,
             name + version,
-            where=where,
+            path=path,
+            line=line,
             reason=f"the package index knows conda's {spec.name} as {name}",
         )
     reading.add(text, path=path, line=line, pep508=name + version)

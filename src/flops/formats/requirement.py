@@ -103,6 +103,23 @@ class Requirement:
     def where(self) -> str:
         return f"{self.path}:{self.line}" if self.line else self.path
 
+    def finding(self, code: str, message: str, hint: str) -> Finding:
+        """A finding about this requirement, at its line."""
+        return Finding(path=self.path, line=self.line, code=code, message=message, hint=hint)
+
+    def adjustment(self, code: str, *, before: str, after: str, reason: str, platform: str | None = None) -> Adjustment:
+        """A change of this requirement, at its line."""
+        return Adjustment(
+            code=code,
+            package=self.name,
+            before=before,
+            after=after,
+            path=self.path,
+            line=self.line,
+            reason=reason,
+            platform=platform,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PythonRequest:
@@ -172,9 +189,9 @@ class Reading:
         if len(self.notes) < TOLD:
             self.notes[Finding(path=path, line=line, code=code, message=message, hint=hint)] = None
 
-    def adjust(self, code: str, package: str, before: str, after: str, *, where: str, reason: str) -> None:
+    def adjust(self, code: str, package: str, before: str, after: str, *, path: str, line: int, reason: str) -> None:
         self.adjustments.append(
-            Adjustment(code=code, package=package, before=before, after=after, where=where, reason=reason)
+            Adjustment(code=code, package=package, before=before, after=after, path=path, line=line, reason=reason)
         )
 
     def add(
@@ -215,7 +232,7 @@ class Reading:
             self.note(path, line, "PIP_DROPPED", "pip is left out: the builder installs without it")
         elif entry.name in REMOVED:
             reason = REMOVED[entry.name]
-            self.adjust("REMOVED", entry.name, entry.specifier, "", where=entry.where, reason=reason)
+            self.adjust("REMOVED", entry.name, entry.specifier, "", path=path, line=line, reason=reason)
         else:
             self.entries.append(self._without_build_label(entry))
 
@@ -242,7 +259,8 @@ class Reading:
             entry.name,
             entry.specifier,
             specifier,
-            where=entry.where,
+            path=entry.path,
+            line=entry.line,
             reason="the package index has no builds with such a label; --accelerator chooses between cpu and cuda",
         )
         return replace(entry, specifier=specifier, hashes=())

@@ -159,7 +159,7 @@ def numpy_is_one(requirements: Requirements) -> bool:
 def _with(requirements: Requirements, name: str, specifier: str, reason: str) -> Requirements:
     path = requirements.path
     entry = Requirement(name=name, specifier=specifier, path=path, line=0, text=name + specifier)
-    adjustment = Adjustment(code="ADDED", package=name, before="", after=specifier, where=path, reason=reason)
+    adjustment = Adjustment(code="ADDED", package=name, before="", after=specifier, path=path, line=0, reason=reason)
     return replace(
         requirements,
         complete=False,

@@ -192,7 +192,8 @@ def _adjustment(event: Readable) -> Adjustment:
         package=text(data.get("package")),
         before=text(data.get("before")),
         after=text(data.get("after")),
-        where=text(data.get("where")),
+        path=text(data.get("where")),  # it is only shown
+        line=0,
         reason=text(data.get("reason")) or event.message,
         platform=text(data.get("platform")) or event.platform,
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flops.locking.lock import Lock
     from flops.platforms import Platform
     from flops.recipe import Recipe
-    from flops.repair.doctor import PythonChoice
+    from flops.repair.pythons import PythonChoice
 
 #: Artifact types of the records.
 LOCKS = "application/vnd.flops.locks.v1"

@@ -1,30 +1,29 @@
-"""CPU or GPU: which builds of PyTorch and TensorFlow are locked, and what CUDA an image would carry.
+"""CPU or GPU: which builds of PyTorch and TensorFlow are locked, and what CUDA packages an image would contain.
 
-Learners train on whatever node they are sent to, so the default is `cpu`. PyTorch has CPU builds of the same version on
-an index of its own. TensorFlow has them on the ordinary index as `tensorflow-cpu`, for x86-64 only: the same release with
-the same modules, so it takes the place of `tensorflow` there, unless a package of the lock asks for that by name.
-Where a CPU build can't be had, the ordinary one is taken and its size told before it is fetched.
+Learners train on any node that they are sent to, so the default is `cpu`. PyTorch has CPU builds of the same version on an
+index of its own. TensorFlow has them on the ordinary index as `tensorflow-cpu`, for x86-64 only: the same release with the
+same modules, so it replaces `tensorflow` there, unless a locked package requires that one by name.
+Where no CPU build is available, the ordinary one is used, and a warning gives its size before it is fetched.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from packaging.version import Version
 
 from flops.errors import Adjustment, DependencyError
 from flops.locking.pylock import LockTarget
 from flops.platforms import Platform
 from flops.recipe import Accelerator
+from flops.repair.pins import same_release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from flops.formats.requirement import Requirement
     from flops.formats.requirements import Requirements
     from flops.locking.lock import Lock, Locker
-    from flops.repair.doctor import FoundLocks, PythonChoice
+    from flops.repair.doctor import FoundLocks, LockRequest
 
     #: Locks requirements with a locker; DependencyError.
     Solve = Callable[[Requirements, Locker], FoundLocks]
@@ -37,152 +36,148 @@ TENSORFLOW, TENSORFLOW_CPU = "tensorflow", "tensorflow-cpu"
 AND_CUDA = "and-cuda"
 CUDA_PREFIXES = ("nvidia-", "cuda-", "cupy-cuda", "jax-cuda", "tensorrt")
 CUDA_NAMES = frozenset({"triton", "pytorch-triton", "onnxruntime-gpu", "faiss-gpu", "tensorflow-gpu"})
+#: Packages that a warning names.
+SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Carried:
-    """What a lock brings for GPUs."""
+class CudaPackages:
+    """The packages of a lock that only GPUs use."""
 
     packages: tuple[str, ...]
     bytes: int
     total: int
-    """Of the whole lock, in bytes."""
+    """Bytes of the whole lock."""
+
+    @classmethod
+    def of(cls, lock: Lock) -> CudaPackages:
+        found = [wheel for wheel in lock.wheels if wheel.name.startswith(CUDA_PREFIXES) or wheel.name in CUDA_NAMES]
+        size = sum(wheel.size or 0 for wheel in found)
+        return cls(packages=tuple(wheel.name for wheel in found), bytes=size, total=lock.bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """A resolution with the builds that were wanted, or those that could be had."""
+class AcceleratorChoice:
+    """Locks with the requested builds, or with those that are available."""
 
-    resolution: FoundLocks
+    found: FoundLocks
     requirements: Requirements
     """Those that were locked, for another lock with something added."""
     locker: Locker
     adjustments: tuple[Adjustment, ...] = ()
-    refusal: str = ""
-    """Why PyTorch's CPU builds were not taken; empty where they were, or where none is needed."""
-    carried: Mapping[Platform, Carried] = field(default_factory=dict)
+    cpu_refusal: str = ""
+    """Why PyTorch's CPU builds are not used; empty where they are, or where none are needed."""
 
     @property
-    def told(self) -> str:
-        """For a warning: what the images carry although CPU builds were wanted; empty where there is nothing to tell."""
-        if not self.refusal or not any(one.packages for one in self.carried.values()):
-            return ""
+    def cuda(self) -> dict[Platform, CudaPackages]:
+        return {platform: CudaPackages.of(lock) for platform, lock in self.found.locks.items()}
+
+    @property
+    def warning(self) -> str:
+        """What the images contain although CPU builds are requested; empty where that is nothing."""
         sizes = [
-            f"{platform}: {one.bytes / 1e6:,.0f} of {one.total / 1e6:,.0f} MB ({_few(one.packages)})"
-            for platform, one in self.carried.items()
+            f"{platform}: {one.bytes / 1e6:,.0f} of {one.total / 1e6:,.0f} MB ({_first(one.packages)})"
+            for platform, one in self.cuda.items()
             if one.packages
         ]
+        if not self.cpu_refusal or not sizes:
+            return ""
         return (
-            f"CPU builds of PyTorch can't be had ({self.refusal}), so images carry CUDA's libraries; {'; '.join(sizes)}"
+            f"CPU builds of PyTorch are not available ({self.cpu_refusal}), so images contain CUDA's libraries; "
+            f"{'; '.join(sizes)}"
         )
 
 
-def carried(lock: Lock) -> Carried:
-    """The packages of a lock that only GPUs use."""
-    found = [wheel for wheel in lock.wheels if wheel.name.startswith(CUDA_PREFIXES) or wheel.name in CUDA_NAMES]
-    return Carried(
-        packages=tuple(wheel.name for wheel in found), bytes=sum(wheel.size or 0 for wheel in found), total=lock.bytes
-    )
+def choose(requirements: Requirements, request: LockRequest, *, locker: Locker, solve: Solve) -> AcceleratorChoice:
+    """Lock with the requested builds, or with the ordinary ones where those don't lock. Errors as `solve`."""
+    if request.recipe.accelerator is Accelerator.CUDA:
+        return AcceleratorChoice(found=solve(requirements, locker), requirements=requirements, locker=locker)
+    targets = [
+        LockTarget(platform=platform, python=one.version, glibc=one.glibc)
+        for one in request.pythons
+        for platform in request.platforms
+    ]
+    return _with_cpu_builds(requirements, locker, targets, solve)
 
 
-def choose(
-    requirements: Requirements,
-    accelerator: Accelerator,
-    *,
-    locker: Locker,
-    platforms: Sequence[Platform],
-    pythons: Sequence[PythonChoice],
-    solve: Solve,
-) -> Chosen:
-    """Lock with the wanted builds; with the ordinary ones where those don't lock. Errors as `solve` gives them."""
-    if accelerator is Accelerator.CUDA:
-        chosen = Chosen(resolution=solve(requirements, locker), requirements=requirements, locker=locker)
-    else:
-        targets = [
-            LockTarget(platform=platform, python=one.version, glibc=one.glibc)
-            for one in pythons
-            for platform in platforms
-        ]
-        chosen = _cpu(requirements, locker, targets, solve)
-    locks = chosen.resolution.locks
-    return replace(chosen, carried={platform: carried(lock) for platform, lock in locks.items()})
-
-
-def _cpu(requirements: Requirements, locker: Locker, targets: Sequence[LockTarget], solve: Solve) -> Chosen:
-    """PyTorch's packages may be named, or turn up in the lock: then it is made again."""
-    direct = TORCH & {entry.name for entry in requirements.entries}
+def _with_cpu_builds(
+    requirements: Requirements, locker: Locker, targets: Sequence[LockTarget], solve: Solve
+) -> AcceleratorChoice:
+    """Where PyTorch's packages are not required but get into the lock through others, the lock is made again."""
+    required = TORCH & {entry.name for entry in requirements.entries}
     hashed = any(entry.hashes for entry in requirements.entries if entry.name in TORCH)
     refusal = "the repository names the hashes of other builds" if hashed else ""
-    if direct and not refusal:
+    if required and not refusal:
         refusal = locker.cpu_refusal(targets[0])
-    chosen = None
-    if direct and not refusal:
-        chosen, refusal = _with_torch(requirements, locker, direct, targets, solve)
-    if chosen is None:
-        chosen = _with_tensorflow(requirements, locker, targets, solve)
-    names = TORCH & {name for lock in chosen.resolution.locks.values() for name in lock.versions}
-    if names and not refusal and not (names <= direct):
+    choice = None
+    if required and not refusal:
+        choice, refusal = _with_torch(requirements, locker, required, targets, solve)
+    if choice is None:
+        choice = _with_tensorflow(requirements, locker, targets, solve)
+    names = TORCH & {name for lock in choice.found.locks.values() for name in lock.versions}
+    if names and not refusal and not (names <= required):
         refusal = locker.cpu_refusal(targets[0])
         if not refusal:
-            again, refusal = _with_torch(requirements, locker, names | direct, targets, solve)
-            chosen = again or chosen
-    return replace(chosen, refusal=refusal)
+            again, refusal = _with_torch(requirements, locker, names | required, targets, solve)
+            choice = again or choice
+    return replace(choice, cpu_refusal=refusal)
 
 
 def _with_torch(
     requirements: Requirements, locker: Locker, names: Iterable[str], targets: Sequence[LockTarget], solve: Solve
-) -> tuple[Chosen | None, str]:
+) -> tuple[AcceleratorChoice | None, str]:
+    """The choice with these packages from PyTorch's index, or why there is none."""
     try:
         return _with_tensorflow(requirements, locker.for_cpu(names), targets, solve), ""
     except DependencyError as error:
         return None, f"they don't lock: {error.message:.200}"
 
 
-def _with_tensorflow(requirements: Requirements, locker: Locker, targets: Sequence[LockTarget], solve: Solve) -> Chosen:
-    """With `tensorflow-cpu` on x86-64 where all that `tensorflow` would be there is that."""
+def _with_tensorflow(
+    requirements: Requirements, locker: Locker, targets: Sequence[LockTarget], solve: Solve
+) -> AcceleratorChoice:
+    """With `tensorflow-cpu` on x86-64 if it is available and changes nothing else."""
     swapped = _swapped(requirements, locker, targets)
     if swapped is not None:
         try:
-            resolution = solve(swapped, locker)
+            found = solve(swapped, locker)
         except DependencyError:
-            pass  # the ordinary build may lock, and tells better what is wrong where it does not
+            pass  # the ordinary build may lock, and its error says better what is wrong
         else:
-            if _same_release(resolution):
-                return Chosen(
-                    resolution=resolution,
-                    requirements=swapped,
-                    locker=locker,
-                    adjustments=tuple(
-                        _adjustment(entry, resolution) for entry in requirements.entries if entry.name == TENSORFLOW
-                    ),
+            if _only_build_differs(found):
+                adjustments = tuple(
+                    _adjustment(entry, found) for entry in requirements.entries if entry.name == TENSORFLOW
                 )
-    return Chosen(resolution=solve(requirements, locker), requirements=requirements, locker=locker)
+                return AcceleratorChoice(found=found, requirements=swapped, locker=locker, adjustments=adjustments)
+    return AcceleratorChoice(found=solve(requirements, locker), requirements=requirements, locker=locker)
 
 
 def _swapped(requirements: Requirements, locker: Locker, targets: Sequence[LockTarget]) -> Requirements | None:
-    """The requirements with the CPU build; None where no TensorFlow is named, or it has no such build."""
+    """The requirements with the CPU build; None where TensorFlow is not required, or has no such build."""
     platforms = {target.platform for target in targets}
-    named = [entry for entry in requirements.entries if entry.name == TENSORFLOW]
-    if not named or Platform.LINUX_AMD64 not in platforms or any(entry.hashes for entry in named):
-        return None
     on_amd64 = [target for target in targets if target.platform is Platform.LINUX_AMD64]
-    if not all(any(_exists(entry, locker, target) for target in on_amd64) for entry in named):
+    named = [entry for entry in requirements.entries if entry.name == TENSORFLOW]
+    if not named or not on_amd64 or any(entry.hashes for entry in named):
+        return None
+    if not all(any(_has_cpu_build(entry, locker, target) for target in on_amd64) for entry in named):
         return None
     entries: list[Requirement] = []
     for entry in requirements.entries:
         if entry.name != TENSORFLOW:
             entries.append(entry)
             continue
-        extras = tuple(extra for extra in entry.extras if extra != AND_CUDA)
-        here = "" if len(platforms) == 1 else "platform_machine == 'x86_64'"
-        entries.append(replace(entry, name=TENSORFLOW_CPU, extras=extras, marker=_both(entry.marker, here)))
-        if len(platforms) > 1:
-            entries.append(replace(entry, extras=extras, marker=_both(entry.marker, "platform_machine != 'x86_64'")))
+        entry = replace(entry, extras=tuple(extra for extra in entry.extras if extra != AND_CUDA))  # noqa: PLW2901
+        if len(platforms) == 1:
+            entries.append(replace(entry, name=TENSORFLOW_CPU))
+        else:
+            marker = f"({entry.marker}) and " if entry.marker else ""
+            for name, sign in ((TENSORFLOW_CPU, "=="), (TENSORFLOW, "!=")):
+                entries.append(replace(entry, name=name, marker=f"{marker}platform_machine {sign} 'x86_64'"))
     return replace(requirements, entries=tuple(entries))
 
 
-def _exists(entry: Requirement, locker: Locker, target: LockTarget) -> bool:
-    """Whether a version that the entry allows has a CPU build; remembered as long as a lock is."""
+def _has_cpu_build(entry: Requirement, locker: Locker, target: LockTarget) -> bool:
+    """Whether a version that the entry allows has a CPU build; remembered as long as a lock."""
     wanted = f"{TENSORFLOW_CPU}{entry.specifier}"
     request = {"is there": wanted, "target": [target.python, target.uv_platform]}
     known = locker.recall(request)
@@ -192,34 +187,27 @@ def _exists(entry: Requirement, locker: Locker, target: LockTarget) -> bool:
     return known
 
 
-def _same_release(resolution: FoundLocks) -> bool:
-    """Nothing was moved for the CPU build, nothing brings the other build beside it, and platforms have one version."""
-    if any(one.package in {TENSORFLOW, TENSORFLOW_CPU} for one in resolution.adjustments):
+def _only_build_differs(found: FoundLocks) -> bool:
+    """Whether nothing was moved for the CPU build, no platform has both builds, and all platforms have one release."""
+    if any(one.package in {TENSORFLOW, TENSORFLOW_CPU} for one in found.adjustments):
         return False
-    found = [
-        {name: lock.versions[name] for name in (TENSORFLOW, TENSORFLOW_CPU) if name in lock.versions}
-        for lock in resolution.locks.values()
+    builds = [
+        [lock.versions[name] for name in (TENSORFLOW, TENSORFLOW_CPU) if name in lock.versions]
+        for lock in found.locks.values()
     ]
-    releases = {Version(version).public for versions in found for version in versions.values()}
-    return len(releases) <= 1 and all(len(versions) <= 1 for versions in found)
+    return all(len(versions) <= 1 for versions in builds) and same_release(*(one for own in builds for one in own))
 
 
-def _adjustment(entry: Requirement, resolution: FoundLocks) -> Adjustment:
-    version = resolution.locks[Platform.LINUX_AMD64].versions.get(TENSORFLOW_CPU, "")
-    return Adjustment(
-        code=CPU_BUILD,
-        package=TENSORFLOW,
+def _adjustment(entry: Requirement, found: FoundLocks) -> Adjustment:
+    version = found.locks[Platform.LINUX_AMD64].versions.get(TENSORFLOW_CPU, "")
+    return entry.adjustment(
+        CPU_BUILD,
         before=f"{entry.name}{entry.specifier}",
         after=f"{TENSORFLOW_CPU}=={version}" if version else TENSORFLOW_CPU,
-        where=entry.where,
         reason="the same release without CUDA's kernels; --accelerator cuda keeps them",
         platform=Platform.LINUX_AMD64.value,
     )
 
 
-def _both(one: str, other: str) -> str:
-    return f"({one}) and {other}" if one and other else one or other
-
-
-def _few(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""The smallest part of a list that still fails: QuickXplain (Junker, AAAI 2004) with a guess that saves most of its tests."""
+"""The smallest part of a list that still fails: QuickXplain (Junker, AAAI 2004), with a guess that saves most of its tests."""
 
 from __future__ import annotations
 
@@ -12,68 +12,65 @@ Item = TypeVar("Item")
 
 #: Tests at a time; each is a run of uv.
 WORKERS = 2
-#: Of this size and below, every member is left out in turn.
+#: Of this many items and fewer, each is left out in turn.
 FEW = 4
 
 
 def minimal(
     items: Sequence[Item], fails: Callable[[tuple[Item, ...]], bool], *, guess: Iterable[Item] = ()
 ) -> tuple[Item, ...]:
-    """A part of the items that fails and of which no smaller part does, in their order; () where even all of them pass.
+    """A part of the items, in their order, that fails and of which no smaller part fails; () where all of them pass.
 
-    `fails` is asked at most once for each part, from up to WORKERS threads; what fails must fail with more items too.
-    `guess`: items that probably take part; a wrong guess costs one test.
+    `fails` is called at most once for each part, from up to WORKERS threads; what fails must fail with more items too.
+    `guess`: items that probably belong to the part; a wrong guess costs one test.
     """
     search = _Search(items, fails)
     every = frozenset(range(len(items)))
-    hinted = frozenset(items.index(item) for item in guess)
-    if hinted and hinted < every and search.fails(hinted):
-        found = search.narrow(hinted)
+    guessed = frozenset(items.index(item) for item in guess)
+    if guessed and guessed < every and search.fails(guessed):
+        found = search.narrow(guessed)
     elif search.fails(every):
         found = search.narrow(every)
     else:
         return ()
-    return tuple(items[place] for place in sorted(found))
+    return tuple(items[index] for index in sorted(found))
 
 
 class _Search:
-    """Parts are sets of places; answers are kept."""
+    """Tests parts, which are sets of indexes, and remembers the results."""
 
     def __init__(self, items: Sequence[Item], fails: Callable[[tuple[Item, ...]], bool]) -> None:
         self._items = items
-        self._ask = fails
+        self._test = fails
         self._known: dict[frozenset[int], bool] = {frozenset(): False}
 
     def fails(self, part: frozenset[int]) -> bool:
         return self.fail([part])[0]
 
     def fail(self, parts: Sequence[frozenset[int]]) -> list[bool]:
-        """Ask about several at once."""
+        """Test several parts at once."""
         new = [part for part in dict.fromkeys(parts) if part not in self._known]
-        chosen = [tuple(self._items[place] for place in sorted(part)) for part in new]
+        chosen = [tuple(self._items[index] for index in sorted(part)) for part in new]
         if len(new) > 1:
             with ThreadPoolExecutor(WORKERS) as pool:
-                answers = list(pool.map(self._ask, chosen))
+                results = list(pool.map(self._test, chosen))
         else:
-            answers = [self._ask(part) for part in chosen]
-        self._known.update(zip(new, answers, strict=True))
+            results = [self._test(part) for part in chosen]
+        self._known.update(zip(new, results, strict=True))
         return [self._known[part] for part in parts]
 
     def narrow(self, part: frozenset[int]) -> frozenset[int]:
-        """A smallest failing part of one that fails: halves while one of them fails alone, then what lies across."""
+        """The smallest failing part of a failing one: take halves while one of them fails alone, then search across."""
         while len(part) > FEW:
             halves = _halves(part)
-            failing = [half for half, answer in zip(halves, self.fail(halves), strict=True) if answer]
+            failing = [half for half, failed in zip(halves, self.fail(halves), strict=True) if failed]
             if not failing:
                 return self._across(frozenset(), part, tested=True)
             part = failing[0]
-        return self._one_by_one(part)
-
-    def _one_by_one(self, part: frozenset[int]) -> frozenset[int]:
-        self.fail([part - {place} for place in sorted(part)])
-        for place in sorted(part):
-            if self.fails(part - {place}):
-                part -= {place}
+        self.fail([part - {index} for index in sorted(part)])
+        for index in sorted(part):
+            if self.fails(part - {index}):
+                part -= {index}
         return part
 
     def _across(self, background: frozenset[int], part: frozenset[int], *, tested: bool) -> frozenset[int]:
@@ -89,6 +86,6 @@ class _Search:
 
 
 def _halves(part: frozenset[int]) -> tuple[frozenset[int], frozenset[int]]:
-    places = sorted(part)
-    middle = len(places) // 2
-    return frozenset(places[:middle]), frozenset(places[middle:])
+    indexes = sorted(part)
+    middle = len(indexes) // 2
+    return frozenset(indexes[:middle]), frozenset(indexes[middle:])

@@ -1,4 +1,4 @@
-"""What a repository is, before anything is resolved: its files at one commit, its structure, its requirements."""
+"""Reads a repository before anything is resolved: its files at one commit, its structure, its requirements."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flops.formats import requirements as requirement_files
 from flops.formats.bounded_reading import rehearse
 from flops.progress import Stage
 from flops.recipe import Flavor
+from flops.repair.spelling import explained
 from flops.repository.checkout import Checkout, checkout
 
 if TYPE_CHECKING:
@@ -24,34 +25,36 @@ if TYPE_CHECKING:
     from flops.request import Request
     from flops.settings import Settings
 
-#: Which package stands for which flavor, where the code's imports do not tell; the first that is required counts.
+#: The flavor of a repository whose imports show none, by the first of these packages that it requires.
 FLAVORS = {
     "keras": Flavor.KERAS,
     "tensorflow": Flavor.TENSORFLOW,
     "torch": Flavor.PYTORCH,
     "scikit-learn": Flavor.SKLEARN,
 }
-#: Where in a job's room the checkout lies.
+#: The checkout's directory in a job's working directory.
 FILES = "repository"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """A repository that fulfils the contract, and what it asks for."""
+    """A repository that fulfils the contract, and what it requires."""
 
     checkout: Checkout
     structure: Structure
     requirements: Requirements
     flavor: Flavor | None
-    """As requested, else told by the imports, else by the requirements; None where nothing tells."""
+    """As requested, else by the imports, else by the requirements; None where neither shows one."""
 
 
-def inspect(request: Request, room: Path, *, settings: Settings, clock: StageClock, reporter: Reporter) -> Inspection:
-    """Check out into `room` and check; SourceError, StructureError or DependencyError with every finding at once."""
+def inspect(
+    request: Request, work_dir: Path, *, settings: Settings, clock: StageClock, reporter: Reporter
+) -> Inspection:
+    """Check out into `work_dir` and read; SourceError, StructureError or DependencyError with all findings at once."""
     with clock.stage(Stage.CLONE, request.source.text):
         files = checkout(
             request.source,
-            room / FILES,
+            work_dir / FILES,
             ref=request.ref,
             subdir=request.recipe.subdir,
             allow_secrets=[name.strip() for name in settings.allow_secrets.split(",") if name.strip()],
@@ -66,16 +69,17 @@ def inspect(request: Request, room: Path, *, settings: Settings, clock: StageClo
         reporter.finding(note)
     for adjustment in requirements.adjustments:
         reporter.adjusted(adjustment)
-    flavor = request.recipe.flavor or structure.flavor or _flavor(requirements)
+    required = {entry.name for entry in requirements.entries}
+    by_package = next((flavor for name, flavor in FLAVORS.items() if name in required), None)
+    flavor = request.recipe.flavor or structure.flavor or by_package
     if flavor is None:
-        reporter.warning(
-            Stage.CHECK, "neither imports nor requirements tell the ML framework", hint="name it with --flavor"
-        )
+        message = "neither imports nor requirements show the ML framework"
+        reporter.warning(Stage.CHECK, message, hint="name it with --flavor")
     return Inspection(checkout=files, structure=structure, requirements=requirements, flavor=flavor)
 
 
 def _check(files: Checkout, request: Request) -> tuple[Structure, Requirements]:
-    """Both halves are read before either fails, so that one run tells everything that is wrong."""
+    """Both halves are read before either fails, so that one run reports everything that is wrong."""
     sources = files.read(requirement_files.is_candidate)
     groups, platforms = request.recipe.groups, request.platforms
     with ThreadPoolExecutor(1) as pool:
@@ -90,13 +94,6 @@ def _check(files: Checkout, request: Request) -> tuple[Structure, Requirements]:
             contract.require(replace(structure, findings=(*structure.findings, *error.findings)))
         if rehearsal.exception() is not None:
             raise
-        from flops.repair.spelling import explained  # noqa: PLC0415 - only failures need it, and a check is short
-
         raise explained(error, sources, read) from error.__cause__
     contract.require(structure)
     return structure, requirement_files.with_data_packages(requirements, structure)
-
-
-def _flavor(requirements: Requirements) -> Flavor | None:
-    required = {entry.name for entry in requirements.entries}
-    return next((flavor for name, flavor in FLAVORS.items() if name in required), None)

@@ -1,4 +1,4 @@
-"""Exact pins, and the versions nearest to one (pure; what exists is asked through a function)."""
+"""Exact pins, and the versions nearest to one (pure: the caller supplies the versions that exist)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
     from flops.formats.requirement import Requirement
 
-    #: The newest (True) or oldest (False) version that fits these clauses (PEP 440) and can be used.
-    Ask = Callable[[str, bool], Version | None]
+    #: The newest (True) or oldest (False) usable version that these clauses (PEP 440) allow.
+    FindVersion = Callable[[str, bool], Version | None]
 
 #: How many leading numbers a version shares with the pin, in the order in which versions are tried.
 SAME_MAJOR = (2, 1)
-ALL = (2, 1, 0)
-#: Runs of uv at a time.
-WORKERS = 2
+ANY_MAJOR = (2, 1, 0)
 
 
 def pinned(entry: Requirement) -> Version | None:
@@ -34,18 +32,28 @@ def pinned(entry: Requirement) -> Version | None:
         return None
 
 
-def exclude(one: Requirement, other: Requirement) -> bool:
-    """Whether two requirements of one package can't both hold, as far as pins tell."""
+def mentioned(entry: Requirement) -> Version | None:
+    """The first version in the requirement's specifier; None where it has no specifier."""
+    for clause in sorted(SpecifierSet(entry.specifier), key=str):
+        try:
+            return Version(clause.version.removesuffix(".*"))
+        except InvalidVersion:
+            continue
+    return None
+
+
+def exclude_each_other(one: Requirement, other: Requirement) -> bool:
+    """Whether two requirements of one package can't both hold, because one is a pin that the other forbids."""
     if one.name != other.name or one.marker != other.marker:
         return False
-    pin, second = pinned(one), pinned(other)
-    return (pin is not None and not SpecifierSet(other.specifier).contains(pin, prereleases=True)) or (
-        second is not None and not SpecifierSet(one.specifier).contains(second, prereleases=True)
+    return any(
+        pin is not None and not SpecifierSet(rival.specifier).contains(pin, prereleases=True)
+        for pin, rival in ((pinned(one), other), (pinned(other), one))
     )
 
 
 def contradicts_itself(entry: Requirement) -> bool:
-    """Whether no version at all can be within its bounds: what was meant can't be told from it."""
+    """Whether the requirement's lower bound is above its upper bound, so that no version can fit."""
     lower, upper = list[Version](), list[Version]()
     for clause in SpecifierSet(entry.specifier):
         try:
@@ -59,93 +67,89 @@ def contradicts_itself(entry: Requirement) -> bool:
     return bool(lower and upper) and max(lower) > min(upper)
 
 
-def named(entry: Requirement) -> Version | None:
-    """The version that a pin or a range speaks of: the first of its clauses that is a version; None for "any"."""
-    for clause in sorted(SpecifierSet(entry.specifier), key=str):
-        try:
-            return Version(clause.version.removesuffix(".*"))
-        except InvalidVersion:
-            continue
-    return None
+def same_release(*versions: str) -> bool:
+    """Whether these are versions of one release: `2.1.1+cpu` is a build of `2.1.1`."""
+    return len({Version(version).public for version in versions}) <= 1
 
 
-def respecified(entry: Requirement, specifier: str) -> str:
-    """The requirement with this specifier instead, as PEP 508 text."""
+def with_specifier(entry: Requirement, specifier: str) -> str:
+    """The requirement with this specifier instead of its own, as PEP 508 text."""
     return replace(entry, specifier=specifier).pep508
 
 
 def distance(version: Version, pin: Version) -> tuple[int, int, bool]:
-    """The lower, the nearer: which leading number differs, by how much; of two that are as near, the later."""
-    stage = next((place for place in ALL if _prefix(version, place) == _prefix(pin, place)), 0)
-    return ALL.index(stage), _gap(version, pin, stage), version < pin
+    """Lower is nearer: which leading number differs, by how much; of two equally near versions the later one."""
+    shared = next((length for length in ANY_MAJOR if _prefix(version, length) == _prefix(pin, length)), 0)
+    return ANY_MAJOR.index(shared), _gap(version, pin, shared), version < pin
 
 
-def by_distance(versions: Iterable[Version], pin: Version, *, stages: Sequence[int] = ALL) -> list[Version]:
+def by_distance(versions: Iterable[Version], pin: Version, *, stages: Sequence[int] = ANY_MAJOR) -> list[Version]:
     """Versions other than the pin, nearest first; pre-releases only near a pre-release."""
     near = sorted(version for version in versions if pin.is_prerelease or not version.is_prerelease)
     above = [version for version in near if version > pin]
     below = [version for version in reversed(near) if version < pin]
-    chosen = [version for version in (*above, *below) if ALL[distance(version, pin)[0]] in stages]
+    chosen = [version for version in (*above, *below) if ANY_MAJOR[distance(version, pin)[0]] in stages]
     return sorted(chosen, key=lambda version: distance(version, pin))
 
 
-def near(entry: Requirement, versions: Sequence[Version], *, stages: Sequence[int] = ALL) -> list[Version]:
-    """Of these versions (ascending) the nearest to what a requirement asks for, first; the newest where it asks for none."""
-    pin = named(entry)
+def nearest_first(
+    entry: Requirement, versions: Sequence[Version], *, stages: Sequence[int] = ANY_MAJOR
+) -> list[Version]:
+    """These versions (ascending) by distance from the requirement's; newest first where it mentions none."""
+    pin = mentioned(entry)
     if pin is None:
         return list(reversed(versions))
-    ends = [
-        version for version in versions if version == pin and pinned(entry) is None
-    ]  # of `<2`, 2 itself is the nearest
-    return [*ends, *by_distance(versions, pin, stages=stages)]
+    # of `<2`, 2 itself is the nearest
+    itself = [version for version in versions if version == pin and pinned(entry) is None]
+    return [*itself, *by_distance(versions, pin, stages=stages)]
 
 
-def nearest(pin: Version, ask: Ask, *, stages: Sequence[int] = ALL) -> Iterator[Version]:
-    """Versions that can be used, nearest first: of the same minor by patch, then of the same major by minor, then by major.
+def find_nearest(pin: Version, find: FindVersion, *, stages: Sequence[int] = ANY_MAJOR) -> Iterator[Version]:
+    """Usable versions, nearest first: of the same minor by patch, then of the same major by minor, then by major.
 
-    Of two that are as near, the later. `ask` is called only as far as the caller goes on.
+    Of two equally near versions the later one. `find` is called only as far as the caller iterates.
     """
-    for stage in stages:
-        yield from _stage(pin, stage, ask)
+    for shared in stages:
+        yield from _find_with_prefix(pin, shared, find)
 
 
-def _stage(version: Version, stage: int, ask: Ask) -> Iterator[Version]:
-    """Those that share `stage` leading numbers with the version and were not given at a longer share."""
-    floor, ceiling = _bounds(version, stage)
+def _find_with_prefix(version: Version, shared: int, find: FindVersion) -> Iterator[Version]:
+    """Versions that share exactly `shared` leading numbers with this one."""
+    floor, ceiling = _bounds(version, shared)
     inner_floor, inner_ceiling = (f"<{version}", f">{version}")
-    if stage < 2:  # noqa: PLR2004
-        low, high = _bounds(version, stage + 1)
+    if shared < 2:  # noqa: PLR2004
+        low, high = _bounds(version, shared + 1)
         inner_floor, inner_ceiling = (low.replace(">=", "<"), high.replace("<", ">="))
-    below = ask(_join(floor, inner_floor), True)
-    above = ask(_join(inner_ceiling, ceiling), False)
+    below = find(_join(floor, inner_floor), True)
+    above = find(_join(inner_ceiling, ceiling), False)
     while below is not None or above is not None:
-        if below is None or (above is not None and _gap(above, version, stage) <= _gap(below, version, stage)):
-            assert above is not None  # noqa: S101 - one of the two is there
+        if below is None or (above is not None and _gap(above, version, shared) <= _gap(below, version, shared)):
+            assert above is not None  # noqa: S101 - one of the two exists
             yield above
-            above = ask(_join(f">{above}", ceiling), False)
+            above = find(_join(f">{above}", ceiling), False)
         else:
             yield below
-            below = ask(_join(floor, f"<{below}"), True)
+            below = find(_join(floor, f"<{below}"), True)
 
 
 def _bounds(version: Version, shared: int) -> tuple[str, str]:
-    """The half-open range of the versions with the same leading numbers; "" where that is all."""
+    """The half-open range of the versions with the same leading numbers; "" where all versions share them."""
     if shared == 0:
         return "", ""
     numbers = list((*version.release, 0, 0)[:shared])
-    epoch = f"{version.epoch}!" if version.epoch else ""
     following = [*numbers[:-1], numbers[-1] + 1]
-    return tuple(f"{sign}{epoch}{'.'.join(map(str, part))}" for sign, part in ((">=", numbers), ("<", following)))  # type: ignore[return-value]
+    epoch = f"{version.epoch}!" if version.epoch else ""
+    return f">={epoch}{'.'.join(map(str, numbers))}", f"<{epoch}{'.'.join(map(str, following))}"
 
 
 def _join(*clauses: str) -> str:
-    return ",".join(clause for clause in clauses if clause)
+    return ",".join(filter(None, clauses))
 
 
-def _prefix(version: Version, shared: int) -> tuple[int, ...]:
-    return (version.epoch, *(*version.release, 0, 0)[:shared]) if shared else ()
+def _prefix(version: Version, length: int) -> tuple[int, ...]:
+    return (version.epoch, *(*version.release, 0, 0)[:length]) if length else ()
 
 
-def _gap(one: Version, other: Version, place: int) -> int:
-    """How far apart they are in the first number that may differ."""
-    return abs((*one.release, 0, 0, 0)[place] - (*other.release, 0, 0, 0)[place])
+def _gap(one: Version, other: Version, index: int) -> int:
+    """How far apart two versions are in the first number that may differ."""
+    return abs((*one.release, 0, 0, 0)[index] - (*other.release, 0, 0, 0)[index])

@@ -1,6 +1,7 @@
-"""What would help but is not done unasked: another name, a line taken out; and repairs as a patch of the user's file.
+"""Repairs that need the author's consent, and repairs shown as a patch of the author's file.
 
-A name that was corrected installs what nobody named, so it is proposed, with a lock that proves it, and never done silently.
+A corrected name installs a package that nobody named, and a removed line leaves one out. Such a repair is proposed, with a
+lock that proves it, and never made silently.
 """
 
 from __future__ import annotations
@@ -9,121 +10,103 @@ from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
-from flops.errors import Adjustment, DependencyError, Finding
+from flops.errors import Adjustment, DependencyError
 from flops.formats import conda
-from flops.repair import line_edit, rewrite, similar_names
-from flops.repair.similar_names import distributions
+from flops.repair import line_edit, rewrite
+from flops.repair.pin_repairs import Repair
+from flops.repair.similar_names import distributions, similar_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from flops.formats.requirement import Requirement
-    from flops.repair.repair import Case, Repair
+    from flops.repair.pin_repairs import FailedTrial
 
 #: Searches for one proposal.
 SEARCHES = 3
 
 
 def propose(
-    case: Case, modules: Collection[str] | None, search: Callable[[tuple[Requirement, ...]], Repair]
+    failed: FailedTrial,
+    modules: Collection[str],
+    search: Callable[[tuple[Requirement, ...]], Repair | FailedTrial],
 ) -> tuple[Adjustment, ...]:
-    """Changes with which everything locks, for requirements that no version can help; () where none is found."""
-    causes = case.causes()
-    options: dict[int, list[Requirement | None]] = {}
-    for place in case.lacking:
-        if case.is_hopeless(place):
-            options[place] = _options(case, place, modules)
+    """Changes with which everything locks, for requirements that no version can satisfy; () where none is found."""
+    causes = failed.causes()
+    options = {position: _options(failed, position, modules) for position in failed.unrepairable}
     if not options or not all(options.values()):
         return ()
     for chosen in islice(product(*options.values()), SEARCHES):
         changed = dict(zip(options, chosen, strict=True))
-        entries = tuple(
-            entry
-            for place, one in enumerate(case.entries)
-            if (entry := changed.get(place, one) if place in changed else one) is not None
-        )
+        entries = [changed.get(position, entry) for position, entry in enumerate(failed.entries)]
         try:
-            repair = search(entries)
+            repair = search(tuple(entry for entry in entries if entry is not None))
         except DependencyError:
             continue
-        told = [_told(case.entries[place], new, causes[place].message) for place, new in changed.items()]
-        return (*told, *repair.adjustments)
+        if isinstance(repair, Repair):
+            own = (_adjustment(failed.entries[at], new, causes[at].message) for at, new in changed.items())
+            return (*own, *repair.adjustments)
     return ()
 
 
-def _options(case: Case, place: int, modules: Collection[str] | None) -> list[Requirement | None]:
-    """The same line with other names, then without it where that can't be missed."""
-    entry = case.entries[place]
-    own = {module.partition(".")[0].lower() for module in modules or ()} | distributions(modules or ())
+def _options(failed: FailedTrial, position: int, modules: Collection[str]) -> list[Requirement | None]:
+    """The requirement with other names, then None (without it) where nothing needs it."""
+    entry = failed.entries[position]
+    imported = distributions(modules)
+    own = {module.partition(".")[0].lower() for module in modules} | imported
     if conda.names().reason(entry.name) is not None and entry.name not in own:
         return [None]
-    others: list[Requirement | None] = []
-    present = {one.name for one in case.entries}
-    for name in similar_names.names(entry.name, modules or ()):
-        if name not in present and case.trial.with_wheels(name, case.trial.platforms):
+    options: list[Requirement | None] = []
+    present = {one.name for one in failed.entries}
+    similar = similar_names(entry.name, modules)
+    for name in similar:
+        if name not in present and failed.trial.versions_with_wheels(name, failed.trial.platforms):
             renamed = replace(entry, name=name, hashes=())
-            others.append(replace(renamed, text=renamed.pep508))
-    unused = modules is not None and entry.name not in distributions(modules)
-    doubled = any(name in present for name in similar_names.names(entry.name, modules or ()))
-    if doubled or unused:
-        others.append(None)
-    return others
+            options.append(replace(renamed, text=renamed.pep508))
+    if entry.name not in imported or any(name in present for name in similar):
+        options.append(None)
+    return options
 
 
-def _told(entry: Requirement, new: Requirement | None, message: str) -> Adjustment:
+def _adjustment(entry: Requirement, new: Requirement | None, message: str) -> Adjustment:
     if new is None:
         reason = conda.names().reason(entry.name) or f"{message}, and nothing needs it"
-        return Adjustment(
-            code=line_edit.TAKEN_OUT,
-            package=entry.name,
-            before=entry.name + entry.specifier,
-            after="",
-            where=entry.where,
-            reason=reason,
-        )
-    return Adjustment(
-        code=line_edit.CORRECTED,
-        package=entry.name,
-        before=entry.name,
-        after=new.name,
-        where=entry.where,
-        reason=f"{message}; {new.name} is the nearest name that can be used",
-    )
+        return entry.adjustment(line_edit.TAKEN_OUT, before=entry.name + entry.specifier, after="", reason=reason)
+    reason = f"{message}; {new.name} is the nearest name that can be used"
+    return entry.adjustment(line_edit.CORRECTED, before=entry.name, after=new.name, reason=reason)
 
 
 def with_patch(
     error: DependencyError, files: Mapping[str, bytes] | None, locks: Callable[[Mapping[str, bytes]], bool]
 ) -> DependencyError:
-    """The error with its repairs as a patch behind its hint; in words where no file is at hand.
+    """The error with its repairs in its hints: in words, and as a patch of the files if the patched files lock.
 
-    `locks` makes sure that the files with the patch in them are read as what was repaired: conda has no pins for one platform.
+    They may not lock: conda files, for example, have no pins for a single platform.
     """
     if not error.repairs:
         return error
-    words = "; ".join(dict.fromkeys(words_of(change) for change in error.repairs))
+    error.findings = tuple(
+        replace(finding, hint=hint) if (hint := _instructions(error.repairs, finding.where)) else finding
+        for finding in error.findings
+    )
     edit = rewrite.edit(files, error.repairs) if files else None
     diff = rewrite.patch(files, edit.files) if files and edit and locks({**files, **edit.files}) else ""
-    error.findings = tuple(_hinted(finding, error.repairs) for finding in error.findings)
-    error.hint = f"{words} (this locks on every requested platform)" + (
+    error.hint = f"{_instructions(error.repairs)} (this locks on every requested platform)" + (
         f"; as a patch:\n{diff.rstrip()}" if diff else ""
     )
     return error
 
 
-def words_of(change: Adjustment) -> str:
-    """A repair as an instruction."""
+def _instructions(changes: Sequence[Adjustment], where: str | None = None) -> str:
+    """What to do for these repairs, or for those at one place."""
+    return "; ".join(dict.fromkeys(_instruction(one) for one in changes if where in {None, one.where}))
+
+
+def _instruction(change: Adjustment) -> str:
+    if change.code == line_edit.TAKEN_OUT:
+        return f"remove {change.package} ({change.where})"
+    if change.code == line_edit.CORRECTED:
+        return f"write {change.after} instead of {change.before} ({change.where})"
+    specifier = change.after if change.after[:1] in "<>=!~" else f"=={change.after}"
     where = f" for {change.platform}" if change.platform else ""
-    match change.code:
-        case line_edit.TAKEN_OUT:
-            return f"take {change.package} out ({change.where})"
-        case line_edit.CORRECTED:
-            return f"write {change.after} instead of {change.before} ({change.where})"
-        case line_edit.SPELLED:
-            return f"write {change.after} ({change.where})"
-    return f"write {change.package}{change.after if change.after[:1] in '<>=!~' else f'=={change.after}'}{where} ({change.where})"
-
-
-def _hinted(finding: Finding, repairs: Sequence[Adjustment]) -> Finding:
-    """The finding with the repairs of its own line as its hint."""
-    own = [words_of(change) for change in repairs if change.where == finding.where]
-    return replace(finding, hint="; ".join(dict.fromkeys(own))) if own else finding
+    return f"write {change.package}{specifier}{where} ({change.where})"

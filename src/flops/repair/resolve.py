@@ -1,157 +1,173 @@
-"""What is installed, decided: the doctor's locks, with the builds that are wanted, what the code imports, and no trackers.
+"""Decides what is installed: the locks, with CPU or CUDA builds, with what the code imports, and without trackers.
 
-Everything is said about locks, so before any wheel is fetched.
+Everything is decided by locks alone, before any wheel is fetched.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flops.errors import Adjustment, Finding, FlopsError, ImportMissing
+from flops.errors import Finding, FlopsError, ImportMissing, NoWheel, Unresolvable
 from flops.formats import requirements as requirement_files
 from flops.progress import Silent, Stage
-from flops.repair import accelerator, doctor, lock_findings, own_lock, trackers
+from flops.recipe import Policy
+from flops.repair import accelerator, lock_findings, pythons, trackers
 from flops.repair.additions import Additions
+from flops.repair.doctor import FoundLocks, LockRequest, find_locks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping
 
+    from flops.errors import Adjustment
     from flops.formats.requirements import Requirements
-    from flops.locking.lock import Locker
+    from flops.locking.lock import Lock, Locker
     from flops.platforms import Platform
     from flops.progress import Reporter
-    from flops.recipe import Recipe
-    from flops.repair.accelerator import Chosen
-    from flops.repair.doctor import FoundLocks, PythonChoice
+    from flops.repair.accelerator import AcceleratorChoice, CudaPackages
     from flops.repair.inspection import Inspection
+    from flops.repair.pythons import PythonChoice
     from flops.wheels.provides import Provides
+
+__all__ = ["LockRequest", "Resolution", "lock_requirements", "resolve", "use_own_lock"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """What the images will hold, and what there is to say about it."""
+    """What the images will hold, and what there is to report about it."""
 
-    chosen: Chosen
-    findings: tuple[Finding, ...]
+    python: PythonChoice
+    locks: Mapping[Platform, Lock]
     adjustments: tuple[Adjustment, ...]
-    """All that were made here; those of the requirements file come before them."""
-
-    @property
-    def resolution(self) -> FoundLocks:
-        return replace(self.chosen.resolution, adjustments=self.adjustments)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LockRequest:
-    """What is asked of the doctor, but for the requirements and the locker."""
-
-    platforms: Sequence[Platform]
-    pythons: Sequence[PythonChoice]
-    recipe: Recipe
-    reporter: Reporter
-
-
-def resolve(seen: Inspection, question: LockRequest, *, locker: Locker, provides: Provides) -> Resolution:
-    """Lock what the repository asks for and its code imports, without what would tell about a learner's data.
-
-    Errors as `doctor.resolve` and `own_lock.compare_hashes`; under STRICT ImportMissing where a package would be added.
-    """
-    reporter = question.reporter
-    requirements = trackers.without(seen.requirements)
-    doctors = _Doctor(seen, question)
-    chosen = accelerator.choose(
-        requirements,
-        question.recipe.accelerator,
-        locker=locker,
-        platforms=question.platforms,
-        pythons=question.pythons,
-        solve=doctors.solve,
-    )
-    if chosen.told:
-        hint = (
-            "set FLOPS_TORCH_INDEX to an index of CPU builds that answers; --accelerator cuda says that this is meant"
-        )
-        reporter.warning(Stage.RESOLVE, chosen.told, hint=hint)
+    """Those of the dependency file come before them."""
     findings: tuple[Finding, ...] = ()
+    cuda: Mapping[Platform, CudaPackages]
+    cpu_refusal: str = ""
+    """Why PyTorch's CPU builds are not used; empty where they are, or where none are needed."""
+
+
+def resolve(inspection: Inspection, request: LockRequest, *, locker: Locker, provides: Provides) -> Resolution:
+    """Lock what the repository requires and what its code imports, without packages that report a learner's training.
+
+    Errors as `find_locks`; WheelHash; ImportMissing where the policy STRICT forbids to add a package.
+    """
+    reporter = request.reporter
+    quiet = replace(request, reporter=_WarningsOnce(reporter))
+    modules = frozenset(item.module for item in inspection.structure.imports if item.reached)
+    files = inspection.checkout.read(requirement_files.is_candidate)
+
+    def solve(requirements: Requirements, locker: Locker) -> FoundLocks:
+        return lock_requirements(requirements, quiet, locker=locker, modules=modules, files=files)
+
+    requirements, removed = trackers.without(inspection.requirements)
+    choice = accelerator.choose(requirements, request, locker=locker, solve=solve)
+    if choice.warning:
+        hint = "set FLOPS_TORCH_INDEX to an index of CPU builds that answers, or use --accelerator cuda if this is intended"
+        reporter.warning(Stage.RESOLVE, choice.warning, hint=hint)
     added: tuple[Adjustment, ...] = ()
+    missing: tuple[Finding, ...] = ()
     try:
-        chosen, added, findings = Additions(
-            seen,
-            platforms=question.platforms,
-            policy=question.recipe.policy,
-            solve=doctors.solve,
-            provides=provides,
-        ).settled(chosen)
+        choice, added, missing = Additions(inspection, request, solve=solve, provides=provides).added(choice)
     except ImportMissing:
         raise
     except FlopsError as error:
         reporter.warning(Stage.RESOLVE, f"imports were not compared with the packages: {error.message}")
-    resolution = chosen.resolution
-    wheels = [wheel for lock in resolution.locks.values() for wheel in lock.wheels]
-    foreseen = lock_findings.python_excluded(resolution.locks, provides.pythons(wheels), chosen.requirements)
-    findings += (*resolution.findings, *foreseen, *_trackers(chosen, seen, provides))
-    adjustments = (
-        *requirements.adjustments[len(seen.requirements.adjustments) :],
-        *chosen.adjustments,
-        *resolution.adjustments,
-        *added,
-    )
+    found = choice.found
+    wheels = [wheel for lock in found.locks.values() for wheel in lock.wheels]
+    excluded = lock_findings.python_excluded(found.locks, provides.pythons(wheels), choice.requirements)
+    adjustments = (*removed, *choice.adjustments, *found.adjustments, *added)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
+    findings = (*missing, *found.findings, *excluded, *_trackers(choice, inspection, provides))
     for finding in findings:
         reporter.finding(finding)
-    hashes = own_lock.compare_hashes(seen.requirements, resolution.locks, reporter)
-    return Resolution(chosen=chosen, findings=(*findings, *hashes), adjustments=adjustments)
+    notes = lock_findings.compare_hashes(dict.fromkeys(found.locks, inspection.requirements.entries), found.locks)
+    for note in notes:
+        reporter.finding(note)
+    return Resolution(
+        python=found.python,
+        locks=found.locks,
+        adjustments=adjustments,
+        findings=(*findings, *notes),
+        cuda=choice.cuda,
+        cpu_refusal=choice.cpu_refusal,
+    )
 
 
-class _Doctor:
-    """Locks requirements, by the repository's own lock where it has one. What it tells is told once, when all is decided."""
-
-    def __init__(self, seen: Inspection, question: LockRequest) -> None:
-        self._question = question
-        self._modules = frozenset(item.module for item in seen.structure.imports if item.reached)
-        self._files = seen.checkout.read(requirement_files.is_candidate)
-        self._reporter = _Untold(question.reporter)
-
-    def solve(self, requirements: Requirements, locker: Locker) -> FoundLocks:
-        question = self._question
-
-        def otherwise() -> FoundLocks:
-            return doctor.find_locks(
-                requirements,
-                question.platforms,
-                question.pythons,
-                locker=locker,
-                policy=question.recipe.policy,
-                python_flag=question.recipe.python,
-                reporter=self._reporter,
-                modules=self._modules,
-                files=self._files,
-            )
-
-        return own_lock.resolve(
-            requirements,
-            question.platforms,
-            question.pythons,
-            locker=locker,
-            policy=question.recipe.policy,
-            python_flag=question.recipe.python,
-            reporter=self._reporter,
-            otherwise=otherwise,
-        )
+def lock_requirements(
+    requirements: Requirements,
+    request: LockRequest,
+    *,
+    locker: Locker,
+    modules: Collection[str] = (),
+    files: Mapping[str, bytes] | None = None,
+) -> FoundLocks:
+    """The repository's own lock where it has one that can be used, else what `find_locks` finds; a finding says which."""
+    own = use_own_lock(requirements, request, locker=locker)
+    if own is not None:
+        count = len({entry.name for entry in requirements.entries})
+        note = Finding(path=requirements.path, line=0, code="LOCK_TAKEN", message=f"used as the lock: {count} packages")
+        return replace(own, findings=(*own.findings, note))
+    found = find_locks(requirements, request, locker=locker, modules=modules, files=files)
+    if not requirements.complete:
+        return found
+    message = (
+        "the package index lacks some of its wheels for every Python that it allows: its versions were used as pins"
+    )
+    hint = f"lock for Python {found.python.minor}"
+    note = Finding(path=requirements.path, line=0, code="LOCK_NOT_TAKEN", message=message, hint=hint)
+    return replace(found, findings=(*found.findings, note))
 
 
-def _trackers(chosen: Chosen, seen: Inspection, provides: Provides) -> tuple[Finding, ...]:
-    locks = chosen.resolution.locks
+def use_own_lock(requirements: Requirements, request: LockRequest, *, locker: Locker) -> FoundLocks | None:
+    """One lock per platform with exactly the repository's own versions, from our index; nothing is resolved again.
+
+    None where the repository has no lock, or where the index lacks wheels for every Python that it allows. IndexUnreachable,
+    LockTimeout; PythonUnavailable where `--python` requests one that is not offered.
+    """
+    if not requirements.complete:
+        return None
+    flag = request.recipe.python
+    constraint = pythons.PythonConstraint.read(requirements.python, flag)
+    for choice in pythons.by_nearness(constraint, request.pythons):
+        if constraint and not (constraint.allows_minor_of(choice) if flag else constraint.allows(choice)):
+            continue
+        moved = pythons.adjustments(requirements.python, constraint, choice, request.pythons)
+        if moved and request.recipe.policy is Policy.STRICT and flag is None:
+            return None
+        locks = _own_locks(requirements, request.platforms, choice, locker)
+        if locks is not None:
+            findings = tuple(lock_findings.withdrawn(locks, requirements))
+            return FoundLocks(python=choice, locks=locks, adjustments=moved, findings=findings)
+    return None
+
+
+def _own_locks(
+    requirements: Requirements, platforms: Collection[Platform], choice: PythonChoice, locker: Locker
+) -> dict[Platform, Lock] | None:
+    lines = [entry.pep508 for entry in requirements.entries]
+
+    def own(platform: Platform) -> Lock:
+        return locker.lock(lines, platform=platform, python=choice.version, glibc=choice.glibc, dependencies=False)
+
+    with ThreadPoolExecutor(max(1, len(platforms))) as pool:
+        try:
+            return dict(zip(platforms, pool.map(own, platforms), strict=True))
+        except (Unresolvable, NoWheel):
+            return None
+
+
+def _trackers(choice: AcceleratorChoice, inspection: Inspection, provides: Provides) -> tuple[Finding, ...]:
+    locks = choice.found.locks
     try:
-        return trackers.brought(chosen.requirements.entries, locks, provides)
-    except FlopsError:  # what brings them could not be read; that they are there is certain
-        return trackers.unexplained(locks, seen.requirements.path)
+        return trackers.brought(choice.requirements.entries, locks, provides)
+    except FlopsError:  # what brings them could not be read; that they are locked is certain
+        return trackers.unexplained(locks, inspection.requirements.path)
 
 
-class _Untold(Silent):
-    """Passes on warnings, each once: of several resolutions only the last one's adjustments and findings count."""
+class _WarningsOnce(Silent):
+    """Passes on each warning once, although several resolutions may give it."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter

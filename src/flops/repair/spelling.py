@@ -1,4 +1,4 @@
-"""Lines of dependency files that can't be read, spelt right: slips of the pen that people make, each made sure of by reading."""
+"""Corrections for lines of dependency files that can't be read: common mistakes, each correction proven by reading the file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from flops.repair.similar_names import popular
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    #: Reads dependency files; a DependencyError tells what can't be read.
+    #: Reads dependency files; DependencyError with a finding for each line that can't be read.
     Read = Callable[[Mapping[str, bytes]], object]
 
-#: Lines of a YAML file that are looked at: its parser notices a slip where nothing fits any more, which may be far below.
+#: Lines of a YAML file that are tried: its parser reports a mistake where nothing fits any more, which may be far below.
 LINES = 200
 #: Lines from a finding within which a stray character is looked for.
 NEAR = 3
-#: Findings that are looked at; a file with more is none of ours.
+#: Findings that are corrected; a file with more is not a dependency file.
 MOST = 20
 #: Seconds after which nothing more is tried: each try reads all files.
 SECONDS = 2.0
+CODES = frozenset({RequirementSyntax.code, RequirementForbidden.code})
 _NAMED = re.compile(r"\s*(?:-\s+)?[\"']?([A-Za-z_][\w.-]*)\s*(?:$|[=<>!~;#\"'])")
 _NUMBER = r"v?\d[\w.*!+-]*"
-#: What is meant by what was written, within one line; the first that can be read counts.
-SLIPS: tuple[tuple[re.Pattern[str], str], ...] = (
+#: Mistakes within one line and their corrections; the first that can be read is used.
+MISTAKES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"=>"), ">="),
     (re.compile(r"=<"), "<="),
     (re.compile(r"===+"), "=="),
@@ -57,30 +58,26 @@ SLIPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def corrections(files: Mapping[str, bytes], error: DependencyError, read: Read) -> tuple[Adjustment, ...]:
-    """Corrections of every line that the error names, with which the files can be read; () where one is not understood."""
+    """Corrections of every line that the error names, with which the files can be read; () where one has none."""
     found: list[Adjustment] = []
-    current = dict(files)
     findings = error.findings
     deadline = time.monotonic() + SECONDS
     for _ in range(MOST):
-        slip = next((finding for finding in findings if finding.code in _CODES), None)
-        step = _correct(current, slip, len(findings), read, deadline) if slip else None
+        wrong = next((finding for finding in findings if finding.code in CODES), None)
+        step = _correct(files, wrong, len(findings), read, deadline) if wrong else None
         if step is None:
             return ()
-        change, current, findings = step
+        change, files, findings = step
         found.append(change)
         if not findings:
             return tuple(found)
     return ()
 
 
-_CODES = frozenset({RequirementSyntax.code, RequirementForbidden.code})
-
-
 def _correct(
     files: Mapping[str, bytes], finding: Finding, count: int, read: Read, deadline: float
 ) -> tuple[Adjustment, dict[str, bytes], tuple[Finding, ...]] | None:
-    """One change, the files with it, and what is still wrong with them."""
+    """The first change that helps, the files with it, and what is still wrong with them."""
     for change in _changes(files, finding):
         if time.monotonic() > deadline:
             break
@@ -104,78 +101,78 @@ def _problems(files: Mapping[str, bytes], read: Read) -> tuple[Finding, ...]:
 
 def _changes(files: Mapping[str, bytes], finding: Finding) -> Iterator[Adjustment]:
     lines = LINE_END.split(files.get(finding.path, b"")[:FILE_LIMIT].decode("utf-8", "replace"))
-    yaml = finding.path.endswith((".yaml", ".yml"))
-    near = sorted(range(1, len(lines) + 1), key=lambda number: (abs(number - finding.line), number))
-    for number in near[:LINES] if yaml else [finding.line]:
+    is_yaml = finding.path.endswith(rewrite.YAML)
+    by_distance = sorted(range(1, len(lines) + 1), key=lambda number: (abs(number - finding.line), number))
+    for number in by_distance[:LINES] if is_yaml else [finding.line]:
         if not 0 < number <= len(lines) or len(lines[number - 1]) > TEXT_LIMIT:  # searches below take a line's square
             continue
         written = lines[number - 1].removeprefix("\ufeff")
         above = lines[number - 2] if number > 1 else ""
-        more = _as_above(written, above) if yaml else _without_dash(written)
         named = _NAMED.match(written)
         reason = conda.names().reason(named[1]) if named else None
-        stray = _without_one(written) if abs(number - finding.line) <= NEAR else ()
-        for text in dict.fromkeys((*([""] if reason else []), *_spellings(written), *more, *stray)):
+        texts = [*([""] if reason else []), *_corrected(written)]
+        texts += _indented_as(above, written) if is_yaml else _without_dash(written)
+        texts += _without_one(written) if abs(number - finding.line) <= NEAR else ()
+        for text in dict.fromkeys(texts):
             yield Adjustment(
                 code=line_edit.SPELLED,
                 package="",
                 before=written,
                 after=text,
-                where=f"{finding.path}:{number}",
+                path=finding.path,
+                line=number,
                 reason=reason or finding.message,
             )
 
 
+def _corrected(written: str) -> Iterator[str]:
+    """The line with one mistake corrected, then with two."""
+    code, comment = _code_and_comment(written)
+    once = [text for pattern, meant in MISTAKES if (text := pattern.sub(meant, code)) != code]
+    twice = [text for one in once for pattern, meant in MISTAKES if (text := pattern.sub(meant, one)) != one]
+    yield from (text.rstrip() + comment for text in (*once, *twice) if text.strip())
+
+
 def _without_one(written: str) -> Iterator[str]:
-    """The line without one character that is no letter or digit, where it then begins with a name that many use."""
-    code, comment = _parts(written)
-    for place, character in enumerate(code):
+    """The line without one character that is no letter or digit, where it then begins with a well-known name."""
+    code, comment = _code_and_comment(written)
+    for index, character in enumerate(code):
         if not character.isalnum() and not character.isspace():
-            text = code[:place] + code[place + 1 :]
-            name = _NAMED.match(text)
-            known = name and canonicalize_name(name[1])
-            if known and (known in popular() or known in conda.names().index):
+            text = code[:index] + code[index + 1 :]
+            named = _NAMED.match(text)
+            name = named and canonicalize_name(named[1])
+            if name and (name in popular() or name in conda.names().index):
                 yield text + comment
 
 
 def _without_dash(written: str) -> Iterator[str]:
-    """A line of a list in a file that is none."""
+    """A line of a YAML list in a file of plain lines."""
     if text := written.lstrip().removeprefix("- "):
-        yield from (text, *_spellings(text))
+        yield from (text, *_corrected(text))
 
 
-def _as_above(written: str, above: str) -> Iterator[str]:
-    """An item of a list as far in as the item above."""
+def _indented_as(above: str, written: str) -> Iterator[str]:
+    """An item of a list, indented as the item above."""
     if written.lstrip().startswith("- ") and above.lstrip().startswith("- "):
         yield above[: len(above) - len(above.lstrip())] + written.lstrip()
 
 
-def _spellings(written: str) -> Iterator[str]:
-    """The line with one slip put right, then with two."""
-    code, comment = _parts(written)
-    once = [text for pattern, meant in SLIPS if (text := pattern.sub(meant, code)) != code]
-    twice = [text for one in once for pattern, meant in SLIPS if (text := pattern.sub(meant, one)) != one]
-    yield from (text.rstrip() + comment for text in (*once, *twice) if text.strip())
-
-
-def _parts(written: str) -> tuple[str, str]:
-    """What counts of a line, and its comment."""
+def _code_and_comment(written: str) -> tuple[str, str]:
     found = re.search(r"\s+#.*$", written)
     return (written[: found.start()], found[0]) if found else (written, "")
 
 
 def explained(error: DependencyError, files: Mapping[str, bytes], read: Read) -> DependencyError:
-    """The error with corrections as its repairs, and as a patch in its hint, where they were found."""
+    """The error with corrections as its repairs, in its findings' hints, and as a patch in its hint, if there are any."""
     error.repairs = corrections(files, error, read)
     if error.repairs:
-        edit = rewrite.edit(files, error.repairs)
-        diff = rewrite.patch(files, edit.files)
         meant = {change.where: change.after.strip() for change in error.repairs}
         error.findings = tuple(
-            replace(one, hint=f"did you mean {meant[one.where]}?" if meant[one.where] else "take the line out")
+            replace(one, hint=f"did you mean {meant[one.where]}?" if meant[one.where] else "remove the line")
             if one.where in meant
             else one
             for one in error.findings
         )
+        diff = rewrite.patch(files, rewrite.edit(files, error.repairs).files)
         error.hint = f"{error.hint}; what may be meant, as a patch:\n{diff.rstrip()}"
     return error

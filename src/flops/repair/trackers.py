@@ -1,4 +1,4 @@
-"""What would tell somebody else about a learner's training: taken out where it is required, told where something brings it.
+"""Packages that report a learner's training to others: removed where required, reported where another package brings them.
 
 Codes: REMOVED (an adjustment), TRACKER_IMPORTED and TRACKER (findings).
 """
@@ -43,9 +43,9 @@ class Tracker:
     what: str
     """What it does, as the end of a sentence about it."""
     modules: tuple[str, ...] = ()
-    """Top-level modules that code imports of it."""
+    """Its top-level modules."""
     keep: bool = False
-    """Not taken out where it is required directly."""
+    """Not removed where it is required directly."""
 
 
 @cache
@@ -60,35 +60,30 @@ def trackers() -> dict[str, Tracker]:
     }
 
 
-def without(requirements: Requirements) -> Requirements:
-    """The requirements without those that are trackers, each told as an adjustment."""
-    taken = [entry for entry in requirements.entries if (one := trackers().get(entry.name)) and not one.keep]
+def without(requirements: Requirements) -> tuple[Requirements, tuple[Adjustment, ...]]:
+    """The requirements without trackers, and an adjustment for each that was removed."""
+    removed = [entry for entry in requirements.entries if (one := trackers().get(entry.name)) and not one.keep]
     adjustments = tuple(
-        Adjustment(
-            code=REMOVED,
-            package=entry.name,
+        entry.adjustment(
+            REMOVED,
             before=entry.specifier,
             after="",
-            where=entry.where,
             reason=f"a learner's training is private: {entry.name} {trackers()[entry.name].what}",
         )
-        for entry in taken
+        for entry in removed
     )
-    return replace(
-        requirements,
-        entries=tuple(entry for entry in requirements.entries if entry not in taken),
-        adjustments=(*requirements.adjustments, *adjustments),
-    )
+    kept = tuple(entry for entry in requirements.entries if entry not in removed)
+    return replace(requirements, entries=kept), adjustments
 
 
 @cache
 def modules() -> dict[str, Tracker]:
-    """By the top-level modules that code imports of them."""
+    """By their top-level modules."""
     return {module: one for one in reversed(trackers().values()) for module in one.modules}
 
 
 def imported(items: Iterable[ImportedModule]) -> tuple[Finding, ...]:
-    """Imports of trackers that a learner does not have: where nothing guards one, it would end the training."""
+    """One finding for each unguarded import of a tracker that a learner does not have: it would end the training."""
     return tuple(
         Finding(
             path=item.path,
@@ -103,9 +98,9 @@ def imported(items: Iterable[ImportedModule]) -> tuple[Finding, ...]:
 
 
 def brought(entries: Sequence[Requirement], locks: Mapping[Platform, Lock], provides: Provides) -> tuple[Finding, ...]:
-    """The trackers in the learner's packages, each with the shortest chain that brings it, at the line it begins at.
+    """One finding for each locked tracker, with the shortest chain of packages that brings it, at the line of the first one.
 
-    Wheels' metadata are read only where a lock has a tracker. IndexUnreachable, WheelUnsafe.
+    Wheels' metadata is read only where a lock has a tracker. IndexUnreachable, WheelUnsafe.
     """
     found: dict[tuple[str, ...], list[Platform]] = {}
     for platform, lock in locks.items():
@@ -113,15 +108,15 @@ def brought(entries: Sequence[Requirement], locks: Mapping[Platform, Lock], prov
             continue
         for chain in _chains(entries, lock, provides):
             found.setdefault(chain, []).append(platform)
-    begins = {entry.name: entry for entry in reversed(entries)}
+    first = {entry.name: entry for entry in reversed(entries)}
     return tuple(
-        _finding(chain, begins.get(chain[0]), "" if len(on) == len(locks) else f" on {' and '.join(map(str, on))}")
+        _finding(chain, first[chain[0]], "" if len(on) == len(locks) else f" on {' and '.join(map(str, on))}")
         for chain, on in found.items()
     )
 
 
 def unexplained(locks: Mapping[Platform, Lock], path: str) -> tuple[Finding, ...]:
-    """The trackers in the learner's packages, where what brings them could not be read."""
+    """The same findings where it could not be read which packages bring the trackers."""
     names = sorted({name for lock in locks.values() for name in trackers().keys() & lock.versions.keys()})
     return tuple(
         Finding(path=path, line=0, code=BROUGHT, message=f"{name} is among the learner's packages: it {what}")
@@ -130,23 +125,18 @@ def unexplained(locks: Mapping[Platform, Lock], path: str) -> tuple[Finding, ...
     )
 
 
-def _finding(chain: tuple[str, ...], entry: Requirement | None, where: str) -> Finding:
-    one = trackers()[chain[-1]]
-    how = f" ({' -> '.join(chain)})" if len(chain) > 1 else ""
-    begin = chain[0]
-    return Finding(
-        path=entry.path if entry else begin,
-        line=entry.line if entry else 0,
-        code=BROUGHT,
-        message=f"{one.name} is among the learner's packages{where}{how}: it {one.what}",
-        hint=f"see that it is switched off, or use something else than {begin}"
-        if len(chain) == 1
-        else f"use a version or an extra of {begin} that does without, or something else than {begin}",
-    )
+def _finding(chain: tuple[str, ...], entry: Requirement, where: str) -> Finding:
+    first, tracker = chain[0], trackers()[chain[-1]]
+    through = f" ({' -> '.join(chain)})" if len(chain) > 1 else ""
+    message = f"{tracker.name} is among the learner's packages{where}{through}: it {tracker.what}"
+    hint = f"check that it is switched off, or use another package than {first}"
+    if len(chain) > 1:
+        hint = f"use a version or an extra of {first} that does without it, or another package than {first}"
+    return entry.finding(BROUGHT, message, hint)
 
 
 def _chains(entries: Sequence[Requirement], lock: Lock, provides: Provides) -> Iterator[tuple[str, ...]]:
-    """Breadth first over the lock's own edges; nothing is looked for behind a tracker."""
+    """The shortest chain to each tracker, breadth first along the lock's own edges; trackers are not followed further."""
     requires = provides.requires(lock.wheels)
     lines = {wheel.name: requires[wheel.sha256] for wheel in lock.wheels}
     glibc = (2, OLDEST_GLIBC[lock.platform.machine])
@@ -155,26 +145,26 @@ def _chains(entries: Sequence[Requirement], lock: Lock, provides: Provides) -> I
     queue: deque[tuple[tuple[str, ...], frozenset[str]]] = deque(
         ((canonicalize_name(one.name),), frozenset(one.extras)) for one in starts if _applies(one, environment)
     )
-    seen: set[tuple[str, frozenset[str]]] = set()
-    told: set[str] = set()
+    visited: set[tuple[str, frozenset[str]]] = set()
+    found: set[str] = set()
     while queue:
         chain, extras = queue.popleft()
         name = chain[-1]
-        if (name, extras) in seen or name not in lines:
+        if (name, extras) in visited or name not in lines:
             continue
-        seen.add((name, extras))
+        visited.add((name, extras))
         if name in trackers():
-            if name not in told:
-                told.add(name)
+            if name not in found:
+                found.add(name)
                 yield chain
             continue
         for line in lines[name]:
             try:
-                wanted = Pep508(line)
-            except InvalidRequirement:  # of old packages; uv read it in its own way
+                required = Pep508(line)
+            except InvalidRequirement:  # in old packages; uv has its own way to read it
                 continue
-            if any(_applies(wanted, {**environment, "extra": extra}) for extra in ("", *extras)):
-                queue.append(((*chain, canonicalize_name(wanted.name)), frozenset(wanted.extras)))
+            if any(_applies(required, {**environment, "extra": extra}) for extra in ("", *extras)):
+                queue.append(((*chain, canonicalize_name(required.name)), frozenset(required.extras)))
 
 
 def _applies(requirement: Pep508, environment: Mapping[str, str]) -> bool:

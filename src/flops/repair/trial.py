@@ -1,4 +1,4 @@
-"""Experiments with one Python on all requested platforms: what locks, what has no wheel, what is nearest."""
+"""Experiments with one Python on all requested platforms: what locks, what has no wheel, which versions are compatible."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flops.errors import NoWheel, Unresolvable
 from flops.locking.lock import Lock
 from flops.locking.pylock import LockTarget
 from flops.repair import pins
+from flops.repair.conflict import WORKERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
     from flops.platforms import Platform
     from flops.repair.pythons import PythonChoice
 
-    #: The requirements of each platform; the same number for all, and in the same places.
-    Lines = Mapping[Platform, tuple[Requirement, ...]]
+    #: The requirements of each platform, of the same packages in the same order.
+    Entries = Mapping[Platform, tuple[Requirement, ...]]
 
-#: Requests for pages at a time.
-PAGES = 6
+#: Pages of the index that are requested at a time.
+REQUESTS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOutcome:
-    """What became of one lock per platform."""
+    """The locks of the platforms that lock, and the errors of the others."""
 
     locks: Mapping[Platform, Lock]
     failures: Mapping[Platform, FlopsError]
@@ -45,8 +46,8 @@ class TrialOutcome:
         return not self.failures
 
 
-class Pages:
-    """The index's pages of packages, each fetched once; `with` closes its connections."""
+class IndexPages:
+    """The index's pages of packages, each fetched once; `with` closes the connections."""
 
     def __init__(self, locker: Locker) -> None:
         self._locker = locker
@@ -61,39 +62,39 @@ class Pages:
         self._stack.close()
 
     def project(self, name: str) -> IndexProject | None:
-        """None where no index has it; IndexUnreachable where one does not say."""
+        """None where no index has the package; IndexUnreachable where an index does not answer."""
         return self.projects([name])[name]
 
     def projects(self, names: Sequence[str]) -> dict[str, IndexProject | None]:
-        """Many at once."""
+        """The same for many packages at once."""
         with self._guard:
             new = [name for name in dict.fromkeys(names) if name not in self._known]
             if new:
                 indexes = [self._stack.enter_context(index) for index in self._locker.indexes()]
-                with ThreadPoolExecutor(PAGES) as pool:
+                with ThreadPoolExecutor(REQUESTS) as pool:
                     pages = pool.map(lambda name: next(filter(None, (i.project(name) for i in indexes)), None), new)
                     self._known.update(zip(new, pages, strict=True))
             return {name: self._known[name] for name in names}
 
 
 class Trial:
-    """One Python and the requested platforms, against one locker."""
+    """One Python and the requested platforms, tried with one locker."""
 
-    def __init__(self, locker: Locker, pages: Pages, choice: PythonChoice, platforms: Sequence[Platform]) -> None:
-        self.locker = locker
+    def __init__(self, locker: Locker, pages: IndexPages, choice: PythonChoice, platforms: Sequence[Platform]) -> None:
         self.pages = pages
         self.choice = choice
         self.platforms = tuple(platforms)
-        self._seen: dict[tuple[object, ...], dict[str, str] | Unresolvable | NoWheel] = {}
+        self._locker = locker
+        self._solved: dict[tuple[object, ...], dict[str, str] | Unresolvable | NoWheel] = {}
 
-    def lock(self, lines: Lines) -> TrialOutcome:
+    def lock(self, entries: Entries) -> TrialOutcome:
         """Lock all platforms at once; where their versions differ, once more with the first one's preferred.
 
         A second run is seldom needed, so both at once are quicker than one after the other (2.0 s, not 2.6 s, for 43 packages).
         """
         with ThreadPoolExecutor(max(1, len(self.platforms))) as pool:
             results = dict(
-                zip(self.platforms, pool.map(lambda p: self._lock(lines[p], p), self.platforms), strict=True)
+                zip(self.platforms, pool.map(lambda p: self._lock(entries[p], p), self.platforms), strict=True)
             )
         locks = {platform: result for platform, result in results.items() if isinstance(result, Lock)}
         failures = {platform: result for platform, result in results.items() if not isinstance(result, Lock)}
@@ -101,66 +102,68 @@ class Trial:
             first = locks[self.platforms[0]]
             for platform in self.platforms[1:]:
                 if not _agree(first, locks[platform]):
-                    again = self._lock(lines[platform], platform, prefer=first)
+                    again = self._lock(entries[platform], platform, prefer=first)
                     locks[platform] = again if isinstance(again, Lock) else locks[platform]
         return TrialOutcome(locks=locks, failures=failures)
 
-    def missing(self, lines: Lines, platforms: Sequence[Platform]) -> dict[int, tuple[Platform, ...]]:
-        """Which requirements have no wheel of their own, and where; told by the index's pages, confirmed by uv."""
-        names = [entry.name for platform in platforms for entry in lines[platform]]
-        projects = self.pages.projects(names)
+    def without_wheel(self, entries: Entries, platforms: Sequence[Platform]) -> dict[int, tuple[Platform, ...]]:
+        """The positions of requirements without a wheel of their own, and on which platforms.
+
+        The index's pages say which may lack one, and uv confirms it.
+        """
+        projects = self.pages.projects([entry.name for platform in platforms for entry in entries[platform]])
         suspects = [
-            (place, platform)
+            (position, platform)
             for platform in platforms
-            for place, entry in enumerate(lines[platform])
+            for position, entry in enumerate(entries[platform])
             if self._applies(entry, platform) and not self._has_wheel(projects[entry.name], entry, platform)
         ]
-        with ThreadPoolExecutor(pins.WORKERS) as pool:
-            found = pool.map(lambda one: self.solve([lines[one[1]][one[0]].pep508], one[1], alone=True), suspects)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            solved = pool.map(lambda one: self.solve([entries[one[1]][one[0]].pep508], one[1], alone=True), suspects)
         lacking: dict[int, tuple[Platform, ...]] = {}
-        for (place, platform), answer in zip(suspects, found, strict=True):
-            if not isinstance(answer, dict):
-                lacking[place] = (*lacking.get(place, ()), platform)
+        for (position, platform), versions in zip(suspects, solved, strict=True):
+            if not isinstance(versions, dict):
+                lacking[position] = (*lacking.get(position, ()), platform)
         return dict(sorted(lacking.items()))
 
     def solve(
         self, requirements: Sequence[str], platform: Platform, *, lowest: bool = False, alone: bool = False
     ) -> dict[str, str] | Unresolvable | NoWheel:
-        """As `Locker.experiment`, for this Python, and once for the same question."""
+        """As `Locker.experiment`, for this Python; each question is asked once."""
         key = (frozenset(requirements), platform, lowest, alone)
-        if key not in self._seen:
+        if key not in self._solved:
             target = self.target(platform)
-            self._seen[key] = self.locker.experiment(requirements, target=target, lowest=lowest, alone=alone)
-        return self._seen[key]
+            self._solved[key] = self._locker.experiment(requirements, target=target, lowest=lowest, alone=alone)
+        return self._solved[key]
 
     def fails(self, requirements: Sequence[Requirement], platform: Platform) -> bool:
-        """Whether these can't be locked together, with what they depend on."""
+        """Whether these requirements can't be locked together, with all that they depend on."""
         return not isinstance(self.solve([entry.pep508 for entry in requirements], platform), dict)
 
-    def with_wheels(self, name: str, platforms: Sequence[Platform]) -> tuple[Version, ...]:
+    def versions_with_wheels(self, name: str, platforms: Sequence[Platform]) -> tuple[Version, ...]:
         """The versions that have a wheel on each of the platforms, ascending."""
         project = self.pages.project(name)
         return project.usable([self.target(platform) for platform in platforms]) if project else ()
 
-    def beside(
-        self, entry: Requirement, others: Sequence[Requirement], platforms: Sequence[Platform], *, far: bool
+    def compatible_versions(
+        self, entry: Requirement, others: Sequence[Requirement], platforms: Sequence[Platform], *, any_major: bool
     ) -> Iterator[Version]:
         """Versions of a pinned package that lock together with the others on each platform, nearest first.
 
-        Only of the same major version where not `far`.
+        Only of the pin's own major version unless `any_major`.
         """
-        version = pins.pinned(entry)
-        if version is None:
+        pin = pins.pinned(entry)
+        if pin is None:
             return
         context = [other.pep508 for other in others]
 
-        def ask(clauses: str, newest: bool) -> Version | None:
-            text = pins.respecified(entry, clauses)
+        def find(clauses: str, newest: bool) -> Version | None:
+            text = pins.with_specifier(entry, clauses)
             found = self.solve([*context, text], platforms[0], lowest=not newest)
             return Version(found[entry.name]) if isinstance(found, dict) and entry.name in found else None
 
-        for candidate in pins.nearest(version, ask, stages=pins.ALL if far else pins.SAME_MAJOR):
-            text = pins.respecified(entry, f"=={candidate}")
+        for candidate in pins.find_nearest(pin, find, stages=pins.ANY_MAJOR if any_major else pins.SAME_MAJOR):
+            text = pins.with_specifier(entry, f"=={candidate}")
             if all(isinstance(self.solve([*context, text], platform), dict) for platform in platforms[1:]):
                 yield candidate
 
@@ -178,23 +181,15 @@ class Trial:
     def _lock(
         self, entries: Sequence[Requirement], platform: Platform, *, prefer: Lock | None = None
     ) -> Lock | FlopsError:
+        lines = [entry.pep508 for entry in entries]
+        python, glibc = self.choice.version, self.choice.glibc
         try:
-            return self.locker.lock(
-                [entry.pep508 for entry in entries],
-                platform=platform,
-                python=self.choice.version,
-                glibc=self.choice.glibc,
-                prefer=prefer,
-            )
+            return self._locker.lock(lines, platform=platform, python=python, glibc=glibc, prefer=prefer)
         except (Unresolvable, NoWheel) as error:
             return error
 
 
 def _agree(one: Lock, other: Lock) -> bool:
-    """Whether a package that both have is of one release; `2.1.1+cpu` and `2.1.1` are builds of one."""
+    """Whether both have the same release of every package that both have."""
     versions = one.versions
-    return all(
-        version == other_version or Version(version).public == Version(other_version).public
-        for name, other_version in other.versions.items()
-        if (version := versions.get(name)) is not None
-    )
+    return all(pins.same_release(versions.get(name, version), version) for name, version in other.versions.items())

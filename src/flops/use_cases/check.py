@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flops.locking.lock import Lock
     from flops.locking.pylock import LockedWheel
     from flops.platforms import Platform
-    from flops.repair.doctor import PythonChoice
+    from flops.repair.pythons import PythonChoice
     from flops.request import Request
     from flops.settings import Settings
     from flops.store.shared import SharedCache
@@ -53,27 +53,26 @@ def check(
         inspection = parts.inspect()
         with parts.resolving():
             resolution = parts.resolve(inspection)
-            found = resolution.resolution
             estimate = Estimate(parts=parts, repository=inspection.checkout.repository, registry=registry)
-            rebuild = estimate.rebuild(found.locks, found.python)
-            notes = parts.bases.notes(parts.wish(inspection), found.python)
-        chosen = resolution.chosen
+            rebuild = estimate.rebuild(resolution.locks, resolution.python)
+            notes = parts.bases.notes(parts.wish(inspection), resolution.python)
         return Report(
             repository=inspection.checkout.source,
             commit=inspection.checkout.commit,
             recipe=request.recipe.digest,
-            python=PythonUsed.of(found.python, inspection.requirements.python, flag=request.recipe.python),
+            python=PythonUsed.of(resolution.python, inspection.requirements.python, flag=request.recipe.python),
             adjustments=(*inspection.requirements.adjustments, *resolution.adjustments),
             findings=(*inspection.structure.notes, *inspection.requirements.notes, *resolution.findings, *notes),
-            locks=found.locks,
+            locks=resolution.locks,
             seconds=parts.clock.seconds(),
             preflight=Preflight(
                 sizes={
-                    platform: Amount(count=len(lock.wheels), bytes=lock.bytes) for platform, lock in found.locks.items()
+                    platform: Amount(count=len(lock.wheels), bytes=lock.bytes)
+                    for platform, lock in resolution.locks.items()
                 },
                 accelerator=request.recipe.accelerator.value,
-                cuda=chosen.carried,
-                cpu_refusal=chosen.refusal,
+                cuda=resolution.cuda,
+                cpu_refusal=resolution.cpu_refusal,
                 rebuild=rebuild,
             ),
         )

@@ -19,7 +19,7 @@ from flops.locking.lock import Locker
 from flops.oci.blobs import BlobStore
 from flops.progress import Reporter, Stage, StageClock
 from flops.repair.inspection import FILES, Inspection, inspect
-from flops.repair.pythons import STANDALONE, Wish
+from flops.repair.pythons import STANDALONE, PythonConstraint
 from flops.repair.resolve import LockRequest, Resolution, resolve
 from flops.repository.source_lines import SourceLineReporter, source_lines
 from flops.store.document_store import DocumentStore
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flops.locking.lock import Lock
     from flops.platforms import Platform
     from flops.publishing.delivery import Target
-    from flops.repair.doctor import FoundLocks, PythonChoice
+    from flops.repair.pythons import PythonChoice
     from flops.request import Request
     from flops.settings import Settings
     from flops.store.shared import SharedCache
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class Inputs:
     """What a build's images are made of: Python, locks, and who compiles bytecode."""
 
-    resolution: FoundLocks
+    resolution: Resolution
     runtime: Mapping[Platform, Lock]
     compiler: str | None
     """Whose interpreter makes the FL runtime's bytecode (see BytecodeLayer.origin); None: there is none."""
@@ -113,9 +113,9 @@ class BuildParts:
     def inspect(self) -> Inspection:
         return inspect(self.request, self._work_dir, settings=self.settings, clock=self.clock, reporter=self.reporter)
 
-    def wish(self, inspection: Inspection) -> Wish | None:
+    def wish(self, inspection: Inspection) -> PythonConstraint | None:
         """The Python that the repository or the request asks for."""
-        return Wish.read(inspection.requirements.python, self.request.recipe.python)
+        return PythonConstraint.read(inspection.requirements.python, self.request.recipe.python)
 
     def resolve(self, inspection: Inspection) -> Resolution:
         """Python and locks for every platform; DependencyError and its kinds."""
@@ -157,9 +157,9 @@ class BuildParts:
                 if choice.provider == STANDALONE:  # fetched while the locks are made
                     self.bases.start(choice)
             resolution = self._begin_packages(inspection, assembly)
-            if not self.bases.obtained(wish, resolution.resolution.python):
+            if not self.bases.obtained(wish, resolution.python):
                 resolution = self._begin_packages(inspection, assembly)
-            found = resolution.resolution
+            found = resolution
             notes = self.bases.notes(wish, found.python)
             if found.python.provider == STANDALONE:  # where there is none, `choices` has said so
                 for note in notes:
@@ -178,7 +178,7 @@ class BuildParts:
     def _begin_packages(self, inspection: Inspection, assembly: Assembly) -> Resolution:
         """Python and locks, and the layers of the user's packages begun."""
         resolution = self.resolve(inspection)
-        found = resolution.resolution
+        found = resolution
         for platform in self.request.platforms:
             assembly.add(ml_layers(found.locks[platform], found.python.minor))
         return resolution

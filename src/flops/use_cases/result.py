@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from flops.oci.image import Image
     from flops.platforms import Platform
     from flops.publishing.delivery import ExistingImage, Published, Summary
-    from flops.repair.accelerator import Carried
-    from flops.repair.doctor import PythonChoice
+    from flops.repair.accelerator import CudaPackages
+    from flops.repair.pythons import PythonChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Preflight:
     sizes: Mapping[Platform, Amount]
     """Packages of the ML environment, to be fetched in all."""
     accelerator: str
-    cuda: Mapping[Platform, Carried]
+    cuda: Mapping[Platform, CudaPackages]
     cpu_refusal: str
     """Why PyTorch's CPU builds were not taken although they were wanted; empty otherwise."""
     rebuild: Rebuild
