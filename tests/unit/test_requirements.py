@@ -420,7 +420,7 @@ def test_which_files_are_wanted():
     assert not any(map(requirements.is_candidate, ["model.py", "sub/conda.yaml", "data.csv"]))
 
 
-USES = Structure(uses_load_dataset=True, load_dataset_where="data_manager.py:1")
+USES = Structure(load_dataset=("data_manager.py", 1))
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def test_a_repository_gives_what_it_expects(name, tmp_path):
     assert corpus.lines([*found.notes, *asked.notes]) == sorted(expected.get("notes", corpus.lines(asked.notes)))
     assert [warning.split()[0] for warning in done.warnings] == expected.get("warnings", [])
     assert (found.flavor.value if found.flavor else None) == expected.get("flavor")
-    assert found.load_dataset_where == expected.get("load_dataset", "")
-    assert found.uses_load_dataset == ("load_dataset" in expected)
+    where = "{}:{}".format(*found.load_dataset) if found.load_dataset else None
+    assert where == expected.get("load_dataset")
     assert (asked.python.specifier if asked.python else None) == expected.get("python")
     assert asked.complete == expected.get("complete", False)
     entries = [entry.pep508 for entry in asked.entries]

@@ -282,8 +282,7 @@ def test_the_flavor_is_told_by_imports(check, text, flavor):
 )
 def test_the_use_of_load_dataset(check, text, line):
     found = check({"data_manager.py": f"{text}\n{DATA}"})
-    assert found.uses_load_dataset is (line is not None)
-    assert found.load_dataset_where == (f"data_manager.py:{line}" if line else "")
+    assert found.load_dataset == (("data_manager.py", line) if line else None)
 
 
 def test_a_child_that_dies_names_its_file(check, monkeypatch, tmp_path_factory):

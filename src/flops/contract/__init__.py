@@ -1,1 +1,1 @@
-"""The ML repository contract: what FLOps calls, and whether a repository has it, told by syntax trees; nothing is executed."""
+"""The ML repository contract: what FLOps calls, and whether a repository defines it, judged by syntax trees; nothing is executed."""

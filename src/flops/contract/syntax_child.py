@@ -1,8 +1,8 @@
-"""Parses Python files and tells what they define; a program of its own, so that a file can't take the builder with it.
+"""Parses Python files and writes what they define; a program of its own, so that no file can end the builder.
 
-Run as `python -I syntax_child.py ROOT` with one path a line on its input; writes one JSON object a line, in order, each as
-soon as it is known. A file that ends this process (memory, recursion, time) is the one after the last line written.
-Standard library only; nothing of the files is executed.
+Run as `python -I syntax_child.py ROOT` with one path (JSON) a line on its input; writes one JSON object a line, in order, each
+as soon as it is known; its keys are fields in `modules`. A file that ends this process (memory, recursion, time) is the one
+after the last line written. Standard library only; nothing of the files is executed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-#: Per file; a module of a hundred thousand imports is nobody's.
+#: Imports, classes and names that are kept of one file, methods of one class, calls of one method.
 ITEMS = 5000
 GUARDS = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
 
@@ -33,12 +33,12 @@ def summary(data: bytes) -> dict[str, Any]:
         "imports": _imports(tree)[:ITEMS],
         "classes": [_class(node) for node in _statements(tree.body) if isinstance(node, ast.ClassDef)][:ITEMS],
         "names": _names(tree)[:ITEMS],
-        "attributes": _load_dataset_attributes(tree)[:ITEMS],
+        "load_dataset": _load_dataset_attributes(tree)[:ITEMS],
     }
 
 
 def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
-    """The statements that run when a body runs: also those under `if`, `try` and `with`."""
+    """The statements of a body, also those under `if`, `try` and `with`."""
     found: list[ast.stmt] = []
     pending = list(reversed(body))
     while pending:
@@ -81,7 +81,7 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
 
 
 def _names(tree: ast.Module) -> list[list[Any]]:
-    """[name, line, what] for names that a module's own statements bind to another name (`what`, dotted), or to something else ("")."""
+    """[name, line, value] of names that a module's own statements bind; the value is a dotted name, or "" for anything else."""
     found: list[list[Any]] = []
     for node in _statements(tree.body):
         if isinstance(node, ast.Assign):
@@ -96,7 +96,7 @@ def _names(tree: ast.Module) -> list[list[Any]]:
 
 def _class(node: ast.ClassDef) -> dict[str, Any]:
     methods = [item for item in _statements(node.body) if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
-    bound = [
+    assigned = [
         [target.id, item.lineno]
         for item in _statements(node.body)
         if isinstance(item, ast.Assign)
@@ -108,8 +108,7 @@ def _class(node: ast.ClassDef) -> dict[str, Any]:
         "line": node.lineno,
         "bases": [_dotted(base) for base in node.bases],
         "methods": [_method(item) for item in methods][:ITEMS],
-        "bound": bound[:ITEMS],
-        "decorated": bool(node.decorator_list),
+        "assigned": assigned[:ITEMS],
     }
 
 
@@ -119,7 +118,7 @@ def _method(node: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, Any]:
     return {
         "name": node.name,
         "line": node.lineno,
-        "async": isinstance(node, ast.AsyncFunctionDef),
+        "coroutine": isinstance(node, ast.AsyncFunctionDef),
         "decorators": [_dotted(item) for item in node.decorator_list],
         "positional": len(positional),
         "optional": len(arguments.defaults),
@@ -129,7 +128,7 @@ def _method(node: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, Any]:
     }
 
 
-def _own_calls(node: ast.AST, me: str) -> list[list[Any]]:
+def _own_calls(node: ast.AST, first_argument: str) -> list[list[Any]]:
     """[method, line] of the calls `self.method(...)` in a method, in the order of its lines."""
     calls: list[list[Any]] = [
         [child.func.attr, child.lineno]
@@ -137,37 +136,29 @@ def _own_calls(node: ast.AST, me: str) -> list[list[Any]]:
         if isinstance(child, ast.Call)
         and isinstance(child.func, ast.Attribute)
         and isinstance(child.func.value, ast.Name)
-        and child.func.value.id == me
+        and child.func.value.id == first_argument
     ]
     return sorted(calls, key=lambda call: call[1])[:ITEMS]
 
 
 def _load_dataset_attributes(tree: ast.Module) -> list[list[Any]]:
-    """[dotted name, line] of what ends in `.load_dataset`."""
+    """[dotted name, line] of attributes called `load_dataset`."""
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load_dataset"]
     return [[_dotted(node), node.lineno] for node in found]
 
 
 def _dotted(node: ast.AST | None) -> str:
-    """`a.b.c`, of the function for a call and of the class for a subscript; empty where it is no name."""
+    """`a.b.c`, also of `a.b.c[...]`; empty for any other expression."""
     parts: list[str] = []
-    while node is not None:
-        if isinstance(node, ast.Call):
-            return ""
-        if isinstance(node, ast.Subscript):
-            node = node.value
-        elif isinstance(node, ast.Attribute):
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        if isinstance(node, ast.Attribute):
             parts.append(node.attr)
-            node = node.value
-        elif isinstance(node, ast.Name):
-            return ".".join(reversed([*parts, node.id]))
-        else:
-            return ""
-    return ""
+        node = node.value
+    return ".".join(reversed([*parts, node.id])) if isinstance(node, ast.Name) else ""
 
 
 def main() -> None:
-    """Answer every line of the input."""
+    """Write an object for every line of the input."""
     warnings.simplefilter("ignore")
     root = Path(sys.argv[1])
     for line in sys.stdin:

@@ -129,7 +129,7 @@ def read(
 def with_data_packages(requirements: Requirements, structure: Structure) -> Requirements:
     """Add what `load_dataset` needs where the repository uses it and does not pin it; note mlflow that is still imported."""
     noted = _with_mlflow_notes(requirements, structure)
-    if not structure.uses_load_dataset:
+    if structure.load_dataset is None:
         return noted
     added = noted
     if not any(entry.name == "datasets" and entry.specifier for entry in noted.entries):
