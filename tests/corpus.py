@@ -5,7 +5,7 @@
 - what it is made of: `about`; `like` (another folder to start from), `remove`, `make` (path to text), `repeat` (generated files), `link` (path to
   target), `allow_secrets`, `groups`, `platforms`;
 - what reading it gives: `error` (a code), `exit`, `hint`, `findings`, `notes`, `warnings`, `flavor`, `load_dataset`, `python`, `requirements`,
-  `adjustments`, `complete`. What is not named is not compared, but errors, findings and notes are;
+  `adjustments`, `complete`. Everything is compared: what is not named is empty, but `hint` is only a part of the hint;
 - `[lock]`, what locking it on the made index gives, and `[real]`, what it gives on the real one: `error`, `findings`, `adjustments`, `python`,
   `versions` (some of them), `repairs` (of an error), `policy`.
 
