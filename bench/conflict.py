@@ -68,11 +68,9 @@ def reduce(locker: Locker, text: str) -> tuple[set[str], float]:
     entries = read({"requirements.txt": text.encode()}).entries
     with IndexPages(locker) as pages:
         trial = Trial(locker, pages, PYTHON, sorted(Platform))
-        everywhere = dict.fromkeys(trial.platforms, entries)
-        outcome = trial.lock(everywhere)
+        outcome = trial.lock(dict.fromkeys(trial.platforms, entries))
         begun = time.perf_counter()
-        without_wheel = trial.without_wheel(everywhere, tuple(outcome.failures))
-        failed = FailedTrial(trial=trial, entries=entries, outcome=outcome, without_wheel=without_wheel, imported=())
+        failed = FailedTrial(trial=trial, entries=entries, outcome=outcome, modules=())
         found = failed.findings()
         return {text.splitlines()[finding.line - 1] for finding in found}, time.perf_counter() - begun
 

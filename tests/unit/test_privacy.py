@@ -6,6 +6,7 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from flops.contract.structure import ImportedModule
+from flops.errors import IndexUnreachable
 from flops.formats.requirement import Requirement
 from flops.formats.requirements import Requirements
 from flops.locking.lock import Lock, LockedWheel
@@ -31,9 +32,12 @@ class Shelf:
     def __init__(self, **requires: tuple[str, ...]) -> None:
         self.lines = {name.replace("_", "-"): lines for name, lines in requires.items()}
         self.read = 0
+        self.failure: Exception | None = None
 
     def requires(self, wheels):
         self.read += 1
+        if self.failure:
+            raise self.failure
         return {wheel.sha256: self.lines[wheel.name] for wheel in wheels}
 
     def lock(self, platform: Platform = AMD64, *, without: tuple[str, ...] = ()) -> Lock:
@@ -46,7 +50,7 @@ class Shelf:
 
 
 def brought(shelf: Shelf, *entries: Requirement, locks=None):
-    found = trackers.brought(entries, locks or {AMD64: shelf.lock()}, shelf)
+    found = trackers.brought(wanted(*entries), locks or {AMD64: shelf.lock()}, shelf)
     return [(one.where, one.message.partition(": it ")[0]) for one in found]
 
 
@@ -64,7 +68,7 @@ def test_direct_trackers_are_taken_out_and_told():
 def test_what_does_the_work_itself_is_kept_and_told():
     before = wanted(entry("ultralytics", 4))
     assert trackers.without(before) == (before, ())
-    (finding,) = trackers.brought(before.entries, {AMD64: Shelf(ultralytics=()).lock()}, Shelf(ultralytics=()))
+    (finding,) = trackers.brought(before, {AMD64: Shelf(ultralytics=()).lock()}, Shelf(ultralytics=()))
     assert (finding.code, finding.where) == ("TRACKER", "requirements.txt:4")
     assert "check that it is switched off" in finding.hint
 
@@ -122,8 +126,11 @@ def test_a_circle_and_a_line_that_can_not_be_read_end_the_search():
 
 
 def test_without_metadata_it_is_still_told_that_there_is_a_tracker():
-    (finding,) = trackers.unexplained({AMD64: Shelf(numpy=(), wandb=()).lock()}, "conda.yaml")
-    assert (finding.code, finding.where) == ("TRACKER", "conda.yaml")
+    shelf = Shelf(numpy=(), wandb=())
+    shelf.failure = IndexUnreachable("gone")
+    (finding,) = trackers.brought(wanted(entry("numpy", 1)), {AMD64: shelf.lock()}, shelf)
+    assert (finding.code, finding.where) == ("TRACKER", "requirements.txt")
+    assert finding.message.startswith("wandb is among the learner's packages: it ")
 
 
 def test_an_import_of_what_was_taken_out_is_told():

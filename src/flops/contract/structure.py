@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from flops.contract.modules import Module, Modules
     from flops.repository.tree_writer import RepositoryFile
 
-#: By the first of these modules that is imported: code for every framework imports metrics of scikit-learn.
+#: (module, package, flavor); the first that is imported decides, since code for any framework imports scikit-learn's metrics.
 FLAVORS = (
-    ("keras", Flavor.KERAS),
-    ("tensorflow", Flavor.TENSORFLOW),
-    ("torch", Flavor.PYTORCH),
-    ("sklearn", Flavor.SKLEARN),
+    ("keras", "keras", Flavor.KERAS),
+    ("tensorflow", "tensorflow", Flavor.TENSORFLOW),
+    ("torch", "torch", Flavor.PYTORCH),
+    ("sklearn", "scikit-learn", Flavor.SKLEARN),
 )
 PYTHON_2 = (
     "Missing parentheses in call to",
@@ -98,10 +98,10 @@ def check(root: Path, files: Sequence[RepositoryFile]) -> Structure:
     notes: list[Finding] = [*_shadows(known)]
     for module in known.files.values():
         if module.error is not None:
+            finding = _syntax_error(module)
             if module.path in reached:
-                findings.append(_syntax_error(module))
+                findings.append(finding)
             else:
-                finding = _syntax_error(module)
                 message = f"not imported by the contract's modules: {finding.message}"
                 notes.append(replace(finding, code="SYNTAX_UNUSED", message=message))
     for contract in CONTRACT:
@@ -125,7 +125,7 @@ def check(root: Path, files: Sequence[RepositoryFile]) -> Structure:
         notes=tuple(sorted(set(notes))),
         imports=imports,
         load_dataset=uses[1:] if uses else None,
-        flavor=next((flavor for name, flavor in FLAVORS if name in names), None),
+        flavor=next((flavor for module, _, flavor in FLAVORS if module in names), None),
     )
 
 

@@ -103,6 +103,9 @@ class Requirement:
     def where(self) -> str:
         return f"{self.path}:{self.line}" if self.line else self.path
 
+    def allows(self, version: str) -> bool:
+        return SpecifierSet(self.specifier).contains(version, prereleases=True)
+
     def finding(self, code: str, message: str, hint: str) -> Finding:
         """A finding about this requirement, at its line."""
         return Finding(path=self.path, line=self.line, code=code, message=message, hint=hint)

@@ -73,6 +73,13 @@ class Requirements:
     complete: bool = False
     """Whether the entries are the whole, exactly: a lock of the repository's own, for every requested platform."""
 
+    def finding(self, name: str, code: str, message: str, hint: str, *, version: str | None = None) -> Finding:
+        """A finding at the line that requires a package (and allows this version); else about the whole file."""
+        for entry in self.entries:
+            if entry.name == name and (version is None or entry.allows(version)):
+                return entry.finding(code, message, hint)
+        return Finding(path=self.path, line=0, code=code, message=message, hint=hint)
+
 
 def is_candidate(path: str) -> bool:
     """Whether `read` may need this file: a dependency file, or a text that one may include by `-r`."""

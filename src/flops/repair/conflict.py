@@ -51,12 +51,8 @@ class _Search:
         """Test several parts at once."""
         new = [part for part in dict.fromkeys(parts) if part not in self._known]
         chosen = [tuple(self._items[index] for index in sorted(part)) for part in new]
-        if len(new) > 1:
-            with ThreadPoolExecutor(WORKERS) as pool:
-                results = list(pool.map(self._test, chosen))
-        else:
-            results = [self._test(part) for part in chosen]
-        self._known.update(zip(new, results, strict=True))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            self._known.update(zip(new, pool.map(self._test, chosen), strict=True))
         return [self._known[part] for part in parts]
 
     def narrow(self, part: frozenset[int]) -> frozenset[int]:

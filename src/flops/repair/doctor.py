@@ -11,15 +11,14 @@ from flops.errors import Adjustment, DependencyError, Finding, FlopsError, NoWhe
 from flops.formats import bounds
 from flops.formats import requirements as requirement_files
 from flops.formats.requirement import Requirement
-from flops.progress import Stage
 from flops.recipe import Policy
 from flops.repair import diagnosis, lock_findings, proposal, pythons
 from flops.repair.pin_repairs import FailedTrial, Repair
-from flops.repair.similar_names import distributions, lookalikes
-from flops.repair.trial import IndexPages, Trial, TrialOutcome
+from flops.repair.similar_names import distributions
+from flops.repair.trial import IndexPages, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from flops.formats.bounds import Bound
     from flops.formats.requirements import Requirements
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from flops.progress import Reporter
     from flops.recipe import Recipe
     from flops.repair.pythons import PythonChoice, PythonConstraint
-    from flops.repair.trial import Entries
 
 #: Increased whenever the same requirements would be repaired in another way, so that no older repair is recalled.
 METHOD = 3
@@ -38,7 +36,7 @@ SECONDS = 180.0
 
 @dataclass(frozen=True, kw_only=True)
 class LockRequest:
-    """What locks are made for; the requirements themselves come apart from it."""
+    """What locks are made for, apart from the requirements."""
 
     platforms: Sequence[Platform]
     pythons: Sequence[PythonChoice]
@@ -57,6 +55,8 @@ class FoundLocks:
     """Those of the dependency file are not among them."""
     findings: tuple[Finding, ...] = ()
     """Versions that differ between platforms or were withdrawn, names that are probably misspelt."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """(message, hint) about bounds that could not be kept."""
 
 
 def find_locks(
@@ -92,12 +92,12 @@ def find_locks(
             raise proposal.with_patch(error, files, search.locks) from error.__cause__
         choice = repair.trial.choice
         moved = pythons.adjustments(requirements.python, constraint, choice, request.pythons)
-        locks, bounded = _with_bounds(repair, requirements, request.reporter)
+        locks, bounded, warnings = _with_bounds(repair, requirements)
         if request.recipe.policy is Policy.STRICT:
             changes = (*(moved if flag is None else ()), *repair.adjustments, *bounded)
             if changes:
-                findings = (*repair.findings, *(_bound_finding(change, requirements) for change in bounded))
-                raise proposal.with_patch(_refusal(changes, findings), files, search.locks)
+                refusal = _refusal(changes, (*repair.findings, *_bound_findings(bounded, requirements)))
+                raise proposal.with_patch(refusal, files, search.locks)
     return FoundLocks(
         python=choice,
         locks=locks,
@@ -107,6 +107,7 @@ def find_locks(
             *lock_findings.withdrawn(locks, requirements),
             *lock_findings.suspect_names(requirements, modules),
         ),
+        warnings=warnings,
     )
 
 
@@ -151,7 +152,8 @@ class _Search:
                 )
                 for platform in self.platforms
             }
-            trial, outcome = self._try(choice, entries)
+            trial = self._trial(choice)
+            outcome = trial.lock(entries)
             if outcome.complete:
                 return Repair(
                     trial=trial,
@@ -167,7 +169,7 @@ class _Search:
         repair = self.run()
         if isinstance(repair, FailedTrial):
             error = diagnosis.error(repair.findings(), details=repair.explanation)
-            error.repairs = proposal.propose(repair, self.modules, lambda entries: replace(self, entries=entries).run())
+            error.repairs = proposal.propose(repair, lambda entries: replace(self, entries=entries).run())
             raise error
         content = {
             "python": repair.trial.choice.version,
@@ -187,21 +189,20 @@ class _Search:
         pins moved to any version; then requirements without specifiers.
         """
         failed: list[FailedTrial] = []
-        entries = dict.fromkeys(self.platforms, self.entries)
         for choice in self.pythons:
-            trial, outcome = self._try(choice, entries)
-            if outcome.complete:
-                return Repair(trial=trial, entries=entries, locks=outcome.locks)
-            failed.append(self._failed(trial, outcome, entries))
-            if failed[-1].independent_of_python:
+            result = self._try(choice)
+            if isinstance(result, Repair):
+                return result
+            failed.append(result)
+            if result.independent_of_python:
                 break
-            if self._requests(choice) and (repair := failed[-1].relax_pins(any_major=False)):
+            if self._requests(choice) and (repair := result.relax_pins(any_major=False)):
                 return repair
         repairable = [trial for trial in failed if not trial.unrepairable]
         if not repairable:
             return failed[0]
         untried = self.pythons[len(failed) :]
-        return self._repaired(repairable) or self._repaired_with_another_python(untried, entries) or failed[0]
+        return self._repaired(repairable) or self._repaired_with_another_python(untried) or failed[0]
 
     def _repaired(self, failed: Sequence[FailedTrial]) -> Repair | None:
         others = [trial for trial in failed if not self._requests(trial.trial.choice)]
@@ -213,30 +214,30 @@ class _Search:
                 return repair
         return next(filter(None, (trial.unpin() for trial in failed)), None)
 
-    def _repaired_with_another_python(self, choices: Sequence[PythonChoice], entries: Entries) -> Repair | None:
-        """For a requirement that fails with every Python beside others that fail with the first one only."""
+    def _repaired_with_another_python(self, choices: Sequence[PythonChoice]) -> Repair | None:
+        """For a requirement that fails with every Python, beside others that fail with the first one only."""
         for choice in choices:
-            failed = self._failed(*self._try(choice, entries), entries)
-            if not failed.unrepairable and (repair := failed.relax_pins(any_major=True)):
+            result = self._try(choice)
+            if isinstance(result, Repair):
+                return result
+            if not result.unrepairable and (repair := result.relax_pins(any_major=True)):
                 return repair
         return None
 
     def _requests(self, choice: PythonChoice) -> bool:
         return self.constraint is not None and self.constraint.allows_minor_of(choice)
 
-    def _try(self, choice: PythonChoice, entries: Entries) -> tuple[Trial, TrialOutcome]:
-        trial = Trial(self.locker, self.pages, choice, self.platforms)
-        return trial, trial.lock(entries)
+    def _trial(self, choice: PythonChoice) -> Trial:
+        return Trial(self.locker, self.pages, choice, self.platforms)
 
-    def _failed(self, trial: Trial, outcome: TrialOutcome, entries: Entries) -> FailedTrial:
+    def _try(self, choice: PythonChoice) -> Repair | FailedTrial:
+        """The requirements as they are, with one Python."""
+        trial, entries = self._trial(choice), dict.fromkeys(self.platforms, self.entries)
+        outcome = trial.lock(entries)
+        if outcome.complete:
+            return Repair(trial=trial, entries=entries, locks=outcome.locks)
         return FailedTrial(
-            trial=trial,
-            entries=self.entries,
-            outcome=outcome,
-            without_wheel=trial.without_wheel(entries, tuple(outcome.failures)),
-            imported=distributions(self.modules),
-            suspects=lookalikes([entry.name for entry in self.entries], self.modules),
-            deadline=self.deadline,
+            trial=trial, entries=self.entries, outcome=outcome, modules=self.modules, deadline=self.deadline
         )
 
     def locks(self, files: Mapping[str, bytes]) -> bool:
@@ -247,7 +248,7 @@ class _Search:
         except FlopsError:
             return False
         entries = (*read.entries, *(entry for entry in self.entries if entry.line == 0))
-        return self._try(choice, dict.fromkeys(self.platforms, entries))[1].complete
+        return self._trial(choice).lock(dict.fromkeys(self.platforms, entries)).complete
 
 
 def _refusal(changes: Sequence[Adjustment], findings: Sequence[Finding]) -> DependencyError:
@@ -269,18 +270,16 @@ def _refusal(changes: Sequence[Adjustment], findings: Sequence[Finding]) -> Depe
     return error
 
 
-def _bound_finding(change: Adjustment, requirements: Requirements) -> Finding:
-    """The finding that a bound is missing, where it may not be added."""
-    hint = f"write {change.package}{change.after}"
-    for entry in requirements.entries:
-        if entry.name == change.package:
-            return entry.finding(Unresolvable.code, change.reason, hint)
-    return Finding(path=change.path, line=0, code=Unresolvable.code, message=change.reason, hint=hint)
+def _bound_findings(changes: Sequence[Adjustment], requirements: Requirements) -> Iterator[Finding]:
+    """The findings that bounds are missing, where they may not be added."""
+    for change in changes:
+        hint = f"write {change.package}{change.after}"
+        yield requirements.finding(change.package, Unresolvable.code, change.reason, hint)
 
 
 def _with_bounds(
-    repair: Repair, requirements: Requirements, reporter: Reporter
-) -> tuple[Mapping[Platform, Lock], tuple[Adjustment, ...]]:
+    repair: Repair, requirements: Requirements
+) -> tuple[Mapping[Platform, Lock], tuple[Adjustment, ...], tuple[tuple[str, str], ...]]:
     """Add bounds that no metadata states, where a lock breaks one and the repository does not require such a version.
 
     A lock that keeps one bound may break another, so this goes on until none is broken.
@@ -288,6 +287,7 @@ def _with_bounds(
     locks, entries = repair.locks, repair.entries
     specified = {entry.name: entry for entry in requirements.entries if entry.specifier}
     added: dict[str, Adjustment] = {}
+    warnings: list[tuple[str, str]] = []
     while broken := {name: one for name, one in _broken(locks).items() if name not in {*specified, *added}}:
         missing = {
             name: Requirement(
@@ -300,7 +300,7 @@ def _with_bounds(
         if not outcome.complete:
             text = ", ".join(entry.pep508 for entry in missing.values())
             message = f"{next(iter(broken.values())).reason}, and {text} can't be locked"
-            reporter.warning(Stage.RESOLVE, message, hint="pin versions that fit each other")
+            warnings.append((message, "pin versions that fit each other"))
             break
         locks = outcome.locks
         added |= {
@@ -310,8 +310,8 @@ def _with_bounds(
     for name, bound in sorted(_broken(locks).items()):
         if name in specified:
             message = f"{diagnosis.with_places([specified[name]])}: {bound.reason}"
-            reporter.warning(Stage.RESOLVE, message, hint=f"write {name}{bound.specifier}")
-    return locks, tuple(added.values())
+            warnings.append((message, f"write {name}{bound.specifier}"))
+    return locks, tuple(added.values()), tuple(warnings)
 
 
 def _broken(locks: Mapping[Platform, Lock]) -> dict[str, Bound]:

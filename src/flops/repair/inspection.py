@@ -12,7 +12,6 @@ from flops.errors import DependencyError
 from flops.formats import requirements as requirement_files
 from flops.formats.bounded_reading import rehearse
 from flops.progress import Stage
-from flops.recipe import Flavor
 from flops.repair.spelling import explained
 from flops.repository.checkout import Checkout, checkout
 
@@ -22,16 +21,10 @@ if TYPE_CHECKING:
     from flops.contract.structure import Structure
     from flops.formats.requirements import Requirements
     from flops.progress import Reporter, StageClock
+    from flops.recipe import Flavor
     from flops.request import Request
     from flops.settings import Settings
 
-#: The flavor of a repository whose imports show none, by the first of these packages that it requires.
-FLAVORS = {
-    "keras": Flavor.KERAS,
-    "tensorflow": Flavor.TENSORFLOW,
-    "torch": Flavor.PYTORCH,
-    "scikit-learn": Flavor.SKLEARN,
-}
 #: The checkout's directory in a job's working directory.
 FILES = "repository"
 
@@ -70,7 +63,7 @@ def inspect(
     for adjustment in requirements.adjustments:
         reporter.adjusted(adjustment)
     required = {entry.name for entry in requirements.entries}
-    by_package = next((flavor for name, flavor in FLAVORS.items() if name in required), None)
+    by_package = next((flavor for _, package, flavor in contract.FLAVORS if package in required), None)
     flavor = request.recipe.flavor or structure.flavor or by_package
     if flavor is None:
         message = "neither imports nor requirements show the ML framework"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from packaging.markers import Marker
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from flops.errors import Finding, WheelHash
+from flops.errors import WheelHash
 from flops.locking.pylock import LockTarget
 from flops.repair.pins import same_release
 from flops.repair.similar_names import lookalikes
@@ -15,6 +15,7 @@ from flops.repair.similar_names import lookalikes
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from flops.errors import Finding
     from flops.formats.requirement import Requirement
     from flops.formats.requirements import Requirements
     from flops.locking.lock import Lock
@@ -41,7 +42,7 @@ def compare_hashes(entries: Entries, locks: Mapping[Platform, Lock]) -> tuple[Fi
             wheel = wheels.get(entry.name)
             if not entry.hashes or wheel is None or (entry.marker and not Marker(entry.marker).evaluate(environment)):
                 continue
-            if not SpecifierSet(entry.specifier).contains(wheel.version, prereleases=True):
+            if not entry.allows(wheel.version):
                 continue
             if any(known.sha256 == wheel.sha256 for known in entry.hashes):
                 continue
@@ -77,7 +78,7 @@ def versions_differ(locks: Mapping[Platform, Lock], requirements: Requirements) 
         shown = ", ".join(f"{version} on {platform}" for platform, version in own.items())
         message = f"{name} is {shown}: learners of these platforms may not agree on parameters"
         hint = f"pin a version of {name} that has a wheel on every platform"
-        findings.append(_finding(requirements, name, "VERSIONS_DIFFER", message, hint))
+        findings.append(requirements.finding(name, "VERSIONS_DIFFER", message, hint))
     return findings
 
 
@@ -93,7 +94,7 @@ def withdrawn(locks: Mapping[Platform, Lock], requirements: Requirements) -> lis
         where = "" if len(on) == len(locks) else f" (on {' and '.join(map(str, on))})"
         message = f"{name} {version} was withdrawn by its authors{where}{f': {reason}' if reason else ''}"
         hint = f"it is used because it is pinned; pin a version of {name} that was not withdrawn"
-        findings.append(_finding(requirements, name, "PIN_YANKED", message, hint, version=version))
+        findings.append(requirements.finding(name, "PIN_YANKED", message, hint, version=version))
     return findings
 
 
@@ -116,7 +117,7 @@ def python_excluded(
                 shown = " ".join(specifier.split())[:100]
                 message = f"{wheel.name} {wheel.version} asks for Python {shown}, and Python {lock.python} is used"
                 hint = f"check that it works, or use a version of {wheel.name} or of Python that fit each other"
-                finding = _finding(requirements, wheel.name, "PYTHON_NOT_FORESEEN", message, hint)
+                finding = requirements.finding(wheel.name, "PYTHON_NOT_FORESEEN", message, hint)
                 found[wheel.name, wheel.version] = finding
     return tuple(found[key] for key in sorted(found))
 
@@ -133,15 +134,3 @@ def suspect_names(requirements: Requirements, modules: Collection[str]) -> list[
         for entry in requirements.entries
         if entry.name in alike
     ]
-
-
-def _finding(
-    requirements: Requirements, name: str, code: str, message: str, hint: str, *, version: str | None = None
-) -> Finding:
-    """A finding at the line that requires a package (and allows this version); else about the whole dependency file."""
-    for entry in requirements.entries:
-        if entry.name == name and (
-            version is None or SpecifierSet(entry.specifier).contains(version, prereleases=True)
-        ):
-            return entry.finding(code, message, hint)
-    return Finding(path=requirements.path, line=0, code=code, message=message, hint=hint)

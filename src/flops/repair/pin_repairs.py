@@ -11,11 +11,13 @@ import math
 import re
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations, islice
 from typing import TYPE_CHECKING
 
 from flops.repair import diagnosis, pins
 from flops.repair.conflict import minimal
+from flops.repair.similar_names import distributions, lookalikes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -82,12 +84,8 @@ class FailedTrial:
     trial: Trial
     entries: tuple[Requirement, ...]
     outcome: TrialOutcome
-    without_wheel: Mapping[int, tuple[Platform, ...]]
-    """The positions of requirements that have no wheel, and the platforms."""
-    imported: Collection[str]
-    """Packages that the repository's code imports."""
-    suspects: Collection[str] = ()
-    """Names that are probably misspelt: a stranger's package is no repair for the one that was meant."""
+    modules: Collection[str]
+    """Dotted names that the repository's code imports."""
     deadline: float = math.inf
     """No further repair is tried after it (monotonic clock)."""
     conflicts: dict[tuple[int, ...], list[Finding]] = field(default_factory=dict)
@@ -95,6 +93,16 @@ class FailedTrial:
     explanation: str = ""
     """uv's own words about the first conflict of several requirements."""
     locks_left: int = LOCKS
+
+    @cached_property
+    def imported(self) -> frozenset[str]:
+        """Packages that the repository's code imports."""
+        return distributions(self.modules)
+
+    @cached_property
+    def without_wheel(self) -> Mapping[int, tuple[Platform, ...]]:
+        """The positions of requirements that have no wheel, and the platforms."""
+        return self.trial.without_wheel(self.unchanged.entries, tuple(self.outcome.failures))
 
     @property
     def unchanged(self) -> _Draft:
@@ -110,12 +118,16 @@ class FailedTrial:
 
     @property
     def unrepairable(self) -> list[int]:
-        """The positions of requirements that no version can satisfy with this Python, or that contradict themselves."""
+        """The positions of requirements that no version can satisfy with this Python.
+
+        A name that is probably misspelt is one of them: a stranger's package is no repair for the one that was meant.
+        """
+        suspects = lookalikes([entry.name for entry in self.entries], self.modules)
         return [
             position
             for position, platforms in self.without_wheel.items()
             if pins.contradicts_itself(entry := self.entries[position])
-            or entry.name in self.suspects
+            or entry.name in suspects
             or not self.trial.versions_with_wheels(entry.name, platforms)
         ]
 
@@ -129,7 +141,7 @@ class FailedTrial:
     def findings(self) -> list[Finding]:
         """What is wrong: the requirements without a wheel, else the smallest set that fails."""
         if self.without_wheel:
-            return self._no_wheel_findings(self.unchanged, self.without_wheel, self.causes())
+            return [self._no_wheel(self.entries[position], where) for position, where in self.without_wheel.items()]
         if not self.conflicts:
             self._conflict(self.unchanged, self.outcome)
         return [finding for findings in self.conflicts.values() for finding in findings]
@@ -190,6 +202,7 @@ class FailedTrial:
         stages = pins.ANY_MAJOR if any_major else pins.SAME_MAJOR
         versions: dict[int, list[Version]] = {}
         causes: dict[int, diagnosis.Cause] = {}
+        findings: list[Finding] = []
         for position, platforms in without_wheel.items():
             entry = draft.entries[platforms[0]][position]
             usable = self.trial.versions_with_wheels(entry.name, platforms)
@@ -197,18 +210,17 @@ class FailedTrial:
             if not versions[position]:
                 return
             causes[position] = self._cause(entry, platforms)
-        findings = self._no_wheel_findings(draft, without_wheel, causes)
+            findings.append(self._no_wheel(entry, platforms))
         nearest = dict.fromkeys(versions, 0)
-        steps = [nearest]
-        steps += [
-            {**nearest, position: step}
-            for step in range(1, VERSIONS)
+        steps = [
+            nearest | {position: rank}
+            for rank in range(1, VERSIONS)
             for position in versions
-            if step < len(versions[position])
+            if rank < len(versions[position])
         ]
-        for step in steps:
+        for ranks in (nearest, *steps):
             change = draft.noting(findings)
-            for position, number in step.items():
+            for position, number in ranks.items():
                 version = versions[position][number]
                 reason = f"{causes[position].message}; {version} is the nearest version that can be used"
                 change = change.moved(position, version, without_wheel[position], reason)
@@ -259,15 +271,9 @@ class FailedTrial:
         targets = [self.trial.target(platform) for platform in platforms]
         return diagnosis.cause(self.trial.pages.project(entry.name), entry, targets)
 
-    def _no_wheel_findings(
-        self, draft: _Draft, without_wheel: Mapping[int, tuple[Platform, ...]], causes: Mapping[int, diagnosis.Cause]
-    ) -> list[Finding]:
-        findings: list[Finding] = []
-        for position, platforms in without_wheel.items():
-            entry = draft.entries[platforms[0]][position]
-            usable = self.trial.versions_with_wheels(entry.name, platforms)
-            findings.append(diagnosis.no_wheel_finding(entry, causes[position], usable))
-        return findings
+    def _no_wheel(self, entry: Requirement, platforms: Sequence[Platform]) -> Finding:
+        usable = self.trial.versions_with_wheels(entry.name, platforms)
+        return diagnosis.no_wheel_finding(entry, self._cause(entry, platforms), usable)
 
     def _repair(self, draft: _Draft, outcome: TrialOutcome) -> Repair:
         adjustments = tuple(

@@ -47,8 +47,7 @@ def exclude_each_other(one: Requirement, other: Requirement) -> bool:
     if one.name != other.name or one.marker != other.marker:
         return False
     return any(
-        pin is not None and not SpecifierSet(rival.specifier).contains(pin, prereleases=True)
-        for pin, rival in ((pinned(one), other), (pinned(other), one))
+        pin is not None and not rival.allows(str(pin)) for pin, rival in ((pinned(one), other), (pinned(other), one))
     )
 
 

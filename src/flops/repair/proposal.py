@@ -14,10 +14,10 @@ from flops.errors import Adjustment, DependencyError
 from flops.formats import conda
 from flops.repair import line_edit, rewrite
 from flops.repair.pin_repairs import Repair
-from flops.repair.similar_names import distributions, similar_names
+from flops.repair.similar_names import similar_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flops.formats.requirement import Requirement
     from flops.repair.pin_repairs import FailedTrial
@@ -27,13 +27,11 @@ SEARCHES = 3
 
 
 def propose(
-    failed: FailedTrial,
-    modules: Collection[str],
-    search: Callable[[tuple[Requirement, ...]], Repair | FailedTrial],
+    failed: FailedTrial, search: Callable[[tuple[Requirement, ...]], Repair | FailedTrial]
 ) -> tuple[Adjustment, ...]:
     """Changes with which everything locks, for requirements that no version can satisfy; () where none is found."""
     causes = failed.causes()
-    options = {position: _options(failed, position, modules) for position in failed.unrepairable}
+    options = {position: _options(failed, position) for position in failed.unrepairable}
     if not options or not all(options.values()):
         return ()
     for chosen in islice(product(*options.values()), SEARCHES):
@@ -49,21 +47,20 @@ def propose(
     return ()
 
 
-def _options(failed: FailedTrial, position: int, modules: Collection[str]) -> list[Requirement | None]:
+def _options(failed: FailedTrial, position: int) -> list[Requirement | None]:
     """The requirement with other names, then None (without it) where nothing needs it."""
     entry = failed.entries[position]
-    imported = distributions(modules)
-    own = {module.partition(".")[0].lower() for module in modules} | imported
-    if conda.names().reason(entry.name) is not None and entry.name not in own:
+    tops = {module.partition(".")[0].lower() for module in failed.modules}
+    if conda.names().reason(entry.name) is not None and entry.name not in failed.imported | tops:
         return [None]
     options: list[Requirement | None] = []
     present = {one.name for one in failed.entries}
-    similar = similar_names(entry.name, modules)
+    similar = similar_names(entry.name, failed.modules)
     for name in similar:
         if name not in present and failed.trial.versions_with_wheels(name, failed.trial.platforms):
             renamed = replace(entry, name=name, hashes=())
             options.append(replace(renamed, text=renamed.pep508))
-    if entry.name not in imported or any(name in present for name in similar):
+    if entry.name not in failed.imported or any(name in present for name in similar):
         options.append(None)
     return options
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flops.errors import Finding, FlopsError, ImportMissing, NoWheel, Unresolvable
 from flops.formats import requirements as requirement_files
-from flops.progress import Silent, Stage
+from flops.progress import Stage
 from flops.recipe import Policy
 from flops.repair import accelerator, lock_findings, pythons, trackers
 from flops.repair.additions import Additions
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from flops.formats.requirements import Requirements
     from flops.locking.lock import Lock, Locker
     from flops.platforms import Platform
-    from flops.progress import Reporter
-    from flops.repair.accelerator import AcceleratorChoice, CudaPackages
+    from flops.repair.accelerator import CudaPackages
     from flops.repair.inspection import Inspection
     from flops.repair.pythons import PythonChoice
     from flops.wheels.provides import Provides
@@ -53,12 +52,11 @@ def resolve(inspection: Inspection, request: LockRequest, *, locker: Locker, pro
     Errors as `find_locks`; WheelHash; ImportMissing where the policy STRICT forbids to add a package.
     """
     reporter = request.reporter
-    quiet = replace(request, reporter=_WarningsOnce(reporter))
     modules = frozenset(item.module for item in inspection.structure.imports if item.reached)
     files = inspection.checkout.read(requirement_files.is_candidate)
 
     def solve(requirements: Requirements, locker: Locker) -> FoundLocks:
-        return lock_requirements(requirements, quiet, locker=locker, modules=modules, files=files)
+        return lock_requirements(requirements, request, locker=locker, modules=modules, files=files)
 
     requirements, removed = trackers.without(inspection.requirements)
     choice = accelerator.choose(requirements, request, locker=locker, solve=solve)
@@ -74,12 +72,14 @@ def resolve(inspection: Inspection, request: LockRequest, *, locker: Locker, pro
     except FlopsError as error:
         reporter.warning(Stage.RESOLVE, f"imports were not compared with the packages: {error.message}")
     found = choice.found
+    for message, hint in found.warnings:
+        reporter.warning(Stage.RESOLVE, message, hint=hint)
     wheels = [wheel for lock in found.locks.values() for wheel in lock.wheels]
     excluded = lock_findings.python_excluded(found.locks, provides.pythons(wheels), choice.requirements)
     adjustments = (*removed, *choice.adjustments, *found.adjustments, *added)
     for adjustment in adjustments:
         reporter.adjusted(adjustment)
-    findings = (*missing, *found.findings, *excluded, *_trackers(choice, inspection, provides))
+    findings = (*missing, *found.findings, *excluded, *trackers.brought(choice.requirements, found.locks, provides))
     for finding in findings:
         reporter.finding(finding)
     notes = lock_findings.compare_hashes(dict.fromkeys(found.locks, inspection.requirements.entries), found.locks)
@@ -156,24 +156,3 @@ def _own_locks(
             return dict(zip(platforms, pool.map(own, platforms), strict=True))
         except (Unresolvable, NoWheel):
             return None
-
-
-def _trackers(choice: AcceleratorChoice, inspection: Inspection, provides: Provides) -> tuple[Finding, ...]:
-    locks = choice.found.locks
-    try:
-        return trackers.brought(choice.requirements.entries, locks, provides)
-    except FlopsError:  # what brings them could not be read; that they are locked is certain
-        return trackers.unexplained(locks, inspection.requirements.path)
-
-
-class _WarningsOnce(Silent):
-    """Passes on each warning once, although several resolutions may give it."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-        self._warned: set[str] = set()
-
-    def warning(self, stage: Stage, message: str, *, hint: str = "") -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            self._reporter.warning(stage, message, hint=hint)

@@ -17,13 +17,14 @@ from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as Pep508
 from packaging.utils import canonicalize_name
 
-from flops.errors import Adjustment, Finding
+from flops.errors import Finding, FlopsError
 from flops.locking.pylock import OLDEST_GLIBC, LockTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from flops.contract.structure import ImportedModule
+    from flops.errors import Adjustment
     from flops.formats.requirement import Requirement
     from flops.formats.requirements import Requirements
     from flops.locking.lock import Lock
@@ -97,42 +98,31 @@ def imported(items: Iterable[ImportedModule]) -> tuple[Finding, ...]:
     )
 
 
-def brought(entries: Sequence[Requirement], locks: Mapping[Platform, Lock], provides: Provides) -> tuple[Finding, ...]:
+def brought(requirements: Requirements, locks: Mapping[Platform, Lock], provides: Provides) -> tuple[Finding, ...]:
     """One finding for each locked tracker, with the shortest chain of packages that brings it, at the line of the first one.
 
-    Wheels' metadata is read only where a lock has a tracker. IndexUnreachable, WheelUnsafe.
+    Wheels' metadata is read only where a lock has a tracker; where it can't be read, there is no chain.
     """
     found: dict[tuple[str, ...], list[Platform]] = {}
     for platform, lock in locks.items():
-        if not trackers().keys() & lock.versions.keys():
-            continue
-        for chain in _chains(entries, lock, provides):
+        names = trackers().keys() & lock.versions.keys()
+        try:
+            chains = list(_chains(requirements.entries, lock, provides)) if names else []
+        except FlopsError:
+            chains = [(name,) for name in sorted(names)]
+        for chain in chains:
             found.setdefault(chain, []).append(platform)
-    first = {entry.name: entry for entry in reversed(entries)}
-    return tuple(
-        _finding(chain, first[chain[0]], "" if len(on) == len(locks) else f" on {' and '.join(map(str, on))}")
-        for chain, on in found.items()
-    )
-
-
-def unexplained(locks: Mapping[Platform, Lock], path: str) -> tuple[Finding, ...]:
-    """The same findings where it could not be read which packages bring the trackers."""
-    names = sorted({name for lock in locks.values() for name in trackers().keys() & lock.versions.keys()})
-    return tuple(
-        Finding(path=path, line=0, code=BROUGHT, message=f"{name} is among the learner's packages: it {what}")
-        for name in names
-        if (what := trackers()[name].what)
-    )
-
-
-def _finding(chain: tuple[str, ...], entry: Requirement, where: str) -> Finding:
-    first, tracker = chain[0], trackers()[chain[-1]]
-    through = f" ({' -> '.join(chain)})" if len(chain) > 1 else ""
-    message = f"{tracker.name} is among the learner's packages{where}{through}: it {tracker.what}"
-    hint = f"check that it is switched off, or use another package than {first}"
-    if len(chain) > 1:
-        hint = f"use a version or an extra of {first} that does without it, or another package than {first}"
-    return entry.finding(BROUGHT, message, hint)
+    findings: list[Finding] = []
+    for chain, on in found.items():
+        first, tracker = chain[0], trackers()[chain[-1]]
+        where = "" if len(on) == len(locks) else f" on {' and '.join(map(str, on))}"
+        through = f" ({' -> '.join(chain)})" if len(chain) > 1 else ""
+        message = f"{tracker.name} is among the learner's packages{where}{through}: it {tracker.what}"
+        hint = f"check that it is switched off, or use another package than {first}"
+        if len(chain) > 1:
+            hint = f"use a version or an extra of {first} that does without it, or another package than {first}"
+        findings.append(requirements.finding(first, BROUGHT, message, hint))
+    return tuple(findings)
 
 
 def _chains(entries: Sequence[Requirement], lock: Lock, provides: Provides) -> Iterator[tuple[str, ...]]:
