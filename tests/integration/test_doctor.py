@@ -244,6 +244,7 @@ def test_pyarrow_is_bound_beside_numpy_1(shelf, locker: Locker, lines, after):
     resolution = run(locker, wanted("datasets", "numpy<2", *lines))
     assert {lock.versions["pyarrow"] for lock in resolution.locks.values()} == {after}
     assert told(resolution) == ([] if lines else [("ADDED", "pyarrow", "", "<26", None, "conda.yaml")])
+    assert [hint for _, hint in resolution.warnings] == (["write pyarrow<26"] if lines else [])
     modern = run(locker, wanted("datasets"))
     assert modern.adjustments == ()
     assert modern.locks[AMD64].versions["pyarrow"] == "26.0"

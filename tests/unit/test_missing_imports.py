@@ -144,7 +144,7 @@ def test_advice(module, roots, begins):
 )
 def test_modules_that_lie_below_the_root_are_seen(module, place):
     paths = ["top.py", "top/x.py", "src/net.py", "src/pkg/__init__.py", "src/pkg/layers/one.py", "old/src/net.py"]
-    assert imports.lies_in(module, [*paths, "lib/inner/pkg/more/deep.py", "src/data/x.csv"]) == place
+    assert imports.directory_of(module, [*paths, "lib/inner/pkg/more/deep.py", "src/data/x.csv"]) == place
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_a_module_of_the_repository_is_not_looked_for_on_the_index(index, settin
     (tmp_path / "digits/src/helpers/metrics.py").touch()
     (found,) = [one for one in check(request, settings=settings).findings if one.code == "IMPORT_MISSING"]
     assert found.where == "model_manager.py:1"
-    assert found.hint == "helpers lies in src: move it to the root, which alone is imported from"
+    assert found.hint == "helpers is in src: move it to the root, which alone is imported from"
 
 
 def test_a_directory_of_the_repository_that_lacks_the_module_is_no_package(index, settings, repository, tmp_path):

@@ -134,7 +134,7 @@ def _missing_file(contract: ContractClass, files: Sequence[RepositoryFile]) -> F
     hint = f"write {contract.file} with class {contract.name}({contract.template}):"
     if elsewhere:
         directory = posixpath.dirname(min(elsewhere, key=lambda path: (path.count("/"), path)))
-        hint = f"it lies in {directory}: move it to the root, or use --subdir {shlex.quote(directory)}"
+        hint = f"it is in {directory}: move it to the root, or use --subdir {shlex.quote(directory)}"
     code = f"{contract.file.removesuffix('.py').upper()}_MISSING"
     message = f"{contract.file} is missing at the repository's root"
     return Finding(path=contract.file, line=0, code=code, message=message, hint=hint)
@@ -166,9 +166,9 @@ def _own_names(files: Sequence[RepositoryFile]) -> dict[str, bool]:
     for file in files:
         if file.link is not None or file.path.endswith((".py", ".so")):
             *directories, name = file.path.split("/")
-            *packages, whole = parents(".".join([*directories, name.partition(".")[0]]))
-            names |= dict.fromkeys(packages, False)
-            names[whole] = file.link is not None
+            parts = [*directories, name.partition(".")[0]]  # a directory's own name may have a dot
+            names.update((".".join(parts[:length]), False) for length in range(1, len(parts)))
+            names[".".join(parts)] = file.link is not None
     return names
 
 

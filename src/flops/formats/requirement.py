@@ -235,7 +235,7 @@ class Reading:
             self.note(path, line, "PIP_DROPPED", "pip is left out: the builder installs without it")
         elif entry.name in REMOVED:
             reason = REMOVED[entry.name]
-            self.adjust("REMOVED", entry.name, entry.specifier, "", path=path, line=line, reason=reason)
+            self.adjustments.append(entry.adjustment("REMOVED", before=entry.specifier, after="", reason=reason))
         else:
             self.entries.append(self._without_build_label(entry))
 
@@ -257,15 +257,9 @@ class Reading:
         if not any(BUILD_LABEL.search(clause) for clause in clauses):
             return entry
         specifier = specifier_text(SpecifierSet(",".join(BUILD_LABEL.sub("", clause) for clause in clauses)))
-        self.adjust(
-            "LOCAL_VERSION_DROPPED",
-            entry.name,
-            entry.specifier,
-            specifier,
-            path=entry.path,
-            line=entry.line,
-            reason="the package index has no builds with such a label; --accelerator chooses between cpu and cuda",
-        )
+        reason = "the package index has no builds with such a label; --accelerator chooses between cpu and cuda"
+        change = entry.adjustment("LOCAL_VERSION_DROPPED", before=entry.specifier, after=specifier, reason=reason)
+        self.adjustments.append(change)
         return replace(entry, specifier=specifier, hashes=())
 
     def unbuilt(self, path: str, line: int, message: str) -> None:

@@ -1,1 +1,1 @@
-"""What is installed, decided: from what a repository asks for to one lock per platform, with the doctor's repairs."""
+"""Decides what is installed: from a repository's requirements to one lock per platform, with the doctor's repairs."""

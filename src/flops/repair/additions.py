@@ -162,8 +162,8 @@ class Additions:
             text = imports.known().requirement(module)
             if hint := imports.not_in_directory(module, self._files):
                 hints[one] = hint
-            elif directory := imports.lies_in(module, self._files):
-                hints[one] = f"{one.item.name} lies in {directory}: move it to the root, which alone is imported from"
+            elif directory := imports.directory_of(module, self._files):
+                hints[one] = f"{one.item.name} is in {directory}: move it to the root, which alone is imported from"
             elif text is not None and self._complete:
                 hints[one] = f"add {text} and lock again, or {GUARD}"
             elif text is not None:

@@ -139,7 +139,7 @@ def advice(module: str, roots: Iterable[str]) -> str:
     return f"{guess}add the package that provides {name}, or guard the import with try/except ImportError"
 
 
-def lies_in(module: str, paths: Iterable[str]) -> str | None:
+def directory_of(module: str, paths: Iterable[str]) -> str | None:
     """The shallowest directory below the repository's root that contains a dotted module; None where none does.
 
     Modules are imported from the root only, so those of a `src/` layout are not found.

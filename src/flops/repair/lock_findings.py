@@ -51,7 +51,7 @@ def compare_hashes(entries: Entries, locks: Mapping[Platform, Lock]) -> tuple[Fi
                 hint = f"if this is the file you mean, its hash is sha256:{wheel.sha256}; else leave the hashes out"
                 wrong[entry.finding(WheelHash.code, message, hint)] = None
             else:
-                message = f"{wheel.filename} is not listed, so it was taken without comparing a hash"
+                message = f"{wheel.filename} is not listed, so it was used without comparing a hash"
                 hint = "make the lock for this Python and platform too"
                 notes[entry.finding("LOCK_FILE_MISSING", message, hint)] = None
     if wrong:
