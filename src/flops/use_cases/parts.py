@@ -159,16 +159,15 @@ class BuildParts:
             resolution = self._begin_packages(inspection, assembly)
             if not self.bases.obtained(wish, resolution.python):
                 resolution = self._begin_packages(inspection, assembly)
-            found = resolution
-            notes = self.bases.notes(wish, found.python)
-            if found.python.provider == STANDALONE:  # where there is none, `choices` has said so
+            notes = self.bases.notes(wish, resolution.python)
+            if resolution.python.provider == STANDALONE:  # where there is none, `choices` has said so
                 for note in notes:
                     self.reporter.finding(note)
             runtime_locks, compiler = early.result()
-            if (found.python.suite, found.python.runtime) != (likely.suite, likely.runtime):
-                runtime_locks, compiler = self._begin(found.python, assembly)
+            if (resolution.python.suite, resolution.python.runtime) != (likely.suite, likely.runtime):
+                runtime_locks, compiler = self._begin(resolution.python, assembly)
         return Inputs(
-            resolution=found, runtime=runtime_locks, compiler=compiler, findings=(*resolution.findings, *notes)
+            resolution=resolution, runtime=runtime_locks, compiler=compiler, findings=(*resolution.findings, *notes)
         )
 
     def resolving(self) -> AbstractContextManager[None]:
@@ -178,9 +177,8 @@ class BuildParts:
     def _begin_packages(self, inspection: Inspection, assembly: Assembly) -> Resolution:
         """Python and locks, and the layers of the user's packages begun."""
         resolution = self.resolve(inspection)
-        found = resolution
         for platform in self.request.platforms:
-            assembly.add(ml_layers(found.locks[platform], found.python.minor))
+            assembly.add(ml_layers(resolution.locks[platform], resolution.python.minor))
         return resolution
 
     def _begin(self, python: PythonChoice, assembly: Assembly) -> tuple[dict[Platform, Lock], str | None]:
