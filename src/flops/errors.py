@@ -551,9 +551,8 @@ class LoginThrottled(AccessDenied):
 
     code = "LOGIN_THROTTLED"
 
-    def __init__(self, seconds: int) -> None:
-        super().__init__("too many wrong tokens came from this address", hint=f"try again in {seconds} s")
-        self.seconds = seconds
+    seconds = 0
+    """Until the next try is answered."""
 
 
 class ProjectNotFound(OrchestratorError):

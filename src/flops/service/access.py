@@ -270,7 +270,9 @@ class Access:
         """AccessDenied, LoginThrottled; OrchestratorUnreachable where nobody can tell."""
         address = address_of(client)
         if seconds := self.throttle.wait(address, token):
-            raise LoginThrottled(seconds)
+            throttled = LoginThrottled("too many wrong tokens came from this address", hint=f"try again in {seconds} s")
+            throttled.seconds = seconds
+            raise throttled
         try:
             await self.gate.admit(token)
         except AccessDenied:
