@@ -307,17 +307,17 @@ TARGETS = {
         run=_dependencies("requirements.txt"), seeds=_samples("requirements.txt"), tokens=_TEXT + _PEP508,
         modules=(_FORMATS + "requirement", _FORMATS + "requirement_lines"),
         plants=(
-            (_FORMATS + "requirement_lines:Lines._follow", lambda self, path, line, value: not value.endswith(".txt")),
+            (_FORMATS + "requirement_lines:RequirementLines._follow", lambda self, path, line, value: not value.endswith(".txt")),
             (_FORMATS + "requirement:Reading.add", lambda self, text, **_: text.endswith("[")),
             (_FORMATS + "requirement:depth", lambda text: text.count("(") > 3),
         ),
     ),
     "conda": Target(
         run=_dependencies("conda.yaml"), seeds=_samples("conda.yaml"), tokens=_TEXT + _YAML + _PEP508,
-        modules=(_FORMATS + "environment", _FORMATS + "conda", _FORMATS + "yaml_document"),
+        modules=(_FORMATS + "conda", _FORMATS + "yaml_document"),
         plants=(
             (_FORMATS + "conda:_clause", lambda text: not text),
-            (_FORMATS + "environment:is_not_empty", lambda node: not node.value),
+            (_FORMATS + "conda:is_not_empty", lambda node: not node.value),
             (_FORMATS + "conda:match_spec", lambda text: "[" in text),
         ),
     ),
@@ -341,7 +341,7 @@ TARGETS = {
     ),
     "uv.lock": Target(
         run=_dependencies("uv.lock"), seeds=_samples("uv.lock"), tokens=_TEXT + _TOML + _PEP508, most=512 * 1024,
-        modules=(_FORMATS + "uv_lock", _FORMATS + "lockfiles", _FORMATS + "marker_grid"),
+        modules=(_FORMATS + "uv_lock", _FORMATS + "lockfiles"),
         plants=(
             (_FORMATS + "uv_lock:_Graph._look", lambda self, edge, environment: edge.name not in self.nodes),
             (_FORMATS + "lockfiles:_address", lambda url: url and not str(url).startswith("http")),
@@ -350,11 +350,11 @@ TARGETS = {
     ),
     "pylock.toml": Target(
         run=_dependencies("pylock.toml"), seeds=_samples("pylock.toml"), tokens=_TEXT + _TOML + _PEP508, most=512 * 1024,
-        modules=(_FORMATS + "pep751", _FORMATS + "lockfiles", _FORMATS + "marker_grid"),
+        modules=(_FORMATS + "pylock_file", _FORMATS + "lockfiles"),
         plants=(
             (_FORMATS + "lockfiles:_address", lambda url: url and not str(url).startswith("http")),
             (_FORMATS + "lockfiles:_sha256", lambda entry: len(entry) < 3),
-            (_FORMATS + "pep751:package_version", lambda value: len(str(value)) > 12),
+            (_FORMATS + "pylock_file:package_version", lambda value: len(str(value)) > 12),
         ),
     ),
     "wheel": Target(
@@ -413,7 +413,7 @@ TARGETS = {
     "layer": Target(
         run=_layer, seeds=(*_tars(), gzip.compress(_tars()[1], mtime=0)), tokens=_BINARY, modules=("flops.base.image_tree",),
         plants=(
-            ("flops.base.image_tree:_remove", lambda nodes, path, itself: path not in ("usr/b", "a")),
+            ("flops.base.image_tree:_Changes.upon", lambda self, below: bool(self._gone - {"usr/b", "a"})),
             ("flops.base.image_tree:_clean", lambda name: ".." in name),
             ("flops.base.image_tree:ImageTree.resolve", lambda self, path: self.nodes[path].target not in ("", "b", "/usr")),
         ),

@@ -30,7 +30,7 @@ LARGEST = 200 * 1000 * 1000
 APT = """
 import tempfile
 from pathlib import Path
-from flops.base import apt
+from flops.base.debian import apt
 from flops.platforms import Platform
 from flops.settings import Settings
 
